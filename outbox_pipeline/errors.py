@@ -1,0 +1,80 @@
+"""The errors this package raises, sorted by what the caller should do next.
+
+Foreign exceptions (psycopg, clickhouse-connect, ADBC) are translated into these once, where they are caught, so nothing
+above the stores ever matches on driver classes or message text. A message is one sentence that says what is wrong and
+what to do; it never carries a password.
+"""
+
+import re
+from uuid import UUID
+
+
+class OutboxError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class TransientError(OutboxError):
+    """Nothing was done and the same request may work later: a server is down, busy or read-only for a moment."""
+
+
+class InDoubtError(OutboxError):
+    """The request may have been carried out, wholly or partly: look before sending anything again."""
+
+
+class PermanentError(OutboxError):
+    """Trying again changes nothing until a person or a deploy does."""
+
+
+class ConfigurationError(PermanentError):
+    """A setting, a grant, a schema or a server is not as it must be. The batch is kept; the message says what to fix."""
+
+
+class BatchDataError(PermanentError):
+    """ClickHouse refuses the content of a batch, or PostgreSQL no longer holds what the ledger says."""
+
+
+class ProofError(OutboxError):
+    """ClickHouse took a batch and still does not hold exactly what the ledger expects."""
+
+
+class LedgerError(PermanentError):
+    """The ledger met a state in which going on could lose or double events, so it stopped."""
+
+
+class LeaseLostError(OutboxError):
+    """Another run has taken this batch over; whatever this one still wants to write is refused."""
+
+    def __init__(self, batch_id: UUID, attempt: int, *, reason: str = "another run has taken it over") -> None:
+        """Name the batch and the attempt that lost it."""
+        super().__init__(f"Attempt {attempt} no longer holds batch {batch_id}: {reason}. Nothing was written by it.")
+        self.batch_id = batch_id
+        self.attempt = attempt
+
+
+class PublishError(OutboxError, ValueError):
+    """An event was refused before anything was written; the caller's transaction is as it was."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        """Name the offending field and what is wrong with it."""
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class NoTransactionError(OutboxError):
+    """`publish_event` was called on a connection in autocommit, where event and business data could part."""
+
+
+_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^:/?#\s@]*):[^@/\s]*@", re.IGNORECASE)
+_PARAMETER = re.compile(r"(?P<name>\b(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|[^\s&'\"]+)", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """Return *text* with passwords in URLs and `password=` parameters replaced by stars."""
+    return _PARAMETER.sub(r"\g<name>***", _PASSWORD.sub(r"\g<scheme>:***@", text))
+
+
+def first_line(error: BaseException, *, limit: int = 500) -> str:
+    """Return what *error* says in one line without secrets, at most *limit* characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = without_secrets(text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

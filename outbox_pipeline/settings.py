@@ -1,0 +1,135 @@
+"""Every setting of the pipeline, read from the environment once and validated with a sentence for each mistake.
+
+The environment is the only source (12-factor). URLs are secrets: they print as stars, and `shown_url` is the one way
+to put one into a message.
+"""
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from outbox_pipeline.errors import ConfigurationError, without_secrets
+
+#: The earliest day with a Dagster partition unless OUTBOX_START_DATE says otherwise.
+DEFAULT_START_DATE = date(2026, 1, 1)
+
+
+class Settings(BaseSettings):
+    """The settings; each field is the environment variable `OUTBOX_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="OUTBOX_", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    postgres_url: SecretStr | None = Field(
+        None, description="PostgreSQL with the outbox, e.g. postgresql+psycopg://user@host/db; empty: embedded"
+    )
+    clickhouse_url: SecretStr | None = Field(
+        None, description="ClickHouse over HTTP, e.g. http://user@host:8123/db; empty: embedded"
+    )
+    dagster_url: SecretStr | None = Field(
+        None, description="PostgreSQL for Dagster's own storage, postgresql+psycopg2://…; empty: embedded"
+    )
+    home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
+    environment: str = Field("development", min_length=1, max_length=200, description="Environment written on each event")
+    clickhouse_table: str = Field(
+        "event_log", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Table in ClickHouse that receives the events"
+    )
+    event_types: Annotated[frozenset[str] | None, NoDecode] = Field(
+        None, description="Known event types, comma separated; others are quarantined. Empty: every type is known"
+    )
+    context_max_bytes: int = Field(1_000_000, ge=1, description="Largest context in bytes before an event is quarantined")
+    batch_max_events: int = Field(200_000, ge=1, le=1_000_000, description="Most events in one batch")
+    batch_max_bytes: int = Field(64_000_000, ge=1, description="Most bytes of context text in one batch")
+    linger_seconds: float = Field(0, ge=0, description="How long a batch that is not full waits for more events")
+    max_open_batches: int = Field(8, ge=1, description="Batches in flight above which no new ones are cut")
+    max_cuts_per_tick: int = Field(4, ge=1, description="Batches cut in one sensor tick at most")
+    lease_seconds: float = Field(30, ge=2, description="How long a batch stays with a run that has gone silent")
+    request_seconds: float = Field(120, ge=5, description="How long a requested run may take to start before another is")
+    retry_base_seconds: float = Field(5, gt=0, description="First wait after a failed attempt; doubles with each")
+    retry_max_seconds: float = Field(300, gt=0, description="Longest wait between attempts")
+    max_attempts: int = Field(10, ge=1, description="Attempts after which a batch is parked for a person")
+    start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
+    sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
+    lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
+    log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
+
+    @field_validator("event_types", mode="before")
+    @classmethod
+    def _split_event_types(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return frozenset(name for part in value.split(",") if (name := part.strip()))
+
+    @field_validator("postgres_url")
+    @classmethod
+    def _check_postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return _require_scheme(value, "postgresql+psycopg://", "OUTBOX_POSTGRES_URL")
+
+    @field_validator("dagster_url")
+    @classmethod
+    def _check_dagster_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return _require_scheme(value, "postgresql+psycopg2://", "OUTBOX_DAGSTER_URL")
+
+    @field_validator("clickhouse_url")
+    @classmethod
+    def _check_clickhouse_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute_home(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def lease(self) -> timedelta:
+        """How long a lease lasts without a heartbeat."""
+        return timedelta(seconds=self.lease_seconds)
+
+
+def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], name: str) -> SecretStr | None:
+    # The driver is always named: SQLAlchemy 2.1 changed which one a plain postgresql:// means.
+    wanted = (schemes,) if isinstance(schemes, str) else schemes
+    if value is not None and not value.get_secret_value().startswith(wanted):
+        raise ValueError(f"{name} must start with {' or '.join(wanted)}")
+    return value
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises ConfigurationError naming each wrong variable and what it must be; values are not repeated, they may be secrets.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(_problem(item) for item in json.loads(error.json(include_input=False, include_url=False)))
+        raise ConfigurationError(f"Wrong settings: {problems}.") from None
+
+
+def _problem(item: dict[str, object]) -> str:
+    location = item["loc"]
+    field = str(location[0]) if isinstance(location, list) and location else "settings"
+    return f"OUTBOX_{field.upper()}: {item['msg']}"
+
+
+@lru_cache(maxsize=1)
+def default_environment() -> str:
+    """Return the environment that events published without one carry; read once, publishing is a hot path."""
+    return load_settings().environment
+
+
+def shown_url(url: SecretStr | str | None) -> str:
+    """Return *url* fit for a message: password starred out, `(not set)` when there is none."""
+    if url is None:
+        return "(not set)"
+    return without_secrets(url.get_secret_value() if isinstance(url, SecretStr) else url)
+
+
+def today() -> date:
+    """Return today's date in UTC."""
+    return datetime.now(UTC).date()
