@@ -26,7 +26,7 @@ class PermanentError(OutboxError):
 
 
 class ConfigurationError(PermanentError):
-    """A setting, a grant, a schema or a server is not as it must be. The batch is kept; the message says what to fix."""
+    """A setting, a grant, a schema or a server is not as it must be; the message says what to fix. Nothing is lost."""
 
 
 class BatchDataError(PermanentError):

@@ -112,7 +112,8 @@ def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], nam
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
-    Raises ConfigurationError naming each wrong variable and what it must be; values are not repeated, they may be secrets.
+    Raises ConfigurationError naming each wrong variable and what it must be; never its value, which may be
+    a secret.
     """
     try:
         return Settings()

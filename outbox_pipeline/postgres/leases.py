@@ -36,7 +36,7 @@ def request_due(connection: Connection, *, most: int, request_seconds: float, ma
 
 
 def take_lease(connection: Connection, lease: Lease, *, lasting: timedelta, run_id: str | None) -> bool:
-    """Move a requested batch to delivering for exactly this attempt; False when it is not (or no longer) ours to take."""
+    """Move a requested batch to delivering for exactly this attempt; False when it is not ours to take."""
     statement = (
         _leased(lease, lasting, run_id)
         .where(batch.c.batch_id == lease.batch_id, batch.c.attempt == lease.attempt)

@@ -56,7 +56,8 @@ def schema_version(connection: Connection) -> str | None:
     exists = connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.{VERSION_TABLE}"})
     if exists is None:
         return None
-    return connection.scalar(text(f"SELECT max(version_num) FROM {SCHEMA}.{VERSION_TABLE}"))  # noqa: S608 - two constants
+    version: str | None = connection.scalar(text(f"SELECT max(version_num) FROM {SCHEMA}.{VERSION_TABLE}"))  # noqa: S608 - constants
+    return version
 
 
 def latest_version() -> str:

@@ -121,13 +121,13 @@ def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
     """Return the sentence for the first condition that does not hold, None when the ledger is sound."""
     if not conditions.is_own_cluster:
         return (
-            "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the other "
-            "one may have delivered the same events. Nothing is cut until exactly one of them adopts the ledger."
+            "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the "
+            "other one may have delivered the same events. Nothing is cut until exactly one of them adopts the ledger."
         )
     if conditions.last_drawn < conditions.last_known:
         return (
-            f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} that "
-            "the ledger knows: new events would hide in old batches. Set it forward with "
+            f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} "
+            "that the ledger knows: new events would hide in old batches. Set it forward with "
             f"SELECT setval('outbox.event_position_seq', {conditions.last_known})."
         )
     if conditions.identity_kind != "a" or conditions.sequence_cache != 1:

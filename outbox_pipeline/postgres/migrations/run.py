@@ -11,5 +11,4 @@ def run_file(name: str) -> None:
     Goes to the driver's cursor without parameters: colons and percent signs in the file mean themselves.
     """
     script = files("outbox_pipeline.postgres.migrations").joinpath("sql", name).read_text(encoding="utf-8")
-    with op.get_bind().connection.cursor() as cursor:
-        cursor.execute(script)
+    op.get_bind().connection.cursor().execute(script)

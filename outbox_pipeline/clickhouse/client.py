@@ -1,0 +1,112 @@
+"""Open a client on the ClickHouse server, and say whether it answers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+
+from outbox_pipeline.clickhouse.errors import translated
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.settings import Settings, shown_url
+
+#: Longest wait for the answer to an insert; after it the outcome is in doubt.
+ANSWER_TIMEOUT_SECONDS = 120
+
+
+class EventLogClient:
+    """One connection to ClickHouse and the table it serves; close it after use.
+
+    Thin on purpose: it names the server in errors and leaves out settings that this server's version does not know.
+    """
+
+    def __init__(self, client: Client, settings: Settings) -> None:
+        """Keep the driver's client and where it leads."""
+        self.driver = client
+        self.table = settings.clickhouse_table
+        self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
+
+    def rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return the rows of a query as dictionaries; besides *parameters* there is always `{table:Identifier}`."""
+        with translated(self.where):
+            result = self.driver.query(statement, parameters={"table": self.table, **(parameters or {})})
+            return list(result.named_results())
+
+    def run(
+        self,
+        statement: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Execute a statement that returns nothing."""
+        with translated(self.where):
+            self.driver.command(
+                statement, parameters={"table": self.table, **(parameters or {})}, settings=self.known(settings or {})
+            )
+
+    def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return *settings* without those this server's version does not have."""
+        mine = self.driver.server_settings
+        return {name: value for name, value in settings.items() if name in mine or name in {"query_id"}}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.driver.close()
+
+
+def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> EventLogClient:
+    """Connect to OUTBOX_CLICKHOUSE_URL.
+
+    Raises ConfigurationError when it is not set or refuses us, TransientError when nothing answers.
+    """
+    if settings.clickhouse_url is None:
+        raise ConfigurationError(
+            "OUTBOX_CLICKHOUSE_URL is not set: set it, or start the embedded engines with 'outbox up'."
+        )
+    where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
+    with translated(where):
+        client = clickhouse_connect.get_client(
+            **_address(settings.clickhouse_url.get_secret_value()),
+            connect_timeout=min(timeout_seconds, 10),
+            send_receive_timeout=timeout_seconds,
+            query_limit=0,
+            autogenerate_session_id=False,
+            client_name="outbox-pipeline",
+        )
+    return EventLogClient(client, settings)
+
+
+@contextmanager
+def clickhouse_client(settings: Settings) -> Iterator[EventLogClient]:
+    """Open a client for the length of a block."""
+    client = open_client(settings)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def require_answer(settings: Settings, *, timeout_seconds: float = 2) -> None:
+    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer in time."""
+    client = open_client(settings, timeout_seconds=timeout_seconds)
+    try:
+        client.rows("SELECT 1")
+    finally:
+        client.close()
+
+
+def _address(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ConfigurationError("OUTBOX_CLICKHOUSE_URL names no host: write it as http://user@host:8123/database.")
+    return {
+        "interface": parts.scheme,
+        "host": parts.hostname,
+        "port": parts.port or (8443 if parts.scheme == "https" else 8123),
+        "username": parts.username or "default",
+        "password": parts.password or "",
+        "database": parts.path.strip("/") or "default",
+    }

@@ -1,0 +1,99 @@
+"""The event log table: create it, and refuse one that could not carry the guarantee."""
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.errors import ConfigurationError
+
+#: Column names and types in the table's order; the first five are what readers of an event log query.
+COLUMNS = {
+    "event_type": "LowCardinality(String)",
+    "event_date_time": "DateTime64(6, 'UTC')",
+    "environment": "LowCardinality(String)",
+    "event_context": "String",
+    "metadata_version": "UInt64",
+    "event_id": "UUID",
+    "batch_id": "UUID",
+    "generation": "UInt32",
+    "position": "UInt64",
+    "recorded_at": "DateTime64(6, 'UTC')",
+    "trace_context": "String",
+    "loaded_at": "DateTime64(6, 'UTC')",
+}
+
+#: Inserts remembered per partition, so that a repeated one is dropped. A cheap path, never the proof.
+DEDUPLICATION_WINDOW = 10_000
+
+_ENGINES = frozenset({"MergeTree", "ReplacingMergeTree"})
+
+_CREATE = f"""
+CREATE TABLE IF NOT EXISTS {{table:Identifier}} (
+    event_type LowCardinality(String) COMMENT 'What happened',
+    event_date_time DateTime64(6, 'UTC') COMMENT 'When it happened, as the application said',
+    environment LowCardinality(String) COMMENT 'Where it happened: production, staging, …',
+    event_context String COMMENT 'The event itself: the JSON text exactly as published' CODEC(ZSTD(1)),
+    metadata_version UInt64 COMMENT 'Version of the context''s shape',
+    event_id UUID COMMENT 'Identity of the event',
+    batch_id UUID COMMENT 'The batch that brought it' CODEC(ZSTD(1)),
+    generation UInt32 COMMENT 'Which sending of that batch' CODEC(ZSTD(1)),
+    position UInt64 COMMENT 'Position in the outbox' CODEC(Delta, ZSTD(1)),
+    recorded_at DateTime64(6, 'UTC') COMMENT 'When PostgreSQL stored it' CODEC(Delta, ZSTD(1)),
+    trace_context String COMMENT 'W3C trace context of the publisher, when there was one' CODEC(ZSTD(1)),
+    loaded_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this row was inserted here' CODEC(ZSTD(1)),
+    INDEX position_range position TYPE minmax GRANULARITY 1
+) ENGINE = MergeTree
+PARTITION BY toYYYYMM(event_date_time)
+ORDER BY (event_type, event_date_time, event_id)
+SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, fsync_part_directory = 1
+"""
+
+
+def create_table(client: EventLogClient) -> None:
+    """Create the table when it is not there, then check it; safe to repeat."""
+    client.run(_CREATE)
+    check_table(client)
+
+
+def check_table(client: EventLogClient) -> None:
+    """Raise ConfigurationError with one sentence when the table is missing or is not what `create_table` makes."""
+    problem = table_problem(client)
+    if problem is not None:
+        raise ConfigurationError(problem)
+
+
+def table_problem(client: EventLogClient) -> str | None:
+    """Return what is wrong with the table in one sentence, None when all is well."""
+    tables = client.rows(
+        "SELECT engine, create_table_query FROM system.tables"
+        " WHERE database = currentDatabase() AND name = {table:String}"
+    )
+    if not tables:
+        return f"{client.where} has no table {client.table}: run 'outbox init'."
+    engine = tables[0]["engine"]
+    if engine not in _ENGINES:
+        return (
+            f"Table {client.table} has engine {engine}: a replica's low count proves nothing, so only "
+            f"{' and '.join(sorted(_ENGINES))} on one node are supported."
+        )
+    return _column_problem(client) or _window_problem(client, tables[0]["create_table_query"])
+
+
+def _column_problem(client: EventLogClient) -> str | None:
+    rows = client.rows(
+        "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}"
+        " ORDER BY position"
+    )
+    found = {row["name"]: row["type"] for row in rows}
+    for name, wanted in COLUMNS.items():
+        if name not in found:
+            return f"Table {client.table} lacks column {name} {wanted}: add it, or let 'outbox init' make a new table."
+        if found[name] != wanted:
+            return f"Table {client.table} has column {name} as {found[name]} instead of {wanted}: change it back."
+    return None
+
+
+def _window_problem(client: EventLogClient, create_statement: str) -> str | None:
+    if "non_replicated_deduplication_window" in create_statement:
+        return None
+    return (
+        f"Table {client.table} has no deduplication window: ALTER TABLE {client.table} MODIFY SETTING "
+        f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}."
+    )

@@ -1,0 +1,102 @@
+"""Start an attempt on a batch, and end one that failed.
+
+An attempt is requested first (its number drawn, `request_due`) and started by the run that was asked for; a run nobody
+asked for (a re-execution, a replay) takes the batch over when nobody holds it.
+"""
+
+import os
+import random
+import socket
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from outbox_pipeline.batches import BatchRequest, BatchStatus, Lease
+from outbox_pipeline.errors import (
+    BatchDataError,
+    ConfigurationError,
+    InDoubtError,
+    LeaseLostError,
+    ProofError,
+    TransientError,
+    first_line,
+)
+from outbox_pipeline.ids import uuid7
+from outbox_pipeline.logs import log
+from outbox_pipeline.postgres import leases
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.settings import Settings
+
+_HOLDER = f"{socket.gethostname()}:{os.getpid()}:{uuid7()}"
+
+
+def request_batches(engine: Engine, settings: Settings, *, most: int) -> list[BatchRequest]:
+    """Draw the next attempt of up to *most* due batches, oldest first."""
+    with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
+        return leases.request_due(
+            connection, most=most, request_seconds=settings.request_seconds, max_attempts=settings.max_attempts
+        )
+
+
+def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str | None = None) -> Delivery:
+    """Take the lease of a requested attempt. Raises LeaseLostError when the ledger has gone on without it."""
+    lease = Lease(batch_id, attempt, _HOLDER)
+    with ledger_transaction(stores.engine) as connection:
+        if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
+            found = leases.read_batch(connection, batch_id)
+            raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
+    return Delivery(stores, lease)
+
+
+def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
+    """Take a batch that nobody holds over under a new attempt. Raises LeaseLostError while another run holds it."""
+    with ledger_transaction(stores.engine) as connection:
+        lease = leases.take_over(connection, batch_id, _HOLDER, lasting=stores.settings.lease, run_id=run_id)
+        if lease is None:
+            found = leases.read_batch(connection, batch_id)
+            raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
+    return Delivery(stores, lease)
+
+
+def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:
+    """Write the failure to the ledger, stop the heartbeat and set when the next attempt is due.
+
+    Returns the batch's new status: failed, parked, or None when the lease was lost before.
+    """
+    delivery.close()
+    stores, lease = delivery.stores, delivery.lease
+    settings = stores.settings
+    with ledger_transaction(stores.engine) as connection:
+        failures = leases.read_batch(connection, lease.batch_id).failures
+        status = leases.fail_attempt(
+            connection,
+            lease,
+            error=first_line(error),
+            kind=error_kind(error),
+            wait=backoff(failures, settings),
+            max_attempts=settings.max_attempts,
+        )
+    name = "batch_parked" if status == BatchStatus.PARKED else "batch_failed"
+    log().warning(name, batch_id=str(lease.batch_id), attempt=lease.attempt, error=first_line(error))
+    return status
+
+
+def backoff(failures: int, settings: Settings) -> timedelta:
+    """Return how long to wait after this many earlier failures: doubling, bounded, with up to a quarter of jitter."""
+    seconds = min(settings.retry_base_seconds * 2 ** min(failures, 30), settings.retry_max_seconds)
+    return timedelta(seconds=seconds * random.uniform(0.75, 1.0))  # noqa: S311 - spreads load, guards no secret
+
+
+def error_kind(error: BaseException) -> str:
+    """Return the word the ledger keeps for a kind of failure."""
+    kinds = {
+        TransientError: "transient",
+        InDoubtError: "in_doubt",
+        ConfigurationError: "configuration",
+        BatchDataError: "data",
+        ProofError: "proof",
+    }
+    return next((word for kind, word in kinds.items() if isinstance(error, kind)), "unexpected")

@@ -1,0 +1,251 @@
+"""Deliver one batch: extract, validate, load, mark.
+
+Each step asks the ledger what it must do and derives what it needs from PostgreSQL again when another process did the
+steps before it: event rows never change, so the second derivation gives the same bytes. Only the frame is kept in
+memory between steps. Nothing is marked on trust: the proof comes from ClickHouse's own rows.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from outbox_pipeline.batches import Batch, Lease, Proof
+from outbox_pipeline.clickhouse import load as store
+from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
+from outbox_pipeline.errors import BatchDataError, ProofError
+from outbox_pipeline.logs import log
+from outbox_pipeline.postgres import leases
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.relay.heartbeat import Heartbeat
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.validation import Rules, validate_events
+
+#: Sendings of one batch in one attempt before it gives up; each is the whole row set.
+_MOST_SENDINGS = 3
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What the extract step found in PostgreSQL."""
+
+    event_count: int
+    context_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What the validate step decided, or found decided by an earlier attempt."""
+
+    accepted_count: int
+    rejected: dict[int, list[str]]
+    event_types: dict[str, int]
+    was_frozen: bool
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many events were rejected for each reason."""
+        return dict(Counter(reason for reasons in self.rejected.values() for reason in reasons))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the load step sent and what ClickHouse shows."""
+
+    row_count: int
+    sent_bytes: int
+    generation: int
+    was_there: bool
+    seconds: float
+    proof: Proof
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What the mark step wrote to the ledger."""
+
+    accepted_count: int
+    quarantined_count: int
+    processed_at: datetime
+    lag_seconds: float
+
+
+class Delivery:
+    """One attempt on one batch by this process; keeps the lease alive until closed."""
+
+    def __init__(self, stores: Stores, lease: Lease) -> None:
+        """Start the heartbeat of a lease that was just taken."""
+        self.stores = stores
+        self.lease = lease
+        self._events: pa.Table | None = None
+        self._has_sent = False
+        self._is_proven = False
+        self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease).start()
+
+    def close(self) -> None:
+        """Stop renewing the lease; without a mark or a failure it then runs out."""
+        self._heartbeat.stop()
+
+    def batch(self) -> Batch:
+        """Return the ledger's row as it is now."""
+        with ledger_transaction(self.stores.engine) as connection:
+            return leases.read_batch(connection, self.lease.batch_id)
+
+    def extract(self) -> Extracted:
+        """Read the batch's events from PostgreSQL.
+
+        Raises BatchDataError when rows the ledger counts are gone.
+        """
+        started = time.monotonic()
+        batch = self.batch()
+        events = extract_events(self.stores.engine, batch.batch_id)
+        expected = batch.event_count - (batch.rejected_count or 0)
+        if events.num_rows != expected:
+            raise BatchDataError(
+                f"PostgreSQL holds {events.num_rows} of the {expected} events of batch {batch.batch_id}: rows were "
+                "deleted by hand or pruned. Restore them, then resume the batch."
+            )
+        self._events = events
+        return Extracted(events.num_rows, batch.context_bytes, time.monotonic() - started)
+
+    def validate(self) -> Validated:
+        """Decide which events are accepted and freeze that with the proof, once for a batch.
+
+        An earlier attempt's decision stands: a deploy in between must not change what is sent under the same token.
+        """
+        batch, was_frozen = self.batch(), True
+        if not batch.is_frozen:
+            was_frozen = False
+            rejections = validate_events(self._table(), Rules.from_settings(self.stores.settings))
+            rejected = {item.position: [str(reason) for reason in item.reasons] for item in rejections}
+            proof = proof_of_table(without_positions(self._table(), rejected))
+            with ledger_transaction(self.stores.engine) as connection:
+                leases.freeze(connection, self.lease, rejected=rejected, proof=proof)
+            batch = self.batch()
+        accepted = self._accepted(batch)
+        return Validated(accepted.num_rows, batch.rejected or {}, _count_types(accepted), was_frozen)
+
+    def load(self, *, reload: bool = False) -> Loaded:
+        """Make ClickHouse hold exactly the accepted events, whatever an earlier attempt left there.
+
+        Looks before it sends anything a second time. Sends the same generation again first, because a late copy of an
+        earlier request is then dropped; raises the generation only when ClickHouse took one and still shows other rows,
+        or when *reload* asks for it. Raises ProofError when that does not help.
+        """
+        started = time.monotonic()
+        batch = self._frozen_batch()
+        generation = batch.generation
+        if reload:
+            generation = self._raise_generation()
+        elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):
+            return self._loaded(batch, generation, started, sent_bytes=0)
+        sent_bytes = 0
+        for _ in range(_MOST_SENDINGS):
+            sent_bytes += self._send(batch, generation)
+            if self._is_shown(batch, generation):
+                return self._loaded(batch, generation, started, sent_bytes=sent_bytes)
+            log().warning("batch_resent", batch_id=str(batch.batch_id), generation=generation)
+            generation = self._raise_generation()
+        raise ProofError(
+            f"ClickHouse took batch {batch.batch_id} {_MOST_SENDINGS} times and still does not show its rows: "
+            f"{self._differences(batch, generation)}. Look for something else that changes table "
+            f"{self.stores.client.table}; the batch is kept and tried again."
+        )
+
+    def mark(self) -> Marked:
+        """Mark the batch processed and its rejected events quarantined, in one transaction.
+
+        Asks ClickHouse for the proof when this process has not seen it. Raises LeaseLostError when another run has
+        taken the batch over, ProofError when ClickHouse does not show it.
+        """
+        batch = self._frozen_batch()
+        if not self._is_proven and not self._is_shown(batch, batch.generation):
+            raise ProofError(
+                f"Batch {batch.batch_id} cannot be marked: {self._differences(batch, batch.generation)}. "
+                "Run its load step again."
+            )
+        with ledger_transaction(self.stores.engine) as connection:
+            accepted, quarantined, processed_at = leases.mark_processed(connection, self.lease)
+        self.close()
+        lag = (processed_at - batch.oldest_recorded_at).total_seconds()
+        log().info("batch_processed", batch_id=str(batch.batch_id), accepted=accepted, quarantined=quarantined)
+        return Marked(accepted, quarantined, processed_at, lag)
+
+    def _table(self) -> pa.Table:
+        if self._events is None:
+            self.extract()
+        assert self._events is not None
+        return self._events
+
+    def _frozen_batch(self) -> Batch:
+        batch = self.batch()
+        if not batch.is_frozen:
+            self.validate()
+            batch = self.batch()
+        return batch
+
+    def _accepted(self, batch: Batch) -> pa.Table:
+        return without_positions(self._table(), batch.rejected or {})
+
+    def _send(self, batch: Batch, generation: int) -> int:
+        accepted = self._accepted(batch)
+        self._heartbeat.require_held()
+        if generation > 0:
+            store.delete_older_generations(self.stores.client, batch.batch_id, generation)
+        if accepted.num_rows == 0:
+            return 0
+        self._has_sent = True
+        return store.insert_generation(
+            self.stores.client,
+            accepted,
+            batch_id=batch.batch_id,
+            generation=generation,
+            attempt=self.lease.attempt,
+        )
+
+    def _raise_generation(self) -> int:
+        with ledger_transaction(self.stores.engine) as connection:
+            return leases.raise_generation(connection, self.lease)
+
+    def _is_shown(self, batch: Batch, generation: int) -> bool:
+        self._is_proven = not self._differences(batch, generation)
+        return self._is_proven
+
+    def _differences(self, batch: Batch, generation: int) -> str:
+        return proof_differences(self.stores, batch, generation=generation)
+
+    def _loaded(self, batch: Batch, generation: int, started: float, *, sent_bytes: int) -> Loaded:
+        assert batch.proof is not None
+        seconds = time.monotonic() - started
+        count = batch.proof.row_count
+        log().info("batch_loaded", batch_id=str(batch.batch_id), rows=count, generation=generation)
+        return Loaded(count, sent_bytes, generation, sent_bytes == 0, seconds, batch.proof)
+
+
+def proof_differences(stores: Stores, batch: Batch, *, generation: int) -> str:
+    """Say how ClickHouse's rows of a frozen batch differ from the stored proof; empty when they are exactly right."""
+    assert batch.proof is not None
+    found, foreign_count = proof_in_clickhouse(stores.client, batch, generation=generation)
+    differences = batch.proof.differences(found)
+    if foreign_count:
+        differences = ", ".join(filter(None, [differences, f"{foreign_count} rows of another generation"]))
+    return differences
+
+
+def without_positions(events: pa.Table, rejected: dict[int, list[str]]) -> pa.Table:
+    """Return the events whose position is not among *rejected*, in the same order, in one chunk."""
+    if not rejected:
+        return events
+    refused = pc.is_in(events["position"], value_set=pa.array(list(rejected), pa.int64()))
+    return events.filter(pc.invert(refused)).combine_chunks()
+
+
+def _count_types(events: pa.Table) -> dict[str, int]:
+    counted = pc.value_counts(events["event_type"].combine_chunks())
+    pairs = [(item["values"], item["counts"]) for item in counted.to_pylist()]
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
