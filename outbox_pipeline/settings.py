@@ -25,7 +25,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OUTBOX_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     postgres_url: SecretStr | None = Field(
-        None, description="PostgreSQL with the outbox, e.g. postgresql+psycopg://user@host/db; empty: embedded"
+        None,
+        description="PostgreSQL with the outbox, e.g. postgresql+psycopg://user@host/db; empty: embedded",
     )
     clickhouse_url: SecretStr | None = Field(
         None, description="ClickHouse over HTTP, e.g. http://user@host:8123/db; empty: embedded"
@@ -34,21 +35,30 @@ class Settings(BaseSettings):
         None, description="PostgreSQL for Dagster's own storage, postgresql+psycopg2://…; empty: embedded"
     )
     home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
-    environment: str = Field("development", min_length=1, max_length=200, description="Environment written on each event")
+    environment: str = Field(
+        "development", min_length=1, max_length=200, description="Environment written on each event"
+    )
     clickhouse_table: str = Field(
-        "event_log", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Table in ClickHouse that receives the events"
+        "event_log",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Table in ClickHouse that receives the events",
     )
     event_types: Annotated[frozenset[str] | None, NoDecode] = Field(
-        None, description="Known event types, comma separated; others are quarantined. Empty: every type is known"
+        None,
+        description="Known event types, comma separated; others are quarantined. Empty: every type is known",
     )
-    context_max_bytes: int = Field(1_000_000, ge=1, description="Largest context in bytes before an event is quarantined")
+    context_max_bytes: int = Field(
+        1_000_000, ge=1, description="Largest context in bytes before an event is quarantined"
+    )
     batch_max_events: int = Field(200_000, ge=1, le=1_000_000, description="Most events in one batch")
     batch_max_bytes: int = Field(64_000_000, ge=1, description="Most bytes of context text in one batch")
     linger_seconds: float = Field(0, ge=0, description="How long a batch that is not full waits for more events")
     max_open_batches: int = Field(8, ge=1, description="Batches in flight above which no new ones are cut")
     max_cuts_per_tick: int = Field(4, ge=1, description="Batches cut in one sensor tick at most")
     lease_seconds: float = Field(30, ge=2, description="How long a batch stays with a run that has gone silent")
-    request_seconds: float = Field(120, ge=5, description="How long a requested run may take to start before another is")
+    request_seconds: float = Field(
+        120, ge=5, description="How long a requested run may take to start before another is"
+    )
     retry_base_seconds: float = Field(5, gt=0, description="First wait after a failed attempt; doubles with each")
     retry_max_seconds: float = Field(300, gt=0, description="Longest wait between attempts")
     max_attempts: int = Field(10, ge=1, description="Attempts after which a batch is parked for a person")

@@ -76,7 +76,7 @@ CREATE TABLE outbox.batch (
     started_at      timestamptz,
     processed_at    timestamptz,
     CONSTRAINT batch_positions_belong_to_one_batch EXCLUDE USING gist (positions WITH &&),
-    CONSTRAINT batch_has_events CHECK (status = 'processed' OR NOT isempty(positions)),
+    CONSTRAINT batch_has_events CHECK (processed_at IS NOT NULL OR NOT isempty(positions)),
     CONSTRAINT batch_is_leased_while_delivering
         CHECK ((status = 'delivering') = (holder IS NOT NULL)),
     CONSTRAINT batch_lease_ends CHECK (status NOT IN ('requested', 'delivering') OR lease_until IS NOT NULL),

@@ -1,0 +1,140 @@
+"""Statements that move positions from `unclaimed` into a batch or a gap.
+
+The order between them is the guarantee, see `relay.cut`: lock, then look for visible events, then read who else may
+still insert. Positions travel as PostgreSQL's own text; a set of 200,000 ranges costs nothing to hand through.
+"""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, cast, insert, select, text
+from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
+
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.tables import batch, unclaimed
+
+
+@dataclass(frozen=True)
+class LedgerConditions:
+    """What the ledger found about itself, its cluster and its table."""
+
+    unclaimed: str
+    is_own_cluster: bool
+    last_drawn: int
+    last_known: int
+    sequence_cache: int
+    identity_kind: str
+    table_kind: str
+    has_children: bool
+    is_subscribed: bool
+
+
+@dataclass(frozen=True)
+class PickedEvents:
+    """Visible events chosen for one batch; sets of positions are int8multirange text."""
+
+    event_count: int
+    positions: str
+    first_position: int
+    last_position: int
+    recorded_on: date
+    context_bytes: int
+    oldest_recorded_at: datetime
+    oldest_age_seconds: float
+    looked_count: int
+    visible: str
+
+
+def lock_unclaimed(connection: Connection) -> None:
+    """Take the lock that lets one cutter at a time change the sets; nothing is read by it."""
+    connection.execute(select(unclaimed.c.is_only_row).with_for_update())
+
+
+def read_conditions(connection: Connection) -> LedgerConditions:
+    """Read the unclaimed set and everything its meaning depends on. Changes nothing."""
+    return LedgerConditions(**connection.execute(query("ledger_conditions")).one()._mapping)
+
+
+def pick_events(
+    connection: Connection, unclaimed_positions: str, *, max_events: int, max_bytes: int, first_day: date
+) -> PickedEvents | None:
+    """Choose the events of the next batch, None when nothing is visible. Changes nothing.
+
+    Takes events of one UTC day, at most *max_events*, at most *max_bytes* of context (one event may exceed it).
+    """
+    row = connection.execute(
+        query("pick_events"),
+        {
+            "unclaimed": unclaimed_positions,
+            "max_events": max_events,
+            "max_bytes": max_bytes,
+            "first_day": first_day,
+        },
+    ).one()
+    return PickedEvents(**row._mapping) if row.event_count else None
+
+
+def read_last_drawn(connection: Connection) -> int:
+    """Return the highest position drawn so far; 0 before the first. Read before `read_holders`."""
+    return connection.scalar(text("SELECT coalesce(pg_sequence_last_value('outbox.event_position_seq'), 0)")) or 0
+
+
+def read_holders(connection: Connection) -> list[str]:
+    """Return the virtual transactions that may still insert. Its own statement, after the one that picked."""
+    return list(connection.scalar(query("holders")) or [])
+
+
+def insert_batch(connection: Connection, batch_id: UUID, picked: PickedEvents) -> None:
+    """Write the batch: its events go from unclaimed to cut.
+
+    PostgreSQL itself refuses (exclusion constraint) when one of them is in another batch already.
+    """
+    connection.execute(
+        insert(batch).values(
+            batch_id=batch_id,
+            positions=cast(picked.positions, INT8MULTIRANGE),
+            first_position=picked.first_position,
+            last_position=picked.last_position,
+            recorded_on=picked.recorded_on,
+            event_count=picked.event_count,
+            context_bytes=picked.context_bytes,
+            oldest_recorded_at=picked.oldest_recorded_at,
+        )
+    )
+
+
+def take_positions(
+    connection: Connection,
+    picked: PickedEvents,
+    *,
+    unclaimed_positions: str,
+    last_drawn: int,
+    holders: list[str],
+) -> bool:
+    """Take the picked events out of `unclaimed` and what was not visible below them into a gap.
+
+    Returns whether there was a gap. *last_drawn* must have been read before *holders*, both after the picking.
+    """
+    gap = connection.scalar(
+        query("take_positions"),
+        {
+            "unclaimed": unclaimed_positions,
+            "picked": picked.positions,
+            "visible": picked.visible,
+            "last_position": picked.last_position,
+            "last_drawn": last_drawn,
+            "holders": holders,
+        },
+    )
+    return gap is not None
+
+
+def forget_batched(connection: Connection) -> None:
+    """Take positions that are in a batch already out of `unclaimed`; only a mistake by hand puts them there."""
+    connection.execute(
+        text(
+            "UPDATE outbox.unclaimed SET positions = unclaimed.positions - coalesce((SELECT range_agg(batch.positions)"
+            " FROM outbox.batch WHERE batch.positions && unclaimed.positions), '{}'::int8multirange)"
+        )
+    )

@@ -1,0 +1,123 @@
+"""Connections to PostgreSQL and the one way to open a ledger transaction.
+
+Invariant: every ledger transaction is READ COMMITTED with synchronous commit and a lock timeout, whatever the role, the
+database or the URL default to. Under REPEATABLE READ a late commit would be forgotten, and a commit that a crash can
+take back would have delivered a batch that no longer exists.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from outbox_pipeline.errors import ConfigurationError, LedgerError, OutboxError, TransientError, first_line
+from outbox_pipeline.settings import Settings, shown_url
+
+#: Bounds a statement of the ledger; a sensor tick must fail cleanly long before Dagster gives it up at 60 s.
+STATEMENT_TIMEOUT_SECONDS = 30
+CONNECT_TIMEOUT_SECONDS = 5
+
+_TRANSIENT_STATES = (
+    "08",
+    "53",
+    "57P",
+    "40",
+    "55P03",
+)  # connection, resources, shutdown, rollback, lock timeout
+_CONFIGURATION_STATES = (
+    "28",
+    "3D",
+    "42",
+    "3F",
+)  # authentication, unknown database, missing object or grant, schema
+
+
+def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
+    """Return an engine on the outbox database.
+
+    Raises ConfigurationError when OUTBOX_POSTGRES_URL is not set. Connects nowhere yet.
+    """
+    if settings.postgres_url is None:
+        raise ConfigurationError(
+            "OUTBOX_POSTGRES_URL is not set: set it, or start the embedded engines with 'outbox up'."
+        )
+    return create_engine(
+        settings.postgres_url.get_secret_value(),
+        isolation_level="READ COMMITTED",
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": "outbox-pipeline",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        },
+        hide_parameters=True,
+        **({"pool_pre_ping": True, "pool_size": 4} if pooled else {"poolclass": NullPool}),
+    )
+
+
+def libpq_uri(engine: Engine) -> str:
+    """Return the engine's URL for libpq clients such as ADBC. It holds the password: never show it."""
+    return make_url(engine.url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@contextmanager
+def ledger_transaction(engine: Engine, *, lock_timeout_seconds: float = 5) -> Iterator[Connection]:
+    """Open a transaction with what the ledger's correctness rests on, commit it at the end, translate what fails.
+
+    Raises LedgerError when the server did not grant READ COMMITTED, TransientError or ConfigurationError as
+    `translate` sorts them.
+    """
+    with translated(engine), engine.begin() as connection:
+        guard = connection.execute(
+            text(
+                "SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', :lock, true),"
+                " set_config('statement_timeout', :statement, true), set_config('TimeZone', 'UTC', true),"
+                " current_setting('transaction_isolation') AS isolation"
+            ),
+            {"lock": f"{lock_timeout_seconds * 1000:.0f}ms", "statement": f"{STATEMENT_TIMEOUT_SECONDS}s"},
+        ).one()
+        if guard.isolation != "read committed":
+            raise LedgerError(
+                f"A ledger transaction runs as {guard.isolation.upper()}: events that commit late would be lost. "
+                "Open the engine with create_outbox_engine()."
+            )
+        yield connection
+
+
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    """Translate what psycopg raises inside the block into this package's errors."""
+    try:
+        yield
+    except OutboxError:
+        raise
+    except DBAPIError as error:
+        ours = translate(error, engine)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def translate(error: DBAPIError, engine: Engine) -> OutboxError | None:
+    """Sort a database error by its SQLSTATE; None for kinds that only a defect or a constraint can cause."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    said = first_line(error.orig or error)
+    where = f"PostgreSQL at {shown_url(engine.url.render_as_string())}"
+    if state.startswith(_CONFIGURATION_STATES) or "password authentication failed" in said:
+        return ConfigurationError(f"{where} refuses this: {said}. Check the URL and grants, then run 'outbox init'.")
+    if state.startswith(_TRANSIENT_STATES) or isinstance(error.orig, psycopg.errors.LockNotAvailable):
+        return TransientError(f"{where} cannot do this now: {said}")
+    if isinstance(error, OperationalError | InterfaceError):
+        return _unreachable(where, said)
+    return None
+
+
+def _unreachable(where: str, said: str) -> OutboxError:
+    # A failed connect carries no SQLSTATE in libpq; these words are the server's own.
+    if "does not exist" in said or "no password supplied" in said:
+        return ConfigurationError(f"{where} refuses this: {said}. Check OUTBOX_POSTGRES_URL.")
+    return TransientError(f"{where} cannot be reached: {said}. Check that it runs and OUTBOX_POSTGRES_URL is right.")

@@ -1,0 +1,64 @@
+"""Read a batch's events as one Arrow table, the same bytes each time: rows are immutable and ordered by position."""
+
+from uuid import UUID
+
+import adbc_driver_manager
+import pyarrow as pa
+from adbc_driver_postgresql import dbapi
+from sqlalchemy import Engine
+
+from outbox_pipeline.errors import ConfigurationError, TransientError, first_line
+from outbox_pipeline.postgres.engine import libpq_uri
+from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.settings import shown_url
+
+#: The columns of an extracted batch.
+EVENT_SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("event_id", pa.binary(16)),
+        ("event_type", pa.string()),
+        ("event_date_time", pa.timestamp("us", tz="UTC")),
+        ("environment", pa.string()),
+        ("event_context", pa.string()),
+        ("metadata_version", pa.int64()),
+        ("recorded_at", pa.timestamp("us", tz="UTC")),
+        ("trace_context", pa.string()),
+    ]
+)
+
+
+def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
+    """Return the events at the batch's positions, in `EVENT_SCHEMA`, in one chunk.
+
+    Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it refuses the query.
+    """
+    try:
+        with dbapi.connect(libpq_uri(engine)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('outbox.batch_id', $1, true)", (str(batch_id),))
+            cursor.execute(query_text("extract_events"))
+            table = cursor.fetch_arrow_table()
+    except adbc_driver_manager.Error as error:
+        raise _translated(error, engine) from error
+    return _in_schema(table)
+
+
+def _in_schema(table: pa.Table) -> pa.Table:
+    columns = [_plain(table.column(field.name)).cast(field.type, safe=False) for field in EVENT_SCHEMA]
+    return pa.table(columns, schema=EVENT_SCHEMA).combine_chunks()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    # PostgreSQL's json arrives as Arrow's JSON extension type over strings.
+    if not isinstance(column.type, pa.BaseExtensionType):
+        return column
+    storage = [chunk.storage for chunk in column.chunks]
+    return pa.chunked_array(storage, type=column.type.storage_type)
+
+
+def _translated(error: adbc_driver_manager.Error, engine: Engine) -> Exception:
+    where = f"PostgreSQL at {shown_url(engine.url.render_as_string())}"
+    state = (getattr(error, "sqlstate", None) or "").strip("\0")
+    if state.startswith(("28", "3D", "42", "3F")):
+        return ConfigurationError(f"{where} refuses to hand out a batch: {first_line(error)}. Check URL and grants.")
+    return TransientError(f"{where} did not hand out a batch: {first_line(error)}")

@@ -1,0 +1,203 @@
+"""Statements that give a batch to one run at a time and write what that run reports.
+
+Invariant: each write names batch, attempt and holder and touches nothing when they are not the current ones; the
+caller then gets LeaseLostError. The database's clock decides what has expired.
+"""
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Update, and_, case, func, or_, select, update
+from sqlalchemy.engine import RowMapping
+
+from outbox_pipeline.batches import Batch, BatchRequest, BatchStatus, Lease, Proof
+from outbox_pipeline.errors import ConfigurationError, LeaseLostError, LedgerError
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.tables import batch
+
+_NOW = func.clock_timestamp()
+_SHOWN = [getattr(batch.c, name) for name in Batch.__dataclass_fields__]
+
+
+def request_due(connection: Connection, *, most: int, request_seconds: float, max_attempts: int) -> list[BatchRequest]:
+    """Move up to *most* due batches to requested under a new attempt each, oldest first.
+
+    Due are: freshly cut, failed with the backoff over, requested or delivering with the lease expired. A batch whose
+    silent attempts reach *max_attempts* is parked and not returned.
+    """
+    rows = connection.execute(
+        query("request_due"), {"most": most, "request_seconds": request_seconds, "max_attempts": max_attempts}
+    ).all()
+    return [
+        BatchRequest(row.batch_id, row.attempt, row.recorded_on, row.event_count)
+        for row in sorted(rows, key=lambda row: row.cut_at)
+        if row.status == BatchStatus.REQUESTED
+    ]
+
+
+def take_lease(connection: Connection, lease: Lease, *, lasting: timedelta, run_id: str | None) -> bool:
+    """Move a requested batch to delivering for exactly this attempt; False when it is not (or no longer) ours to take."""
+    statement = (
+        _leased(lease, lasting, run_id)
+        .where(batch.c.batch_id == lease.batch_id, batch.c.attempt == lease.attempt)
+        .where(or_(batch.c.status == BatchStatus.REQUESTED, batch.c.holder == lease.holder))
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def take_over(
+    connection: Connection, batch_id: UUID, holder: str, *, lasting: timedelta, run_id: str | None
+) -> Lease | None:
+    """Move a batch that nobody holds to delivering under a new attempt, whatever else its status is.
+
+    For runs that were not requested: re-executions and replays. None while another process holds it.
+    """
+    statement = (
+        _leased(Lease(batch_id, 0, holder), lasting, run_id)
+        .values(attempt=batch.c.attempt + 1)
+        .where(batch.c.batch_id == batch_id)
+        .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW))
+        .returning(batch.c.attempt)
+    )
+    attempt = connection.scalar(statement)
+    return None if attempt is None else Lease(batch_id, attempt, holder)
+
+
+def renew_lease(connection: Connection, lease: Lease, *, lasting: timedelta) -> bool:
+    """Move the lease's end to *lasting* from now; False when it is lost."""
+    statement = update(batch).where(_is_held(lease)).values(lease_until=_NOW + lasting)
+    return connection.execute(statement).rowcount == 1
+
+
+def freeze(connection: Connection, lease: Lease, *, rejected: dict[int, list[str]], proof: Proof) -> None:
+    """Store what will be sent and what ClickHouse must then show; once for a batch, before the first byte is sent."""
+    statement = (
+        update(batch)
+        .where(_is_held(lease), batch.c.rejected.is_(None))
+        .values(rejected={str(position): reasons for position, reasons in rejected.items()}, proof=proof.to_json())
+    )
+    _require_one(connection, lease, statement)
+
+
+def raise_generation(connection: Connection, lease: Lease) -> int:
+    """Start the next generation of the batch's content and return its number."""
+    statement = update(batch).where(_is_held(lease)).values(generation=batch.c.generation + 1)
+    _require_one(connection, lease, statement)
+    return connection.scalar(select(batch.c.generation).where(batch.c.batch_id == lease.batch_id)) or 0
+
+
+def mark_processed(connection: Connection, lease: Lease) -> tuple[int, int, datetime]:
+    """Move the batch to processed and its rejected events to quarantine; return accepted, quarantined now, and when.
+
+    Call it only after ClickHouse has shown the stored proof. Raises LeaseLostError when the lease is not ours.
+    """
+    row = connection.execute(query("mark_processed"), _named(lease)).one_or_none()
+    if row is None:
+        raise _lost(connection, lease)
+    if row.held_count != row.quarantined_count:
+        raise LedgerError(
+            f"Batch {lease.batch_id} rejected {row.held_count} events but outbox.event holds only "
+            f"{row.quarantined_count} of them: rows were deleted by hand. Nothing was marked; restore them."
+        )
+    return row.accepted_count, row.quarantined_count, row.processed_at
+
+
+def fail_attempt(
+    connection: Connection, lease: Lease, *, error: str, kind: str, wait: timedelta, max_attempts: int
+) -> BatchStatus | None:
+    """End the attempt: failed until *wait* is over, or parked at the limit. None when the lease was lost already."""
+    failures = batch.c.failures + 1
+    statement = (
+        update(batch)
+        .where(_is_held(lease))
+        .values(
+            status=case((failures >= max_attempts, BatchStatus.PARKED), else_=BatchStatus.FAILED),
+            failures=failures,
+            holder=None,
+            lease_until=None,
+            next_attempt_at=_NOW + wait,
+            last_error=error,
+            last_error_kind=kind,
+        )
+        .returning(batch.c.status)
+    )
+    status = connection.scalar(statement)
+    return None if status is None else BatchStatus(status)
+
+
+def note_error(connection: Connection, lease: Lease, *, error: str, kind: str) -> None:
+    """Keep the latest error visible while the run goes on retrying; changes nothing else, not even when lost."""
+    connection.execute(update(batch).where(_is_held(lease)).values(last_error=error, last_error_kind=kind))
+
+
+def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
+    """Move parked batches (or the one named) to failed and due at once; return how many."""
+    statement = (
+        update(batch)
+        .where(batch.c.status == BatchStatus.PARKED)
+        .values(status=BatchStatus.FAILED, failures=0, next_attempt_at=_NOW, holder=None)
+    )
+    if batch_id is not None:
+        statement = statement.where(batch.c.batch_id == batch_id)
+    return connection.execute(statement).rowcount
+
+
+def read_batch(connection: Connection, batch_id: UUID) -> Batch:
+    """Return the ledger's row of a batch. Raises ConfigurationError when there is none."""
+    row = connection.execute(select(*_SHOWN).where(batch.c.batch_id == batch_id)).mappings().one_or_none()
+    if row is None:
+        raise ConfigurationError(f"The ledger knows no batch {batch_id}: check the id with 'outbox status'.")
+    return _as_batch(row)
+
+
+def read_batches(connection: Connection, where: ColumnElement[bool]) -> list[Batch]:
+    """Return the ledger's rows that satisfy a condition on the batch table, in the order they were cut."""
+    rows = connection.execute(select(*_SHOWN).where(where).order_by(batch.c.cut_at)).mappings()
+    return [_as_batch(row) for row in rows]
+
+
+def _as_batch(row: RowMapping) -> Batch:
+    values = dict(row)
+    values["status"] = BatchStatus(values["status"])
+    if values["rejected"] is not None:
+        values["rejected"] = {int(position): reasons for position, reasons in values["rejected"].items()}
+    if values["proof"] is not None:
+        values["proof"] = Proof.from_json(values["proof"])
+    return Batch(**values)
+
+
+def _leased(lease: Lease, lasting: timedelta, run_id: str | None) -> Update:
+    return update(batch).values(
+        status=BatchStatus.DELIVERING,
+        holder=lease.holder,
+        lease_until=_NOW + lasting,
+        next_attempt_at=None,
+        run_id=run_id,
+        started_at=_NOW,
+    )
+
+
+def _is_held(lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        batch.c.batch_id == lease.batch_id,
+        batch.c.attempt == lease.attempt,
+        batch.c.holder == lease.holder,
+        batch.c.status == BatchStatus.DELIVERING,
+    )
+
+
+def _named(lease: Lease) -> dict[str, object]:
+    return {"batch_id": lease.batch_id, "attempt": lease.attempt, "holder": lease.holder}
+
+
+def _require_one(connection: Connection, lease: Lease, statement: Update) -> None:
+    if connection.execute(statement).rowcount != 1:
+        raise _lost(connection, lease)
+
+
+def _lost(connection: Connection, lease: Lease) -> LeaseLostError:
+    row = connection.execute(
+        select(batch.c.attempt, batch.c.status, batch.c.holder).where(batch.c.batch_id == lease.batch_id)
+    ).one_or_none()
+    reason = "the batch is gone" if row is None else f"the ledger is at attempt {row.attempt}, {row.status}"
+    return LeaseLostError(lease.batch_id, lease.attempt, reason=reason)

@@ -1,0 +1,1 @@
+"""Numbered migrations of the outbox schema: the SQL in `sql/`, Alembic's order in `versions/`."""

@@ -1,0 +1,16 @@
+-- Everything the gap rule and the ledger rest on, in one look: whose cluster this is, what the sequence has drawn, what the table is.
+SELECT unclaimed.positions::text AS unclaimed,
+       unclaimed.system_identifier = control.system_identifier
+           AND unclaimed.database_oid = database.oid
+           AND unclaimed.timeline
+               = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS is_own_cluster,
+       coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_drawn,
+       coalesce((SELECT max(last_position) FROM outbox.batch), 0) AS last_known,
+       (SELECT seqcache FROM pg_sequence WHERE seqrelid = 'outbox.event_position_seq'::regclass) AS sequence_cache,
+       (SELECT attidentity FROM pg_attribute
+        WHERE attrelid = 'outbox.event'::regclass AND attname = 'position') AS identity_kind,
+       (SELECT relkind FROM pg_class WHERE oid = 'outbox.event'::regclass) AS table_kind,
+       EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox.event'::regclass) AS has_children,
+       EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'outbox.event'::regclass) AS is_subscribed
+FROM outbox.unclaimed, pg_control_system() AS control,
+     (SELECT oid FROM pg_database WHERE datname = current_database()) AS database

@@ -1,0 +1,32 @@
+-- Draw the next attempt of each due batch, oldest first; a batch that went silent too often is parked instead.
+WITH due AS (
+    SELECT batch_id, status IN ('requested', 'delivering') AS went_silent
+    FROM outbox.batch
+    WHERE status <> 'processed' AND (
+        status = 'cut'
+        OR (status = 'failed' AND next_attempt_at <= clock_timestamp())
+        OR (status IN ('requested', 'delivering') AND lease_until < clock_timestamp())
+    )
+    ORDER BY cut_at
+    LIMIT :most
+    FOR UPDATE SKIP LOCKED
+),
+judged AS (
+    SELECT batch.batch_id, due.went_silent, batch.failures + due.went_silent::integer AS failures
+    FROM due JOIN outbox.batch USING (batch_id)
+)
+UPDATE outbox.batch
+SET status = CASE WHEN judged.failures >= :max_attempts THEN 'parked' ELSE 'requested' END,
+    attempt = batch.attempt + (judged.failures < :max_attempts)::integer,
+    failures = judged.failures,
+    holder = NULL,
+    lease_until = clock_timestamp() + make_interval(secs => :request_seconds),
+    next_attempt_at = NULL,
+    requested_at = clock_timestamp(),
+    last_error = CASE WHEN judged.went_silent
+        THEN format('Attempt %s went silent: its run never started, was killed or lost its connection.', batch.attempt)
+        ELSE batch.last_error END,
+    last_error_kind = CASE WHEN judged.went_silent THEN 'silence' ELSE batch.last_error_kind END
+FROM judged
+WHERE batch.batch_id = judged.batch_id
+RETURNING batch.batch_id, batch.attempt, batch.recorded_on, batch.event_count, batch.status, batch.cut_at

@@ -1,0 +1,90 @@
+"""Create and migrate the outbox schema, and know whether it fits this code.
+
+Alembic keeps the order and the version; each step is a numbered `.sql` file that other migration tools can run as well.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.postgres.engine import translated
+from outbox_pipeline.postgres.tables import SCHEMA
+
+VERSION_TABLE = "schema_version"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK_KEY = 0x6F7574626F78  # "outbox": one migration at a time in a database
+
+
+def migrate(engine: Engine) -> str:
+    """Bring the schema to this code's version and return that version.
+
+    Safe to repeat and to run from several processes at once. Raises ConfigurationError when the database is newer
+    than this code or too old a server.
+    """
+    with translated(engine), engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        _require_server(connection)
+        found = schema_version(connection)
+        if found is not None and found not in known_versions():
+            raise _newer(found)
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return latest_version()
+
+
+def check_version(connection: Connection) -> None:
+    """Raise ConfigurationError unless the schema has exactly this code's version."""
+    found, wanted = schema_version(connection), latest_version()
+    if found is None:
+        raise ConfigurationError("The database has no outbox schema yet: run 'outbox init'.")
+    if found not in known_versions():
+        raise _newer(found)
+    if found != wanted:
+        raise ConfigurationError(
+            f"The outbox schema has version {found}, this code needs {wanted}: run 'outbox init' to migrate it."
+        )
+
+
+def schema_version(connection: Connection) -> str | None:
+    """Return the version the database has, None when there is no outbox schema."""
+    exists = connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.{VERSION_TABLE}"})
+    if exists is None:
+        return None
+    return connection.scalar(text(f"SELECT max(version_num) FROM {SCHEMA}.{VERSION_TABLE}"))  # noqa: S608 - two constants
+
+
+def latest_version() -> str:
+    """Return the version this code needs."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if head is None:
+        raise ConfigurationError("This installation carries no migrations: install outbox-pipeline again.")
+    return head
+
+
+def known_versions() -> set[str]:
+    """Return all versions this code can migrate from."""
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _require_server(connection: Connection) -> None:
+    version = connection.scalar(text("SELECT current_setting('server_version_num')::integer")) or 0
+    if version < 150000:
+        raise ConfigurationError(f"PostgreSQL {version // 10000} is too old: the ledger needs version 15 or later.")
+
+
+def _newer(found: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The outbox schema has version {found}, newer than this code ({latest_version()}): update outbox-pipeline."
+    )

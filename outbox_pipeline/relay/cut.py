@@ -1,0 +1,139 @@
+"""Cut pending events into batches.
+
+Invariant: an event leaves `unclaimed` only into one batch, and a position only into a batch or a gap, in one
+transaction. Sequence order is not commit order, so what is not visible below what was picked is remembered as a gap
+together with everybody who may still fill it, and looked at again once one of them is gone.
+"""
+
+from dataclasses import dataclass, field
+from datetime import date
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import IntegrityError
+
+from outbox_pipeline.errors import LedgerError
+from outbox_pipeline.ids import uuid7
+from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class CutBatch:
+    """One batch just cut."""
+
+    batch_id: UUID
+    recorded_on: date
+    event_count: int
+    context_bytes: int
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """What one call of `cut_batches` did."""
+
+    batches: list[CutBatch] = field(default_factory=list)
+    lingering_count: int = 0
+
+    @property
+    def event_count(self) -> int:
+        """Events put into batches by this call."""
+        return sum(batch.event_count for batch in self.batches)
+
+
+def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
+    """Cut up to *most* batches from the pending events; stop early when nothing is left that may be cut now.
+
+    Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
+    is not as it must be), TransientError when PostgreSQL cannot do it now.
+    """
+    cut: list[CutBatch] = []
+    while len(cut) < most:
+        batch, lingering = _cut_next(engine, settings)
+        if batch is None:
+            return CutResult(cut, lingering)
+        cut.append(batch)
+    return CutResult(cut)
+
+
+def _cut_next(engine: Engine, settings: Settings) -> tuple[CutBatch | None, int]:
+    lock_timeout = settings.lock_timeout_seconds
+    try:
+        with ledger_transaction(engine, lock_timeout_seconds=lock_timeout) as connection:
+            return _cut_one(connection, settings)
+    except IntegrityError:
+        # Positions that are unclaimed and in a batch at once (put there by hand) would stop every cut for ever.
+        with ledger_transaction(engine, lock_timeout_seconds=lock_timeout) as connection:
+            claim.lock_unclaimed(connection)
+            claim.forget_batched(connection)
+            return _cut_one(connection, settings)
+
+
+def _cut_one(connection: Connection, settings: Settings) -> tuple[CutBatch | None, int]:
+    # Each line below is a statement of its own and the order matters: a snapshot taken before the lock, or holders
+    # read before the snapshot that shows the gap, would forget an event that commits in between.
+    claim.lock_unclaimed(connection)
+    _settle(connection)
+    conditions = claim.read_conditions(connection)
+    require_sound(conditions)
+    picked = claim.pick_events(
+        connection,
+        conditions.unclaimed,
+        max_events=settings.batch_max_events,
+        max_bytes=settings.batch_max_bytes,
+        first_day=settings.start_date,
+    )
+    if picked is None:
+        return None, 0
+    if _should_linger(picked, settings):
+        return None, picked.event_count
+    last_drawn = claim.read_last_drawn(connection)
+    holders = claim.read_holders(connection)
+    batch_id = uuid7()
+    claim.insert_batch(connection, batch_id, picked)
+    claim.take_positions(
+        connection, picked, unclaimed_positions=conditions.unclaimed, last_drawn=last_drawn, holders=holders
+    )
+    return CutBatch(batch_id, picked.recorded_on, picked.event_count, picked.context_bytes), 0
+
+
+def _settle(connection: Connection) -> None:
+    holding = claim.read_holders(connection)
+    gap_ids = gaps.gaps_to_settle(connection, holding)
+    if gap_ids:
+        gaps.settle_gaps(connection, gap_ids, holding=holding)
+
+
+def _should_linger(picked: claim.PickedEvents, settings: Settings) -> bool:
+    is_full = picked.looked_count >= settings.batch_max_events or picked.context_bytes >= settings.batch_max_bytes
+    return not is_full and picked.oldest_age_seconds < settings.linger_seconds
+
+
+def require_sound(conditions: claim.LedgerConditions) -> None:
+    """Raise LedgerError naming the first condition of the ledger that does not hold."""
+    problem = ledger_problem(conditions)
+    if problem is not None:
+        raise LedgerError(problem)
+
+
+def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
+    """Return the sentence for the first condition that does not hold, None when the ledger is sound."""
+    if not conditions.is_own_cluster:
+        return (
+            "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the other "
+            "one may have delivered the same events. Nothing is cut until exactly one of them adopts the ledger."
+        )
+    if conditions.last_drawn < conditions.last_known:
+        return (
+            f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} that "
+            "the ledger knows: new events would hide in old batches. Set it forward with "
+            f"SELECT setval('outbox.event_position_seq', {conditions.last_known})."
+        )
+    if conditions.identity_kind != "a" or conditions.sequence_cache != 1:
+        return "outbox.event.position must be GENERATED ALWAYS AS IDENTITY with CACHE 1: restore it, then go on."
+    if conditions.table_kind != "r" or conditions.has_children:
+        return "outbox.event must be one plain table: partitions and inheritance hide who still inserts."
+    if conditions.is_subscribed:
+        return "outbox.event is fed by logical replication, which hides who still inserts: publish into it directly."
+    return None
