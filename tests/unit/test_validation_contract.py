@@ -1,0 +1,119 @@
+"""What validation accepts as a batch, and that nothing outside can switch it off."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pyarrow as pa
+import pytest
+
+from outbox_pipeline.errors import BatchDataError
+from outbox_pipeline.validation import Reason, Rejection, Rules, validate_events
+from tests.unit.test_validation_rules import batch
+
+
+def test_empty_batch_is_fine() -> None:
+    """A table without rows has nothing to reject."""
+    assert validate_events(batch(), Rules()) == []
+
+
+def test_batch_may_come_in_several_chunks() -> None:
+    """The result does not depend on how Arrow cut the table up, broken text included."""
+    whole = pa.concat_tables(
+        [batch({}, {"event_type": b"\xff"}), batch({"position": 3}, {"position": 4, "event_type": ""})]
+    )
+    chunked = pa.concat_tables([whole.slice(row, 1) for row in range(4)])
+
+    assert chunked.column("event_type").num_chunks == 4
+    assert validate_events(chunked, Rules()) == [
+        Rejection(2, (Reason.INVALID_UTF8,)),
+        Rejection(4, (Reason.EVENT_TYPE_EMPTY,)),
+    ]
+
+
+def test_driver_types_are_read_as_what_they_store() -> None:
+    """Columns of json and uuid as ADBC labels them, and ids as plain binary, are the same batch."""
+    table = batch({}, {"event_context": "1"})
+    ids = table.column("event_id").combine_chunks()
+    labelled = table.set_column(1, "event_id", pa.ExtensionArray.from_storage(pa.uuid(), ids))
+    labelled = labelled.set_column(5, "event_context", labelled.column(5).cast(pa.json_()))
+    plain = table.set_column(1, "event_id", table.column("event_id").cast(pa.binary()))
+    expected = [Rejection(2, (Reason.CONTEXT_NOT_OBJECT,))]
+
+    assert validate_events(labelled, Rules()) == expected
+    assert validate_events(plain, Rules()) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda table: table.drop_columns(["event_type"]), "column event_type is missing"),
+        (lambda table: table.drop_columns(["recorded_at"]), "column recorded_at is missing"),
+        (lambda table: table.append_column("extra", pa.array([1])), "column extra is not known"),
+        (lambda table: table.append_column("is_utf8", pa.array([True])), "more than one column is_utf8"),
+        (
+            lambda table: table.append_column("event_type", pa.array(["twice"])),
+            "more than one column event_type",
+        ),
+        (
+            lambda table: table.set_column(6, "metadata_version", pa.array(["1"])),
+            "column metadata_version is string",
+        ),
+        (lambda table: table.set_column(2, "event_type", pa.array([7])), "column event_type is int64"),
+        (
+            lambda table: table.set_column(3, "event_date_time", pa.array([7])),
+            "column event_date_time is int64",
+        ),
+        (
+            lambda table: table.set_column(7, "recorded_at", table.column(7).cast(pa.timestamp("ms", "UTC"))),
+            "column recorded_at is timestamp",
+        ),
+        (lambda table: table.set_column(1, "event_id", pa.array([b"short"])), "cannot be read"),
+        (
+            lambda table: table.set_column(0, "position", pa.array([None], pa.int64())),
+            "column position has missing values",
+        ),
+    ],
+)
+def test_broken_contract_is_an_error_and_no_rejection(
+    change: Callable[[pa.Table], pa.Table], told: str
+) -> None:
+    """A batch of another shape stops with a sentence that names the column; no event is blamed for it."""
+    with pytest.raises(BatchDataError, match=told):
+        validate_events(change(batch({"event_context": "[]"})), Rules())
+
+
+@pytest.mark.parametrize("positions", [(2, 1), (1, 1)])
+def test_rows_out_of_order_are_an_error(positions: tuple[int, int]) -> None:
+    """Rows must be ordered by position, each position once."""
+    with pytest.raises(BatchDataError, match="not ordered by position"):
+        validate_events(batch(*({"position": position} for position in positions)), Rules())
+
+
+def test_no_context_appears_in_an_error() -> None:
+    """An error about the batch's shape shows no event's content, even when the events are bad too."""
+    table = batch({"event_context": '["secret"]'}).drop_columns(["event_type"])
+
+    with pytest.raises(BatchDataError) as caught:
+        validate_events(table, Rules())
+
+    assert "secret" not in str(caught.value)
+
+
+def test_environment_cannot_switch_validation_off() -> None:
+    """The switches pandera reads in the environment are overruled: bad events stay rejected."""
+    program = (
+        "from tests.unit.test_validation_rules import batch\n"
+        "from outbox_pipeline.validation import Rules, validate_events\n"
+        "print(len(validate_events(batch({'metadata_version': 0}), Rules())))"
+    )
+    for switch in ({"PANDERA_VALIDATION_ENABLED": "False"}, {"PANDERA_VALIDATION_DEPTH": "SCHEMA_ONLY"}):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONPATH": ":".join(sys.path), **switch},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert done.stdout.strip() == "1"
