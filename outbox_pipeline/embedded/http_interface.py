@@ -143,9 +143,7 @@ class Interface:
             _log.exception("A request failed in a way the server does not know.")
             await _send_error(ServerError(STD_EXCEPTION, f"{type(error).__name__}: {error}"), headers, send)
 
-    async def _read(
-        self, request: Request, incoming: Incoming, request_id: str
-    ) -> tuple[Order, Iterator[bytes]]:
+    async def _read(self, request: Request, incoming: Incoming, request_id: str) -> tuple[Order, Iterator[bytes]]:
         parameters = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
         body: Iterator[bytes]
@@ -225,9 +223,7 @@ async def _ping(_: Request) -> Response:
 def _order(parameters: dict[str, str], request: Request, request_id: str) -> Order:
     for name in ("compress", "decompress", "role"):
         if parameters.get(name, "0") != "0":
-            raise ServerError(
-                NOT_IMPLEMENTED, f"The embedded server does not support {name}. (NOT_IMPLEMENTED)"
-            )
+            raise ServerError(NOT_IMPLEMENTED, f"The embedded server does not support {name}. (NOT_IMPLEMENTED)")
     settings = {
         name: value
         for name, value in parameters.items()
@@ -241,9 +237,7 @@ def _order(parameters: dict[str, str], request: Request, request_id: str) -> Ord
         session_seconds=min(float(parameters.get("session_timeout", 60)), 3600),
         session_must_exist=parameters.get("session_check") == "1",
     )
-    bound = {
-        name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")
-    }
+    bound = {name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")}
     default = request.headers.get("x-clickhouse-format") or parameters.get("default_format") or "TabSeparated"
     return Order(parameters.get("query", ""), bound, scope, default_format=default)
 
@@ -255,9 +249,7 @@ def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
     fields = {}
     for part in message.iter_parts():
         if part.get_filename() is not None:
-            raise ServerError(
-                NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)"
-            )
+            raise ServerError(NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)")
         fields[part.get_param("name", header="content-disposition")] = part.get_payload(decode=True).decode()
     return fields
 
@@ -277,7 +269,5 @@ async def _send_error(error: ServerError, headers: dict[str, str], send: Send) -
         status_code=error.status,
         headers={**headers, "X-ClickHouse-Exception-Code": str(error.code)},
     )
-    await send(
-        {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    )
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body})
