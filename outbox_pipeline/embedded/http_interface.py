@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 #: Parameters of the URL that are for the server; every other one that is not `param_…` is a setting.
 _FOR_THE_SERVER = frozenset(
     """
-    query database default_format session_id session_timeout session_check query_id user password quota_key role
-    wait_end_of_query buffer_size compress decompress enable_http_compression http_zlib_compression_level
-    client_protocol_version send_progress_in_http_headers http_headers_progress_interval_ms
+    query database default_format session_id session_timeout session_check query_id user password quota_key
+    role wait_end_of_query buffer_size compress decompress enable_http_compression
+    http_zlib_compression_level client_protocol_version send_progress_in_http_headers http_headers_progress_interval_ms
     """.split()  # noqa: SIM905  # a list of words reads better
 )
 
@@ -175,19 +175,19 @@ class Interface:
             "X-ClickHouse-Summary": _summary(result),
             "X-ClickHouse-Exception-Tag": failure.tag,
         }
-        await self._send_pieces(pieces, headers, failure, send)
+        await self._send_pieces(pieces, headers, send)
+        # Before the end is told: a client that has it may use the session for its next request at once.
+        await self._in_thread(result.close)
+        # A response that failed on the way is left without its end, so that no client takes it for complete.
+        if not failure.happened:
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _send_pieces(
-        self, pieces: Iterator[bytes], headers: dict[str, str], failure: "_Failure", send: Send
-    ) -> None:
+    async def _send_pieces(self, pieces: Iterator[bytes], headers: dict[str, str], send: Send) -> None:
         start = Response(headers={**headers, "Content-Type": "application/octet-stream"})
         raw = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         while (piece := await self._in_thread(lambda: next(pieces, None))) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-        # A response that failed on the way is left without its end, so that no client takes it for complete.
-        if not failure.happened:
-            await send({"type": "http.response.body", "body": b""})
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self._threads)
