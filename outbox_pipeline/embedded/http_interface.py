@@ -28,6 +28,7 @@ from outbox_pipeline.embedded.chdb_engine import Engine, Scope
 from outbox_pipeline.embedded.compression import accepted_encoding, compressed, decompressed
 from outbox_pipeline.embedded.execution import Order, Result, execute
 from outbox_pipeline.embedded.server_errors import (
+    BAD_ARGUMENTS,
     NOT_IMPLEMENTED,
     STD_EXCEPTION,
     ClientGoneError,
@@ -49,6 +50,7 @@ _FOR_THE_SERVER = frozenset(
 
 _KILL_PAUSE_SECONDS = 0.5
 _THREADS = 64
+_LONGEST_SESSION_SECONDS = 3600
 
 
 class Incoming:
@@ -103,6 +105,9 @@ class Interface:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope)
+        if request.method == "GET" and "query" not in request.query_params:
+            await (await _ping(request))(scope, receive, send)
+            return
         incoming = Incoming(receive)
         request_id = str(uuid.uuid4())
         async with anyio.create_task_group() as group:
@@ -238,7 +243,7 @@ def _order(parameters: dict[str, str], request: Request, request_id: str) -> Ord
         database=parameters.get("database"),
         settings=settings,
         session_id=parameters.get("session_id"),
-        session_seconds=min(float(parameters.get("session_timeout", 60)), 3600),
+        session_seconds=_session_seconds(parameters.get("session_timeout", "60")),
         session_must_exist=parameters.get("session_check") == "1",
     )
     bound = {
@@ -246,6 +251,15 @@ def _order(parameters: dict[str, str], request: Request, request_id: str) -> Ord
     }
     default = request.headers.get("x-clickhouse-format") or parameters.get("default_format") or "TabSeparated"
     return Order(parameters.get("query", ""), bound, scope, default_format=default)
+
+
+def _session_seconds(text: str) -> float:
+    if not text.isdecimal() or int(text) > _LONGEST_SESSION_SECONDS:
+        raise ServerError(
+            BAD_ARGUMENTS,
+            f"session_timeout must be a number of seconds up to {_LONGEST_SESSION_SECONDS}. (BAD_ARGUMENTS)",
+        )
+    return int(text)
 
 
 def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
