@@ -4,7 +4,7 @@ Invariant: each write names batch, attempt and holder and touches nothing when t
 caller then gets LeaseLostError. The database's clock decides what has expired.
 """
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, case, func, or_, select, update
@@ -19,15 +19,27 @@ _NOW = func.clock_timestamp()
 _SHOWN = [getattr(batch.c, name) for name in Batch.__dataclass_fields__]
 
 
-def request_due(connection: Connection, *, most: int, request_seconds: float, max_attempts: int) -> list[BatchRequest]:
-    """Move up to *most* due batches to requested under a new attempt each, oldest first.
+def request_due(
+    connection: Connection,
+    *,
+    most: int,
+    request_seconds: float,
+    max_attempts: int,
+    days: tuple[date, date] = (date.min, date.max),
+) -> list[BatchRequest]:
+    """Move up to *most* due batches of these days to requested under a new attempt each, oldest first.
 
     Due are: freshly cut, failed with the backoff over, requested or delivering with the lease expired. A batch whose
     silent attempts reach *max_attempts* is parked and not returned.
     """
-    rows = connection.execute(
-        query("request_due"), {"most": most, "request_seconds": request_seconds, "max_attempts": max_attempts}
-    ).all()
+    parameters = {
+        "most": most,
+        "request_seconds": request_seconds,
+        "max_attempts": max_attempts,
+        "first_day": days[0],
+        "last_day": days[1],
+    }
+    rows = connection.execute(query("request_due"), parameters).all()
     return [
         BatchRequest(row.batch_id, row.attempt, row.recorded_on, row.event_count)
         for row in sorted(rows, key=lambda row: row.cut_at)
@@ -50,13 +62,14 @@ def take_over(
 ) -> Lease | None:
     """Move a batch that nobody holds to delivering under a new attempt, whatever else its status is.
 
-    For runs that were not requested: re-executions and replays. None while another process holds it.
+    For runs that were not requested: re-executions, replays, and the next step of a run whose steps are processes of
+    their own. None while another run holds it.
     """
     statement = (
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
         .values(attempt=batch.c.attempt + 1)
         .where(batch.c.batch_id == batch_id)
-        .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW))
+        .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW, batch.c.run_id == run_id))
         .returning(batch.c.attempt)
     )
     attempt = connection.scalar(statement)
@@ -154,6 +167,14 @@ def read_batches(connection: Connection, where: ColumnElement[bool]) -> list[Bat
     """Return the ledger's rows that satisfy a condition on the batch table, in the order they were cut."""
     rows = connection.execute(select(*_SHOWN).where(where).order_by(batch.c.cut_at)).mappings()
     return [_as_batch(row) for row in rows]
+
+
+def count_accepted(connection: Connection, day: date) -> int:
+    """Return how many events of a UTC day are processed."""
+    statement = select(func.coalesce(func.sum(batch.c.accepted_count), 0)).where(
+        batch.c.recorded_on == day, batch.c.status == BatchStatus.PROCESSED
+    )
+    return connection.scalar(statement) or 0
 
 
 def _as_batch(row: RowMapping) -> Batch:

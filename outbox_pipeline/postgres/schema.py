@@ -3,11 +3,9 @@
 Alembic keeps the order and the version; each step is a numbered `.sql` file that other migration tools can run as well.
 """
 
+from functools import cache
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from outbox_pipeline.errors import ConfigurationError
@@ -32,9 +30,7 @@ def migrate(engine: Engine) -> str:
         if found is not None and found not in known_versions():
             raise _newer(found)
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        _upgrade(connection)
     return latest_version()
 
 
@@ -61,22 +57,25 @@ def schema_version(connection: Connection) -> str | None:
 
 
 def latest_version() -> str:
-    """Return the version this code needs."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    if head is None:
-        raise ConfigurationError("This installation carries no migrations: install outbox-pipeline again.")
-    return head
+    """Return the version this code needs: the number of its last migration."""
+    return known_versions()[-1]
 
 
-def known_versions() -> set[str]:
-    """Return all versions this code can migrate from."""
-    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+@cache
+def known_versions() -> list[str]:
+    """Return all versions this code can migrate from, in order."""
+    return sorted(path.name.split("_")[0] for path in (_MIGRATIONS / "sql").glob("[0-9]*.sql"))
 
 
-def _config() -> Config:
+def _upgrade(connection: Connection) -> None:
+    # Imported here because only a migration needs it, and every sensor tick loads this module.
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    return config
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _require_server(connection: Connection) -> None:

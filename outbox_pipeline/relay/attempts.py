@@ -7,7 +7,7 @@ asked for (a re-execution, a replay) takes the batch over when nobody holds it.
 import os
 import random
 import socket
-from datetime import timedelta
+from datetime import date, timedelta
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -33,11 +33,17 @@ from outbox_pipeline.settings import Settings
 _HOLDER = f"{socket.gethostname()}:{os.getpid()}:{uuid7()}"
 
 
-def request_batches(engine: Engine, settings: Settings, *, most: int) -> list[BatchRequest]:
-    """Draw the next attempt of up to *most* due batches, oldest first."""
+def request_batches(
+    engine: Engine, settings: Settings, *, most: int, days: tuple[date, date] = (date.min, date.max)
+) -> list[BatchRequest]:
+    """Draw the next attempt of up to *most* due batches of these days, oldest first."""
     with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
         return leases.request_due(
-            connection, most=most, request_seconds=settings.request_seconds, max_attempts=settings.max_attempts
+            connection,
+            most=most,
+            request_seconds=settings.request_seconds,
+            max_attempts=settings.max_attempts,
+            days=days,
         )
 
 

@@ -72,7 +72,9 @@ class Marked:
     accepted_count: int
     quarantined_count: int
     processed_at: datetime
+    context_bytes: int
     lag_seconds: float
+    seconds: float
 
 
 class Delivery:
@@ -83,6 +85,7 @@ class Delivery:
         self.stores = stores
         self.lease = lease
         self._events: pa.Table | None = None
+        self._started = time.monotonic()
         self._has_sent = False
         self._is_proven = False
         self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease).start()
@@ -173,8 +176,9 @@ class Delivery:
             accepted, quarantined, processed_at = leases.mark_processed(connection, self.lease)
         self.close()
         lag = (processed_at - batch.oldest_recorded_at).total_seconds()
+        seconds = time.monotonic() - self._started
         log().info("batch_processed", batch_id=str(batch.batch_id), accepted=accepted, quarantined=quarantined)
-        return Marked(accepted, quarantined, processed_at, lag)
+        return Marked(accepted, quarantined, processed_at, batch.context_bytes, lag, seconds)
 
     def _table(self) -> pa.Table:
         if self._events is None:

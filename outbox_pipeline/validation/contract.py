@@ -90,9 +90,7 @@ def _is_valid(column: pa.ChunkedArray) -> bool:
 def _without_broken_text(table: pa.Table, name: str, is_utf8: pa.Array) -> tuple[pa.Table, pa.Array]:
     originals = table.column(name).cast(pa.binary()).to_pylist()
     texts = [None if raw is None else _repaired(raw) for raw in originals]
-    is_kept = [
-        kept and raw == text for kept, raw, text in zip(is_utf8.to_pylist(), originals, texts, strict=True)
-    ]
+    is_kept = [kept and raw == text for kept, raw, text in zip(is_utf8.to_pylist(), originals, texts, strict=True)]
     repaired = pa.chunked_array([pa.array(texts, pa.binary()).cast(pa.string())])
     return table.set_column(table.column_names.index(name), name, repaired), pa.array(is_kept)
 

@@ -120,9 +120,7 @@ def _event_type_empty(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
 
 def _event_type_unknown(frame: pd.DataFrame, rules: Rules) -> pa.ChunkedArray:
     known = pa.array(sorted(rules.known_event_types or ()), pa.string())
-    return _where_text(
-        _column(frame, "event_type"), lambda texts: pc.invert(pc.is_in(texts, value_set=known))
-    )
+    return _where_text(_column(frame, "event_type"), lambda texts: pc.invert(pc.is_in(texts, value_set=known)))
 
 
 def _environment_empty(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
@@ -141,9 +139,7 @@ def _time_before_1970(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
 
 def _time_too_far_ahead(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
     times = _microseconds(frame, "event_date_time")
-    recorded = pc.min_element_wise(
-        _microseconds(frame, "recorded_at"), _INT64_MAX - AHEAD_MAX_US, skip_nulls=False
-    )
+    recorded = pc.min_element_wise(_microseconds(frame, "recorded_at"), _INT64_MAX - AHEAD_MAX_US, skip_nulls=False)
     return pc.or_kleene(pc.greater(times, pc.add(recorded, AHEAD_MAX_US)), _has_wrapped(times))
 
 

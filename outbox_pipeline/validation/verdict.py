@@ -75,10 +75,11 @@ def _is_increasing(positions: pd.Series) -> bool:
 
 
 def _require_contract(errors: SchemaErrors, frame: pd.DataFrame) -> None:
-    # A rule that crashed (CHECK_ERROR) is told too: passing its events would be a verdict nobody gave.
+    # A rule that crashed counts too, its events were not judged; but a wrong column is why most would crash.
     broken = [error for error in errors.schema_errors if not _is_verdict(error)]
+    causes = [error for error in broken if error.reason_code is not SchemaErrorReason.CHECK_ERROR]
     if broken:
-        told = "; ".join(dict.fromkeys(_told(error, frame) for error in broken))
+        told = "; ".join(dict.fromkeys(_told(error, frame) for error in causes or broken))
         raise BatchDataError(
             f"The batch is not as validation expects it: {told}. Nothing was sent; run `outbox doctor`."
         ) from None

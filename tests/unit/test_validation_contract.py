@@ -75,9 +75,7 @@ def test_driver_types_are_read_as_what_they_store() -> None:
         ),
     ],
 )
-def test_broken_contract_is_an_error_and_no_rejection(
-    change: Callable[[pa.Table], pa.Table], told: str
-) -> None:
+def test_broken_contract_is_an_error_and_no_rejection(change: Callable[[pa.Table], pa.Table], told: str) -> None:
     """A batch of another shape stops with a sentence that names the column; no event is blamed for it."""
     with pytest.raises(BatchDataError, match=told):
         validate_events(change(batch({"event_context": "[]"})), Rules())

@@ -124,18 +124,14 @@ def test_context_limit_counts_bytes_and_includes_the_limit() -> None:
 
     assert size > len(context)
     assert reasons({"event_context": context}, Rules(context_max_bytes=size)) == ()
-    assert reasons({"event_context": context}, Rules(context_max_bytes=size - 1)) == (
-        Reason.CONTEXT_TOO_LARGE,
-    )
+    assert reasons({"event_context": context}, Rules(context_max_bytes=size - 1)) == (Reason.CONTEXT_TOO_LARGE,)
 
 
 def test_context_limit_counts_undecodable_bytes_once() -> None:
     """Bytes that are no UTF-8 count one each, so a broken text is not also called too large."""
     context = b'{"a":"\xff\xff\xff"}'
 
-    assert reasons({"event_context": context}, Rules(context_max_bytes=len(context))) == (
-        Reason.INVALID_UTF8,
-    )
+    assert reasons({"event_context": context}, Rules(context_max_bytes=len(context))) == (Reason.INVALID_UTF8,)
 
 
 def test_unknown_type_is_a_fault_only_with_a_registry() -> None:

@@ -2,7 +2,7 @@
 WITH due AS (
     SELECT batch_id, status IN ('requested', 'delivering') AS went_silent
     FROM outbox.batch
-    WHERE status <> 'processed' AND (
+    WHERE status <> 'processed' AND recorded_on BETWEEN :first_day AND :last_day AND (
         status = 'cut'
         OR (status = 'failed' AND next_attempt_at <= clock_timestamp())
         OR (status IN ('requested', 'delivering') AND lease_until < clock_timestamp())

@@ -1,0 +1,234 @@
+"""What an event is in Python, and the checks that turn one into the row PostgreSQL will store.
+
+Nothing here connects to anything: `publish` writes the rows, `validation` judges them again on the way out, because
+rows can also be written in plain SQL.
+
+Invariant: an `EventRow` is fit for the outbox. Its context is JSON text that PostgreSQL accepts and keeps byte for
+byte, so whatever can be refused is refused before the caller's transaction sees a statement.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, ClassVar, Unpack
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from outbox_pipeline.errors import PublishError, first_line
+from outbox_pipeline.ids import uuid7
+from outbox_pipeline.settings import default_environment, load_settings
+
+TEXT_MAX_CHARACTERS = 200
+VERSION_MAX = 2**63 - 1
+
+#: Deeper nesting is refused: PostgreSQL's parser and many readers recurse.
+DEPTH_MAX = 200
+
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class Event(BaseModel):
+    """Base of an application's own events; the fields of a subclass are the event's context.
+
+    The type is the class name in snake case and the version 1, unless the class says otherwise:
+    `class OrderPaid(Event, event_type="order.paid", metadata_version=2)`. Neither is inherited by subclasses.
+    Both names have underscores around them so that a context may have fields called the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    __event_type__: ClassVar[str] = ""
+    __metadata_version__: ClassVar[int] = 1
+
+    def __init_subclass__(
+        cls, *, event_type: str | None = None, metadata_version: int = 1, **config: Unpack[ConfigDict]
+    ) -> None:
+        """Name the event's type and version; other keywords are pydantic's."""
+        super().__init_subclass__(**config)
+        # Pydantic makes a class Page[int] of a generic Page; it is the same event.
+        if "[" not in cls.__name__:
+            cls.__event_type__ = snake_case(cls.__name__) if event_type is None else event_type
+            cls.__metadata_version__ = metadata_version
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One event as the outbox stores it; `event_context` is the JSON text, made once and sent as it is."""
+
+    event_id: UUID
+    event_type: str
+    event_date_time: datetime
+    environment: str
+    event_context: str
+    metadata_version: int
+    trace_context: str | None
+
+
+def snake_case(class_name: str) -> str:
+    """Return *class_name* in lower case with underscores: `HTTPRequestFailed` becomes `http_request_failed`."""
+    return _WORD_STARTS.sub("_", class_name.strip("_")).lower()
+
+
+def prepare_event(
+    event: Event | Mapping[str, Any],
+    *,
+    event_type: str | None = None,
+    metadata_version: int | None = None,
+    event_date_time: datetime | None = None,
+    environment: str | None = None,
+    event_id: UUID | str | None = None,
+    trace_context: str | None = None,
+) -> EventRow:
+    """Return the row for *event*; arguments left out come from its class, the clock and the settings.
+
+    A mapping is its own context and needs an `event_type`. Raises PublishError naming the first field that cannot
+    be stored and why.
+    """
+    if isinstance(event, Event):
+        event_type = event.__event_type__ if event_type is None else event_type
+        metadata_version = event.__metadata_version__ if metadata_version is None else metadata_version
+    elif not isinstance(event, Mapping):
+        raise PublishError("event", f"must be an Event or a mapping, not {type(event).__name__}")
+    return EventRow(
+        event_id=_checked_id(event_id),
+        event_type=_checked_name("event_type", event_type),
+        event_date_time=_checked_time(event_date_time),
+        environment=_checked_name("environment", default_environment() if environment is None else environment),
+        event_context=_checked_size(context_text(event)),
+        metadata_version=_checked_version(1 if metadata_version is None else metadata_version),
+        trace_context=None if trace_context is None else _checked_text("trace_context", trace_context),
+    )
+
+
+def context_text(event: Event | Mapping[str, Any]) -> str:
+    r"""Return the context of *event* as compact JSON text.
+
+    Integers keep every digit. A Decimal in a mapping is refused, as JSON readers would turn it into a float: give it
+    as text, which is also what a model's Decimal field becomes. A lone surrogate has no UTF-8 form and is written as
+    its escape, like `\u0000`. Raises PublishError for anything JSON has no word for.
+    """
+    try:
+        context = event.model_dump(mode="json", by_alias=True) if isinstance(event, Event) else dict(event)
+        text = _dumped(context)
+        _check_structure(context)
+        if isinstance(event, Event) and "null" in text:
+            _refuse_vanished_floats(event)
+    except PublishError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PublishError("event_context", first_line(error)) from error
+    return text
+
+
+def _dumped(context: dict[str, Any]) -> str:
+    text = json.dumps(context, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    if _is_encodable(text):
+        return text
+    return json.dumps(context, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_structure(context: dict[str, Any]) -> None:
+    # After json.dumps, which refuses circles; but it would quietly turn the keys 1, None and True into texts.
+    for depth, level in enumerate(_levels(context)):
+        if depth > DEPTH_MAX:
+            raise PublishError("event_context", f"is nested deeper than {DEPTH_MAX} levels")
+        for value in level:
+            if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+                raise PublishError("event_context", "has a key that is not a string")
+
+
+def _refuse_vanished_floats(event: Event) -> None:
+    # In JSON mode pydantic writes null for a NaN in a field that is not declared as float.
+    for level in _levels(event.model_dump(by_alias=True)):
+        if any(isinstance(value, float) and not math.isfinite(value) for value in level):
+            raise PublishError("event_context", "has a number that is not finite")
+
+
+def _levels(value: object) -> Iterator[list[object]]:
+    level = [value]
+    while level:
+        yield level
+        level = [child for parent in level for child in _children(parent)]
+
+
+def _children(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        return iter(value.values())
+    return iter(value if isinstance(value, list | tuple | set | frozenset) else ())
+
+
+def _checked_size(text: str) -> str:
+    size = len(text.encode())
+    if size > _context_max_bytes():
+        raise PublishError("event_context", f"has {size} bytes, more than OUTBOX_CONTEXT_MAX_BYTES allows")
+    return text
+
+
+@lru_cache(maxsize=1)
+def _context_max_bytes() -> int:
+    return load_settings().context_max_bytes
+
+
+def _checked_name(field: str, value: object) -> str:
+    text = _checked_text(field, value)
+    if not text.strip():
+        raise PublishError(field, "must not be empty")
+    if len(text) > TEXT_MAX_CHARACTERS:
+        raise PublishError(field, f"must not be longer than {TEXT_MAX_CHARACTERS} characters")
+    return text
+
+
+def _checked_text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise PublishError(field, f"must be a string, not {type(value).__name__}")
+    # A member of a string enumeration is written as its value; drivers know only plain strings.
+    text = str.__str__(value)
+    if "\0" in text or not _is_encodable(text):
+        raise PublishError(field, "must not contain NUL or lone surrogates")
+    return text
+
+
+def _checked_version(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PublishError("metadata_version", f"must be an integer, not {type(value).__name__}")
+    if not 1 <= value <= VERSION_MAX:
+        raise PublishError("metadata_version", f"must lie between 1 and {VERSION_MAX}")
+    return int(value)
+
+
+def _checked_time(value: object) -> datetime:
+    if value is None:
+        return datetime.now(UTC)
+    if not isinstance(value, datetime):
+        raise PublishError("event_date_time", f"must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise PublishError("event_date_time", "must have a time zone, like datetime.now(UTC)")
+    return value
+
+
+def _checked_id(value: object) -> UUID:
+    if value is None:
+        return uuid7()
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value) if isinstance(value, str) else _refused_id(value)
+    except ValueError as error:
+        raise PublishError("event_id", "must be a UUID") from error
+
+
+def _refused_id(value: object) -> UUID:
+    raise PublishError("event_id", f"must be a UUID, not {type(value).__name__}")

@@ -1,0 +1,26 @@
+"""Everything Dagster loads: the code location `outbox_pipeline`."""
+
+import dagster as dg
+
+from outbox_pipeline.orchestration.assets import OUTBOX, event_log
+from outbox_pipeline.orchestration.jobs import deliver_batch
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.sensors import outbox_sensor
+
+
+def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definitions:
+    """Assemble the definitions; tests give a resource of their own."""
+    from_environment = PipelineResource(
+        postgres_url=dg.EnvVar("OUTBOX_POSTGRES_URL"), clickhouse_url=dg.EnvVar("OUTBOX_CLICKHOUSE_URL")
+    )
+    return dg.Definitions(
+        assets=[OUTBOX, event_log],
+        jobs=[deliver_batch],
+        sensors=[outbox_sensor],
+        resources={"pipeline": pipeline or from_environment},
+        # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions()

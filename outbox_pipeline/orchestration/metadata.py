@@ -1,0 +1,104 @@
+"""What runs show in the UI: numbers that plot, small tables, a summary to read. No event contexts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
+from outbox_pipeline.relay.replay import Outcome, Replayed
+
+Metadata = Mapping[str, dg.MetadataValue[Any] | int | float | str | bool]
+
+_SAMPLE_SIZE = 10
+_TYPES_SHOWN = 20
+
+
+def of_extract(extracted: Extracted) -> Metadata:
+    """Show what came out of PostgreSQL."""
+    return {
+        "events": extracted.event_count,
+        "context_bytes": extracted.context_bytes,
+        "seconds": extracted.seconds,
+        "events_per_second": _rate(extracted.event_count, extracted.seconds),
+    }
+
+
+def of_validate(validated: Validated) -> Metadata:
+    """Show how many events were accepted, their types, and a sample of the rejected with reasons."""
+    return {
+        "accepted": validated.accepted_count,
+        "rejected": len(validated.rejected),
+        "decided_by": "an earlier attempt" if validated.was_frozen else "this attempt",
+        "event_types": _table(
+            [
+                {"event_type": name, "events": count}
+                for name, count in list(validated.event_types.items())[:_TYPES_SHOWN]
+            ]
+        ),
+        "rejected_sample": _table(
+            [
+                {"position": position, "reasons": ", ".join(reasons)}
+                for position, reasons in list(validated.rejected.items())[:_SAMPLE_SIZE]
+            ]
+        ),
+        "reasons": dg.MetadataValue.json(validated.reasons),
+    }
+
+
+def of_load(loaded: Loaded) -> Metadata:
+    """Show what was sent and what ClickHouse proved."""
+    return {
+        "rows": loaded.row_count,
+        "sent_bytes": loaded.sent_bytes,
+        "generation": loaded.generation,
+        "was_already_there": loaded.was_there,
+        "seconds": loaded.seconds,
+        "rows_per_second": _rate(loaded.row_count, loaded.seconds),
+        "proof": dg.MetadataValue.json({name: str(value) for name, value in loaded.proof.to_json().items()}),
+    }
+
+
+def of_mark(marked: Marked, *, day_row_count: int) -> Metadata:
+    """Show the batch as one point of the asset's plots."""
+    return {
+        "rows_loaded": marked.accepted_count,
+        "events_quarantined": marked.quarantined_count,
+        "lag_seconds": marked.lag_seconds,
+        "delivery_seconds": marked.seconds,
+        "rows_per_second": _rate(marked.accepted_count, marked.seconds),
+        "context_bytes": marked.context_bytes,
+        "dagster/partition_row_count": day_row_count,
+        "processed_at": dg.MetadataValue.timestamp(marked.processed_at),
+    }
+
+
+def of_replay(replayed: Sequence[Replayed]) -> Metadata:
+    """Show what a day's replay did with each batch."""
+    counts = {outcome: sum(item.outcome == outcome for item in replayed) for outcome in Outcome}
+    told = [item for item in replayed if item.outcome != Outcome.PROVEN][:_TYPES_SHOWN]
+    return {
+        "batches": len(replayed),
+        "rows": sum(item.row_count for item in replayed),
+        **{f"batches_{outcome.replace(' ', '_')}": count for outcome, count in counts.items()},
+        "by_batch": _table([_of_one(item) for item in told]),
+    }
+
+
+def _of_one(item: Replayed) -> dict[str, int | str]:
+    return {
+        "batch_id": str(item.batch_id),
+        "outcome": str(item.outcome),
+        "rows": item.row_count,
+        "detail": item.detail,
+    }
+
+
+def _table(rows: Sequence[Mapping[str, int | str]]) -> dg.MetadataValue[Any]:
+    if not rows:
+        return dg.MetadataValue.text("none")
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 1) if seconds > 0 else 0.0

@@ -1,0 +1,117 @@
+"""The four ops of a delivery, and the day run that proves a whole partition.
+
+They hand each other nothing: each gets the batch id from the run config, asks the ledger, and can run in a process of
+its own. What happens on a crash: the heartbeat dies with the process, the lease runs out, and the sensor asks for the
+next attempt, which looks into ClickHouse before it sends anything. Without a batch id a run is for its partition's day:
+each of its batches is proved, and delivered again where ClickHouse differs.
+"""
+
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from outbox_pipeline.batches import Batch
+from outbox_pipeline.errors import ProofError
+from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, delivering
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import count_accepted, read_batch
+from outbox_pipeline.relay.attempts import end_failed
+from outbox_pipeline.relay.replay import Outcome, batches_of_day, replay
+
+EVENT_LOG = dg.AssetKey("event_log")
+DELIVERED_WHOLE = "delivered_whole"
+
+_AFTER = {"after": dg.In(dg.Nothing)}
+
+
+@dg.op(ins={"outbox": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES, tags={"kind": "postgres"})
+def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Take the batch's lease and read its events from PostgreSQL.
+
+    Without a batch id: list the batches of the partition's day. Fails when another run holds the batch (nothing to do:
+    that run delivers it) or when events the ledger counts are gone from outbox.event.
+    """
+    with delivering(context, config, pipeline) as delivery:
+        if delivery is not None:
+            context.add_output_metadata(metadata.of_extract(delivery.extract()))
+            return
+        batches = _batches(context, config, pipeline)
+        events = sum(batch.event_count for batch in batches)
+        context.add_output_metadata({"batches": len(batches), "events": events})
+
+
+@dg.op(ins=_AFTER, out=dg.Out(dg.Nothing), retry_policy=RETRIES, tags={"kind": "pandas"})
+def validate_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Decide which events go to ClickHouse and freeze that decision in the ledger.
+
+    Rejected events go to quarantine when the batch is marked; they never hold the others up. A decision made by an
+    earlier attempt stands, so nothing is validated on a retry, nor in a run for a whole day.
+    """
+    with delivering(context, config, pipeline) as delivery:
+        if delivery is not None:
+            context.add_output_metadata(metadata.of_validate(delivery.validate()))
+
+
+@dg.op(ins=_AFTER, retry_policy=RETRIES, tags={"kind": "clickhouse"})
+def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Any:
+    """Load the batch into ClickHouse and prove that exactly its rows are there.
+
+    A failed check means that ClickHouse took the batch several times and still shows other rows: something else changes
+    the table. Nothing is marked then. Without a batch id each processed batch of the day is proved and, where
+    ClickHouse differs, delivered again; batches in flight or parked are named and left alone.
+    """
+    with delivering(context, config, pipeline) as delivery:
+        if delivery is None:
+            return _prove_batches(context, config, pipeline)
+        try:
+            loaded = delivery.load()
+        except ProofError as error:
+            end_failed(delivery, error)
+            return _check(passed=False, shown={"differences": str(error)})
+        return _check(passed=True, shown=metadata.of_load(loaded))
+
+
+@dg.op(ins=_AFTER, retry_policy=RETRIES, tags={"kind": "postgres"})
+def mark_processed(
+    context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource
+) -> dg.Output[None]:
+    """Mark the batch processed in the ledger and put its rejected events into quarantine, in one transaction.
+
+    Refused when another attempt has taken the batch over meanwhile. From here on `outbox.event_status` shows each of
+    its events as processed.
+    """
+    with delivering(context, config, pipeline) as delivery:
+        if delivery is None:
+            return dg.Output(None, metadata={"dagster/partition_row_count": _day_count(context, pipeline)})
+        marked = delivery.mark()
+        return dg.Output(None, metadata=metadata.of_mark(marked, day_row_count=_day_count(context, pipeline)))
+
+
+def _batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> list[Batch]:
+    if config.batch_id is None:
+        return batches_of_day(pipeline.engine, date.fromisoformat(context.partition_key))
+    with ledger_transaction(pipeline.engine) as connection:
+        return [read_batch(connection, pipeline.as_uuid(config.batch_id))]
+
+
+def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Any:
+    batches = _batches(context, config, pipeline)
+    replayed = []
+    for item in replay(pipeline.stores, batches, reload=config.reload, run_id=context.run_id):
+        replayed.append(item)
+        if item.outcome != Outcome.PROVEN:
+            context.log.info(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
+    failed = [item for item in replayed if item.outcome == Outcome.FAILED]
+    return _check(passed=not failed, shown=metadata.of_replay(replayed))
+
+
+def _check(*, passed: bool, shown: metadata.Metadata) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=passed, check_name=DELIVERED_WHOLE, asset_key=EVENT_LOG, metadata=shown)
+
+
+def _day_count(context: dg.OpExecutionContext, pipeline: PipelineResource) -> int:
+    with ledger_transaction(pipeline.engine) as connection:
+        return count_accepted(connection, date.fromisoformat(context.partition_key))

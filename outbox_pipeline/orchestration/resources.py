@@ -1,0 +1,104 @@
+"""The pipeline's resource: connections to both stores and the delivery of this process.
+
+Opened on first use and closed at the end of the run or tick. URLs come as environment variables, so the UI shows their
+names and never their values.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import dagster as dg
+from pydantic import PrivateAttr, SecretStr
+from sqlalchemy import Engine
+
+from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.clickhouse.client import EventLogClient, open_client
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.logs import configure_logs
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.relay.attempts import start_requested, start_unrequested
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.settings import Settings, load_settings
+
+
+class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own usage leaves it open
+    """Both stores, by URL. At most one delivery is open in a process."""
+
+    postgres_url: str
+    clickhouse_url: str
+
+    _engine: Engine | None = PrivateAttr(None)
+    _client: EventLogClient | None = PrivateAttr(None)
+    _delivery: Delivery | None = PrivateAttr(None)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
+        """Close what was opened when the run or tick ends; a lease not ended by then runs out."""
+        configure_logs(load_settings())
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the heartbeat and close both connections."""
+        if self._delivery is not None:
+            self._delivery.close()
+        if self._client is not None:
+            self._client.close()
+        if self._engine is not None:
+            self._engine.dispose()
+        self._delivery = self._client = self._engine = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the environment with this resource's URLs."""
+        urls = {"postgres_url": SecretStr(self.postgres_url), "clickhouse_url": SecretStr(self.clickhouse_url)}
+        return load_settings().model_copy(update=urls)
+
+    @property
+    def engine(self) -> Engine:
+        """The outbox database."""
+        if self._engine is None:
+            self._engine = create_outbox_engine(self.settings)
+        return self._engine
+
+    @property
+    def stores(self) -> Stores:
+        """Both stores, open."""
+        if self._client is None:
+            self._client = open_client(self.settings)
+        return Stores(self.engine, self._client, self.settings)
+
+    def delivery(self, batch_id: str, attempt: int | None, run: dg.DagsterRun) -> Delivery | None:
+        """Return this process's delivery of the batch, starting one if needed; None when it is processed already.
+
+        A run asked for by the sensor starts the attempt it was asked for. A re-execution, a run started by hand and a
+        step in a process of its own take the batch over. Raises LeaseLostError while another run holds it.
+        """
+        wanted = self.as_uuid(batch_id)
+        if self._delivery is not None and self._delivery.lease.batch_id == wanted:
+            return self._delivery
+        with ledger_transaction(self.engine) as connection:
+            batch = read_batch(connection, wanted)
+        if batch.status == BatchStatus.PROCESSED:
+            return None
+        is_continued = run.parent_run_id is not None or batch.run_id == run.run_id
+        if attempt is None or is_continued:
+            self._delivery = start_unrequested(self.stores, wanted, run_id=run.run_id)
+        else:
+            self._delivery = start_requested(self.stores, wanted, attempt, run_id=run.run_id)
+        return self._delivery
+
+    @staticmethod
+    def as_uuid(text: str) -> UUID:
+        """Return a batch id from run config; ConfigurationError when it is none."""
+        try:
+            return UUID(text)
+        except ValueError:
+            raise ConfigurationError(
+                f"Run config batch_id {text!r} is no UUID: take it from 'outbox status'."
+            ) from None

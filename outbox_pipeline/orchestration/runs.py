@@ -1,0 +1,73 @@
+"""What every op of a delivery shares: its config, and how an error becomes a retry, a failure or a ledger note."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+from pydantic import Field
+
+from outbox_pipeline.errors import InDoubtError, LeaseLostError, OutboxError, TransientError, first_line
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import note_error
+from outbox_pipeline.relay.attempts import end_failed, error_kind
+from outbox_pipeline.relay.delivery import Delivery
+
+#: Trouble of seconds is waited out inside the run; anything longer is the sensor's next attempt.
+RETRIES = dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+class DeliveryConfig(dg.Config):
+    """What a run delivers: one batch, or without a batch id its whole day."""
+
+    batch_id: str | None = Field(
+        default=None,
+        description="Batch to deliver. Empty: prove every batch of the partition's day, repair what differs.",
+    )
+    attempt: int | None = Field(
+        default=None, description="Attempt the sensor drew for this run. Empty for runs started by hand."
+    )
+    reload: bool = Field(
+        default=False, description="Send the day's batches to ClickHouse again even when they are proven whole."
+    )
+
+
+@contextmanager
+def delivering(
+    context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource
+) -> Iterator[Delivery | None]:
+    """Give the op its batch's delivery and sort what goes wrong: retry here, or end the attempt in the ledger.
+
+    Yields None when there is nothing to hold: the run is for a day, or its batch is processed already.
+    """
+    delivery: Delivery | None = None
+    try:
+        if config.batch_id is not None:
+            delivery = pipeline.delivery(config.batch_id, config.attempt, context.run)
+        yield delivery
+    except LeaseLostError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    except Exception as error:
+        if _can_retry(context, error):
+            _note(delivery, error)
+            raise
+        if delivery is not None:
+            end_failed(delivery, error)
+        if isinstance(error, OutboxError):
+            raise dg.Failure(description=first_line(error), allow_retries=False) from error
+        raise
+
+
+def _can_retry(context: dg.OpExecutionContext, error: Exception) -> bool:
+    return isinstance(error, TransientError | InDoubtError) and context.retry_number < RETRIES.max_retries
+
+
+def _note(delivery: Delivery | None, error: Exception) -> None:
+    if delivery is None:
+        return
+    try:
+        with ledger_transaction(delivery.stores.engine) as connection:
+            note_error(connection, delivery.lease, error=first_line(error), kind=error_kind(error))
+    except TransientError:
+        # PostgreSQL itself may be what is down; the retry will tell.
+        return

@@ -1,0 +1,63 @@
+"""The sensor that finds pending events, cuts them into batches and starts a run for each batch that is due."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from outbox_pipeline.batches import BatchRequest
+from outbox_pipeline.clickhouse.client import require_answer
+from outbox_pipeline.errors import TransientError
+from outbox_pipeline.orchestration.jobs import deliver_batch
+from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.partitions import deliverable_days
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.settings import load_settings
+
+BATCH_ID_TAG = "outbox/batch_id"
+ATTEMPT_TAG = "outbox/attempt"
+
+
+@dg.sensor(
+    job=deliver_batch,
+    minimum_interval_seconds=load_settings().sensor_interval_seconds,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Cuts pending events into batches and starts a run for each batch that is new, whose backoff is over, or whose "
+        "run died. Starts nothing while ClickHouse does not answer; the skip reason says since when. Keep it running."
+    ),
+)
+def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
+    """Plan one tick; the ledger remembers, so a tick that is lost or evaluated twice does no harm."""
+    try:
+        require_answer(pipeline.settings)
+    except TransientError as error:
+        since = (context.cursor or "").strip() or datetime.now(UTC).isoformat(timespec="seconds")
+        return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
+    tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days())
+    if tick.held_back_count:
+        context.log.warning(f"Held back: {tick.summary()}")
+    requests = _run_requests(tick.requests)
+    # An empty cursor would not be stored; a space forgets the outage.
+    return dg.SensorResult(
+        run_requests=requests, skip_reason=None if requests else f"Nothing due: {tick.summary()}.", cursor=" "
+    )
+
+
+def _run_requests(requests: Sequence[BatchRequest]) -> list[dg.RunRequest]:
+    return [
+        dg.RunRequest(
+            run_key=f"{request.batch_id}:{request.attempt}",
+            partition_key=request.recorded_on.isoformat(),
+            run_config={
+                "ops": {
+                    EVENT_LOG.to_python_identifier(): {
+                        "config": {"batch_id": str(request.batch_id), "attempt": request.attempt}
+                    }
+                }
+            },
+            tags={BATCH_ID_TAG: str(request.batch_id), ATTEMPT_TAG: str(request.attempt)},
+        )
+        for request in requests
+    ]

@@ -1,0 +1,78 @@
+"""Deliver existing batches again: prove each against ClickHouse, and send only what differs.
+
+Invariant: a batch that ClickHouse shows whole is not touched, and one that is in flight or parked is left to its own
+run. A redelivery that fails leaves its batch failed, and the normal loop takes it up.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.errors import LeaseLostError, OutboxError
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import read_batches
+from outbox_pipeline.postgres.tables import batch as batch_table
+from outbox_pipeline.relay.attempts import end_failed, start_unrequested
+from outbox_pipeline.relay.delivery import proof_differences
+from outbox_pipeline.relay.loop import deliver
+from outbox_pipeline.relay.stores import Stores
+
+
+class Outcome(StrEnum):
+    """What a replay did with one batch."""
+
+    PROVEN = "proven"
+    REDELIVERED = "redelivered"
+    LEFT_ALONE = "left alone"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One batch after a replay; *detail* says what differed, went wrong, or why it was left alone."""
+
+    batch_id: UUID
+    outcome: Outcome
+    row_count: int
+    detail: str = ""
+
+
+def batches_of_day(engine: Engine, day: date) -> list[Batch]:
+    """Return the batches of a UTC day in the order they were cut."""
+    with ledger_transaction(engine) as connection:
+        return read_batches(connection, batch_table.c.recorded_on == day)
+
+
+def replay(
+    stores: Stores, batches: list[Batch], *, reload: bool = False, run_id: str | None = None
+) -> Iterator[Replayed]:
+    """Go through the batches one at a time, yielding what was done with each; with *reload* send all of them again."""
+    for batch in batches:
+        yield _replay_one(stores, batch, reload=reload, run_id=run_id)
+
+
+def _replay_one(stores: Stores, batch: Batch, *, reload: bool, run_id: str | None) -> Replayed:
+    if batch.status != BatchStatus.PROCESSED:
+        return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, f"it is {batch.status}; its own run delivers it")
+    differences = proof_differences(stores, batch, generation=batch.generation)
+    if not differences and not reload:
+        return Replayed(batch.batch_id, Outcome.PROVEN, batch.accepted_count or 0)
+    return _redeliver(stores, batch, differences or "reload was asked for", reload=reload, run_id=run_id)
+
+
+def _redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool, run_id: str | None) -> Replayed:
+    try:
+        delivery = start_unrequested(stores, batch.batch_id, run_id=run_id)
+    except LeaseLostError as error:
+        return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, str(error))
+    try:
+        marked = deliver(delivery, reload=reload)
+    except OutboxError as error:
+        end_failed(delivery, error)
+        return Replayed(batch.batch_id, Outcome.FAILED, 0, str(error))
+    return Replayed(batch.batch_id, Outcome.REDELIVERED, marked.accepted_count, reason)

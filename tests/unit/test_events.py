@@ -1,0 +1,338 @@
+"""What becomes of an event before anything is written: its name, its context byte for byte, and what is refused."""
+
+import enum
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+from uuid import UUID, uuid4
+
+import pytest
+from pydantic import BaseModel, Field, computed_field
+
+from outbox_pipeline import events
+from outbox_pipeline.errors import PublishError
+from outbox_pipeline.events import DEPTH_MAX, Event, context_text, prepare_event, snake_case
+from outbox_pipeline.settings import default_environment
+
+Item = TypeVar("Item")
+
+
+class UserCreated(Event):
+    """An event with nothing but a field."""
+
+    email: str
+
+
+class OrderPaid(Event, event_type="order.paid", metadata_version=2):
+    """An event that names its type and version, and has fields called like them."""
+
+    event_type: str = "card"
+    metadata_version: int = 9
+    event_id: int = 7
+
+
+class Measured(Event):
+    """An event that takes any value at all."""
+
+    value: Any
+
+
+class Page(Event, Generic[Item]):
+    """A generic event."""
+
+    items: list[Item]
+
+
+class Colour(enum.StrEnum):
+    """Names kept in an enumeration."""
+
+    RED = "red_chosen"
+
+
+class Reading(BaseModel):
+    """A model that is no event."""
+
+    value: Any
+
+
+class NoOffset(tzinfo):
+    """A time zone that does not know its offset."""
+
+    def utcoffset(self, _when: datetime | None) -> timedelta | None:
+        """Return nothing, which Python reads as naive."""
+        return None
+
+
+@pytest.fixture(autouse=True)
+def _fresh_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_ENVIRONMENT", "unit-test")
+    default_environment.cache_clear()
+    events._context_max_bytes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("class_name", "event_type"),
+    [
+        ("UserCreated", "user_created"),
+        ("HTTPRequestFailed", "http_request_failed"),
+        ("RequestOverHTTP", "request_over_http"),
+        ("Order2Paid", "order2_paid"),
+        ("OAuth2TokenIssued", "o_auth2_token_issued"),
+        ("Login", "login"),
+        ("_Internal", "internal"),
+    ],
+)
+def test_type_is_the_class_name_in_snake_case(class_name: str, event_type: str) -> None:
+    """Each word starts at a capital; an acronym is one word."""
+    assert snake_case(class_name) == event_type
+
+
+def test_class_gives_type_version_and_context() -> None:
+    """A plain class needs no configuration; what it leaves out comes from the clock and the settings."""
+    before = datetime.now(UTC)
+
+    row = prepare_event(UserCreated(email="ä@b.c"))
+
+    assert (row.event_type, row.metadata_version, row.environment) == ("user_created", 1, "unit-test")
+    assert row.event_context == '{"email":"ä@b.c"}'
+    assert row.trace_context is None
+    assert row.event_id.version == 7
+    assert before <= row.event_date_time <= datetime.now(UTC)
+
+
+def test_fields_may_be_called_like_the_envelope() -> None:
+    """Type and version of the class stay apart from context fields of the same names."""
+    row = prepare_event(OrderPaid())
+
+    assert (row.event_type, row.metadata_version) == ("order.paid", 2)
+    assert json.loads(row.event_context) == {"event_type": "card", "metadata_version": 9, "event_id": 7}
+
+
+def test_subclass_of_an_event_is_another_event() -> None:
+    """Type and version are not inherited, or two kinds of event would share a name."""
+
+    class OrderPaidLate(OrderPaid):
+        """A more special event."""
+
+    row = prepare_event(OrderPaidLate())
+
+    assert (row.event_type, row.metadata_version) == ("order_paid_late", 1)
+
+
+def test_parametrised_generic_keeps_its_name() -> None:
+    """A generic event filled with a type is the same event."""
+    assert prepare_event(Page[int](items=[1])).event_type == "page"
+
+
+def test_context_is_the_model_in_json_mode_by_alias() -> None:
+    """Aliases, computed fields and pydantic's JSON forms of dates and decimals make up the context."""
+
+    class Priced(Event):
+        """An event with all of it."""
+
+        unit_price: Decimal = Field(serialization_alias="unitPrice")
+        at: datetime
+
+        @computed_field  # type: ignore[prop-decorator]
+        @property
+        def doubled(self) -> Decimal:
+            return self.unit_price * 2
+
+    event = Priced(unit_price=Decimal("1.10"), at=datetime(2026, 1, 2, tzinfo=UTC))
+
+    assert context_text(event) == '{"unitPrice":"1.10","at":"2026-01-02T00:00:00Z","doubled":"2.20"}'
+
+
+def test_event_is_a_fact() -> None:
+    """An event takes no unknown fields, which are typing mistakes, and does not change."""
+    with pytest.raises(ValueError, match="extra"):
+        UserCreated(email="a", emial="b")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="frozen"):
+        UserCreated(email="a").email = "b"  # type: ignore[misc]
+
+
+def test_arguments_win_over_class_and_settings() -> None:
+    """What the caller says is what is stored, an id given as text included."""
+    event_id, when = uuid4(), datetime(2026, 1, 2, 3, tzinfo=timezone(timedelta(hours=5)))
+
+    row = prepare_event(
+        UserCreated(email="a"),
+        event_type=Colour.RED,
+        metadata_version=4,
+        event_date_time=when,
+        environment="staging",
+        event_id=str(event_id),
+        trace_context="00-ab-cd-01",
+    )
+
+    assert (row.event_type, row.metadata_version, row.environment) == ("red_chosen", 4, "staging")
+    assert type(row.event_type) is str
+    assert (row.event_id, row.event_date_time, row.trace_context) == (event_id, when, "00-ab-cd-01")
+
+
+@pytest.mark.parametrize(
+    ("context", "text"),
+    [
+        ({}, "{}"),
+        (MappingProxyType({"a": (1, None, True)}), '{"a":[1,null,true]}'),
+        ({"n": 10**40}, '{"n":1' + "0" * 40 + "}"),
+        ({"n": -(2**63) - 1}, '{"n":-9223372036854775809}'),
+        ({"n": 0.1}, '{"n":0.1}'),
+        ({"t": "größe 🎉 \u2028"}, '{"t":"größe 🎉 \u2028"}'),
+        ({"t": "a\0b"}, '{"t":"a\\u0000b"}'),
+        ({"t": "ä\ud800"}, '{"t":"\\u00e4\\ud800"}'),
+        ({"\udfff": 1}, '{"\\udfff":1}'),
+        ({"c": Colour.RED}, '{"c":"red_chosen"}'),
+    ],
+)
+def test_mapping_becomes_exact_json(context: Mapping[str, Any], text: str) -> None:
+    """Integers keep every digit, text stays readable, and what UTF-8 cannot carry becomes an escape."""
+    assert context_text(context) == text
+    assert json.loads(text.encode()) == json.loads(text)
+
+
+def test_surrogate_in_a_model_becomes_an_escape() -> None:
+    """A model's text is carried as a mapping's is."""
+    assert context_text(Measured(value="\ud800\0")) == '{"value":"\\ud800\\u0000"}'
+
+
+def _circle() -> dict[str, Any]:
+    circle: dict[str, Any] = {}
+    circle["self"] = [circle]
+    return circle
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"a": float("nan")},
+        {"a": [float("inf")]},
+        {"a": {1, 2}},
+        {"a": b"x"},
+        {"a": Decimal("1.5")},
+        {"a": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"a": UUID(int=0)},
+        {"a": object()},
+        {"a": MappingProxyType({})},
+        {1: "a"},
+        {"a": [{None: 1}]},
+        {"a": {True: 1}},
+        {("a",): 1},
+        {"a": 10**5000},
+        _circle(),
+        _nested(DEPTH_MAX + 1),
+        _nested(100_000),
+        Measured(value=float("nan")),
+        Measured(value={"a": [float("-inf")]}),
+        Measured(value=Reading(value=float("nan"))),
+        Measured(value=object()),
+        Measured(value=b"\xff"),
+        Measured(value=_circle()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_json_has_no_word_for_is_refused(context: Any) -> None:
+    """Nothing is turned into null, into a text or into a rounded number behind the caller's back."""
+    with pytest.raises(PublishError) as caught:
+        prepare_event(context, event_type="t")
+
+    assert caught.value.field == "event_context"
+
+
+def test_null_is_not_mistaken_for_a_lost_number() -> None:
+    """A null that was meant stays, and so does nesting up to the limit."""
+    assert context_text(Measured(value=None)) == '{"value":null}'
+    assert context_text(_nested(DEPTH_MAX)).count("{") == DEPTH_MAX + 1
+
+
+def test_context_limit_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly the limit is accepted; one byte more is refused, however few characters that is."""
+    monkeypatch.setenv("OUTBOX_CONTEXT_MAX_BYTES", str(len('{"a":"ä🎉"}'.encode())))
+
+    assert prepare_event({"a": "ä🎉"}, event_type="t")
+    with pytest.raises(PublishError, match="more than OUTBOX_CONTEXT_MAX_BYTES"):
+        prepare_event({"a": "ä🎉x"}, event_type="t")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("event_type", None),
+        ("event_type", ""),
+        ("event_type", " \n"),
+        ("event_type", "x" * 201),
+        ("event_type", "a\0"),
+        ("event_type", "a\ud800"),
+        ("event_type", 3),
+        ("environment", ""),
+        ("environment", "x" * 201),
+        ("environment", "\0"),
+        ("environment", "\udfff"),
+        ("environment", b"prod"),
+        ("metadata_version", 0),
+        ("metadata_version", -1),
+        ("metadata_version", 2**63),
+        ("metadata_version", True),
+        ("metadata_version", 1.0),
+        ("metadata_version", "1"),
+        ("event_date_time", datetime(2026, 1, 1)),
+        ("event_date_time", datetime(2026, 1, 1, tzinfo=NoOffset())),
+        ("event_date_time", "2026-01-01T00:00:00Z"),
+        ("event_id", "no-uuid"),
+        ("event_id", 5),
+        ("event_id", b"0" * 16),
+        ("trace_context", 1),
+        ("trace_context", "a\0"),
+        ("trace_context", "\ud800"),
+    ],
+)
+def test_wrong_argument_is_refused_by_name(field: str, value: Any) -> None:
+    """Each argument is checked, and the error says which one it was."""
+    arguments = {"event_type": "t", field: value}
+
+    with pytest.raises(PublishError) as caught:
+        prepare_event({}, **arguments)
+
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("event_type", "x" * 200), ("metadata_version", 2**63 - 1), ("environment", "e"), ("trace_context", "")],
+)
+def test_limits_themselves_are_accepted(field: str, value: Any) -> None:
+    """The largest version, the longest name and an empty trace are fine."""
+    assert getattr(prepare_event({}, **{"event_type": "t", field: value}), field) == value
+
+
+@pytest.mark.parametrize("event", [None, [1], "{}", Reading(value=1), UserCreated])
+def test_only_events_and_mappings_are_events(event: Any) -> None:
+    """Anything else is refused as a whole, a class instead of an instance too."""
+    with pytest.raises(PublishError) as caught:
+        prepare_event(event, event_type="t")
+
+    assert caught.value.field == "event"
+
+
+def test_refusal_repeats_no_content() -> None:
+    """The error says what is wrong without quoting the context."""
+    with pytest.raises(PublishError) as caught:
+        context_text({"secret-key": {"secret-value"}, "x": "secret-text"})
+
+    assert "secret" not in str(caught.value)
+
+
+def test_bare_event_has_no_type() -> None:
+    """The base class alone says nothing about what happened."""
+    with pytest.raises(PublishError, match="event_type"):
+        prepare_event(Event())
