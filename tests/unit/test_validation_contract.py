@@ -3,13 +3,38 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 from outbox_pipeline.errors import BatchDataError
 from outbox_pipeline.validation import Reason, Rejection, Rules, validate_events
-from tests.unit.test_validation_rules import batch
+from outbox_pipeline.validation.contract import ARROW_TYPES
+
+
+def batch(*events: dict[str, Any]) -> pa.Table:
+    """Return a batch of good events, each with the given values instead; positions count from 1."""
+    good = {
+        "event_type": "user_created",
+        "event_date_time": datetime(2026, 3, 1, tzinfo=UTC),
+        "environment": "test",
+        "event_context": "{}",
+        "metadata_version": 1,
+        "recorded_at": datetime(2026, 3, 1, tzinfo=UTC),
+    }
+    ids = [{"position": number, "event_id": number.to_bytes(16, "big")} for number in range(1, len(events) + 1)]
+    rows = [good | numbered | event for numbered, event in zip(ids, events, strict=True)]
+    return pa.Table.from_pylist(rows, pa.schema(list(ARROW_TYPES.items())))
+
+
+def latin1(text: str) -> pa.Array:
+    """Return a column with one text that is not UTF-8."""
+    raw = pa.array([text.encode("latin-1")], pa.binary())
+    return pa.Array.from_buffers(pa.string(), 1, raw.buffers())
 
 
 def test_empty_batch_is_fine() -> None:
@@ -19,10 +44,9 @@ def test_empty_batch_is_fine() -> None:
 
 def test_batch_may_come_in_several_chunks() -> None:
     """The result does not depend on how Arrow cut the table up, broken text included."""
-    whole = pa.concat_tables(
-        [batch({}, {"event_type": b"\xff"}), batch({"position": 3}, {"position": 4, "event_type": ""})]
-    )
-    chunked = pa.concat_tables([whole.slice(row, 1) for row in range(4)])
+    good, broken, empty = batch({}), batch({"position": 2}), batch({"position": 4, "event_type": ""})
+    broken = broken.set_column(2, "event_type", latin1("größe"))
+    chunked = pa.concat_tables([good, broken, batch({"position": 3}), empty])
 
     assert chunked.column("event_type").num_chunks == 4
     assert validate_events(chunked, Rules()) == [
@@ -98,20 +122,22 @@ def test_no_context_appears_in_an_error() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_environment_cannot_switch_validation_off() -> None:
+@pytest.mark.parametrize("switch", ["PANDERA_VALIDATION_ENABLED=False", "PANDERA_VALIDATION_DEPTH=SCHEMA_ONLY"])
+def test_environment_cannot_switch_validation_off(switch: str, tmp_path: Path) -> None:
     """The switches pandera reads in the environment are overruled: bad events stay rejected."""
+    feather.write_feather(batch({"metadata_version": 0}), tmp_path / "batch")
+    name, _, value = switch.partition("=")
     program = (
-        "from tests.unit.test_validation_rules import batch\n"
-        "from outbox_pipeline.validation import Rules, validate_events\n"
-        "print(len(validate_events(batch({'metadata_version': 0}), Rules())))"
+        "import sys; from pyarrow import feather; from outbox_pipeline.validation import Rules, validate_events\n"
+        "print(len(validate_events(feather.read_table(sys.argv[1]), Rules())))"
     )
-    for switch in ({"PANDERA_VALIDATION_ENABLED": "False"}, {"PANDERA_VALIDATION_DEPTH": "SCHEMA_ONLY"}):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONPATH": ":".join(sys.path), **switch},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
 
-        assert done.stdout.strip() == "1"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "batch"],
+        env={"PYTHONPATH": ":".join(sys.path), name: value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == "1"
