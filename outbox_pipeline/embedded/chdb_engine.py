@@ -1,0 +1,202 @@
+"""The ClickHouse engine of this process: its connections, sessions and running queries.
+
+chDB isolates settings, temporary tables and parameters by connection. So every request gets a connection of its own
+(a session keeps one between requests) and SQL never has to be rewritten to carry settings.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import chdb
+from chdb import _chdb
+
+from outbox_pipeline.embedded.server_errors import (
+    SESSION_IS_LOCKED,
+    SESSION_NOT_FOUND,
+    UNKNOWN_SETTING,
+    ServerError,
+    from_engine,
+)
+
+#: A setting of chDB without effect that shows in `system.processes`, so a running query is found by the request's id.
+REQUEST_SETTING = "chdb_client_name"
+
+_SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Under what a statement runs: which session, database and settings, and the id its request is known by."""
+
+    request_id: str
+    database: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    session_id: str | None = None
+    session_seconds: float = 60
+    session_must_exist: bool = False
+
+
+@dataclass
+class _Session:
+    connection: Any
+    busy: threading.Lock
+    expires_at: float = 0
+
+
+class Engine:
+    """The engine on one data directory; it stays open until `close`, whatever connections come and go."""
+
+    def __init__(self, path: Path) -> None:
+        """Open *path*; raises ServerError when another process holds it."""
+        # Otherwise the engine would take SIGTERM and SIGINT for itself.
+        _chdb.set_signal_handlers_enabled(0)
+        self._path = str(path)
+        self._root = self._connect()
+        self._sessions: dict[str, _Session] = {}
+        self._guard = threading.Lock()
+        self.version, self.timezone = (
+            self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
+        )
+
+    @contextmanager
+    def connection(self, scope: Scope) -> Iterator[Any]:
+        """Lend a connection set up for *scope*; afterwards only a session's own changes stay with it."""
+        with self._lend(scope) as connection:
+            run(connection, f"SET {REQUEST_SETTING} = {quoted(scope.request_id)}")
+            if scope.database:
+                run(connection, f"USE {_identifier(scope.database)}")
+            if scope.settings:
+                run(connection, f"SET {_assignments(scope.settings)}")
+            yield connection
+
+    def ask(self, query: str, parameters: dict[str, str] | None = None) -> bytes:
+        """Answer *query* on a connection of its own, as tab separated text."""
+        connection = self._connect()
+        try:
+            return run(connection, query, parameters=parameters).bytes()  # type: ignore[no-any-return]
+        finally:
+            connection.close()
+
+    def kill(self, request_id: str) -> None:
+        """Ask the query of this request to stop; it ends with QUERY_WAS_CANCELLED at the engine's next look."""
+        self.ask(
+            f"KILL QUERY WHERE Settings['{REQUEST_SETTING}'] = {{id:String}} ASYNC",
+            parameters={"id": request_id},
+        )
+
+    def kill_all(self) -> None:
+        """Ask every query of a request to stop."""
+        self.ask(f"KILL QUERY WHERE mapContains(Settings, '{REQUEST_SETTING}') ASYNC")
+
+    def close(self) -> None:
+        """Close the sessions and the engine; what was inserted is in its files."""
+        with self._guard:
+            for session in self._sessions.values():
+                session.connection.close()
+            self._sessions.clear()
+        self._root.close()
+
+    def _connect(self) -> Any:
+        try:
+            return chdb.connect(self._path)
+        except RuntimeError as error:
+            raise from_engine(error) from error
+
+    @contextmanager
+    def _lend(self, scope: Scope) -> Iterator[Any]:
+        if scope.session_id is None:
+            connection = self._connect()
+            try:
+                yield connection
+            finally:
+                connection.close()
+            return
+        session = self._take_session(scope.session_id, scope)
+        try:
+            with _settings_restored(session.connection, scope):
+                yield session.connection
+        finally:
+            session.expires_at = time.monotonic() + scope.session_seconds
+            session.busy.release()
+
+    def _take_session(self, session_id: str, scope: Scope) -> _Session:
+        with self._guard:
+            self._drop_expired()
+            session = self._sessions.get(session_id)
+            if session is None and scope.session_must_exist:
+                raise ServerError(SESSION_NOT_FOUND, f"Session {session_id} not found. (SESSION_NOT_FOUND)")
+            if session is None:
+                session = self._sessions[session_id] = _Session(self._connect(), threading.Lock())
+            if not session.busy.acquire(blocking=False):
+                raise ServerError(
+                    SESSION_IS_LOCKED,
+                    f"Session {session_id} is locked by a concurrent client. (SESSION_IS_LOCKED)",
+                )
+            return session
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        for session_id, session in list(self._sessions.items()):
+            if not session.busy.locked() and session.expires_at < now:
+                session.connection.close()
+                del self._sessions[session_id]
+
+
+def run(
+    connection: Any, query: str, *, output: str = "TabSeparated", parameters: dict[str, str] | None = None
+) -> Any:
+    """Run *query* to its end and return chDB's result; raises ServerError."""
+    try:
+        return connection.query(query, output, params=parameters or {})
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise from_engine(error) from error
+
+
+@contextmanager
+def _settings_restored(connection: Any, scope: Scope) -> Iterator[None]:
+    """Give a session back the settings and database it had: those of a request are not the session's."""
+    names = [*scope.settings, REQUEST_SETTING]
+    listed = ", ".join(quoted(name) for name in names)
+    database = _one(connection, "SELECT currentDatabase()")
+    changed = _pairs(
+        connection, f"SELECT name, value FROM system.settings WHERE changed AND name IN ({listed})"
+    )
+    try:
+        yield
+    finally:
+        values = {name: quoted(changed[name]) if name in changed else "DEFAULT" for name in names}
+        run(connection, "SET " + ", ".join(f"{name} = {value}" for name, value in values.items()))
+        if scope.database:
+            run(connection, f"USE {_identifier(database)}")
+
+
+def _one(connection: Any, query: str) -> str:
+    return run(connection, query, output="TSVRaw").bytes().decode().rstrip("\n")  # type: ignore[no-any-return]
+
+
+def _pairs(connection: Any, query: str) -> dict[str, str]:
+    rows = run(connection, query, output="JSONCompactEachRow").bytes().splitlines()
+    return {name: value for name, value in map(json.loads, rows)}
+
+
+def _assignments(settings: dict[str, str]) -> str:
+    for name in settings:
+        if not _SETTING_NAME.fullmatch(name):
+            raise ServerError(UNKNOWN_SETTING, f"Unknown setting '{name}'. (UNKNOWN_SETTING)")
+    return ", ".join(f"{name} = {quoted(value)}" for name, value in settings.items())
+
+
+def quoted(text: str) -> str:
+    """Return *text* as an SQL string; used where the engine takes no parameter: in SET and in the name of a file."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _identifier(name: str) -> str:
+    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"

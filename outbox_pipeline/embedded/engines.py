@@ -1,0 +1,70 @@
+"""Embedded engines for as long as somebody uses them.
+
+Every use is an entry in the home's list; engines run while the list is not empty, and the last user stops them. A user
+that was killed leaves its engines running: the next use adopts them, and the ClickHouse server, which watches the list,
+stops both a few seconds after the last user has died.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse, stop_clickhouse
+from outbox_pipeline.embedded.homes import Home, add_user, live_users, locked
+from outbox_pipeline.embedded.postgres import PostgresHandle, running_postgres, start_postgres, stop_postgres
+
+
+@dataclass(frozen=True)
+class EngineUrls:
+    """Where the engines of a home are reached; None for an engine that does not run."""
+
+    postgres: str | None
+    dagster: str | None
+    clickhouse: str | None
+
+
+@contextmanager
+def embedded_engines(home: Path, *, postgres: bool = True, clickhouse: bool = True) -> Iterator[EngineUrls]:
+    """Run the engines asked for on *home* during the block, joining those that run already.
+
+    Raises ConfigurationError when a wheel is missing or an engine does not start; its sentence says what to do.
+    """
+    place = Home(home.expanduser().resolve())
+    place.create()
+    user = None
+    try:
+        with locked(place):
+            user = add_user(place)
+            if postgres:
+                start_postgres(place)
+            if clickhouse:
+                start_clickhouse(place)
+        yield running_engines(place.path)
+    finally:
+        if user is not None:
+            _leave(place, user)
+
+
+def running_engines(home: Path) -> EngineUrls:
+    """Return the URLs of what runs on *home* now; starts nothing."""
+    place = Home(home.expanduser().resolve())
+    postgres = running_postgres(place)
+    clickhouse = running_clickhouse(place)
+    return EngineUrls(
+        postgres=_database_url(postgres, "outbox", driver="psycopg"),
+        dagster=_database_url(postgres, "dagster", driver="psycopg2"),
+        clickhouse=clickhouse.url if clickhouse else None,
+    )
+
+
+def _database_url(handle: PostgresHandle | None, database: str, *, driver: str) -> str | None:
+    return handle.url(database, driver=driver) if handle else None
+
+
+def _leave(home: Home, user: Path) -> None:
+    with locked(home):
+        user.unlink(missing_ok=True)
+        if not live_users(home):
+            stop_clickhouse(home)
+            stop_postgres(home)

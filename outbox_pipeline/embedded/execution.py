@@ -1,0 +1,215 @@
+"""One request carried out on the engine: the statement told apart, its data received, its result handed over in pieces.
+
+The body of an INSERT is received whole, into a file, before the engine sees any of it. So a body that is cut short
+stores nothing. The other way, chDB's `send_insert`, answers OK with 0 rows when the insert was killed or ran out of
+time; an insert from a file fails as it must.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from outbox_pipeline.embedded.chdb_engine import Engine, Scope, quoted, run
+from outbox_pipeline.embedded.server_errors import (
+    BAD_ARGUMENTS,
+    NOT_IMPLEMENTED,
+    SYNTAX_ERROR,
+    ServerError,
+    from_engine,
+)
+from outbox_pipeline.embedded.statements import Statement, read_statement
+
+#: How much of a body is searched for the beginning of an INSERT's data; ClickHouse's default max_query_size.
+_HEAD_BYTES = 262_144
+
+#: Formats in which pieces of a result, put together, are the result; others have a beginning or an end of their own.
+_PIECEWISE = frozenset(
+    {"Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary", "JSONEachRow"}
+)
+
+_WITH_RESULT = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK", "KILL"})
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a request asks for: SQL from the URL (the body continues it), parameters, and what it runs under."""
+
+    query: str
+    parameters: dict[str, str]
+    scope: Scope
+    default_format: str = "TabSeparated"
+
+
+@dataclass
+class Result:
+    """What a statement gave: pieces of its output, to be read once, and counts that are final when it wrote something."""
+
+    pieces: Iterator[bytes]
+    format: str | None = None
+    read_rows: int = 0
+    written_rows: int = 0
+    written_bytes: int = 0
+    _resources: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Stop the query if it still runs, and give its connection back."""
+        self._resources.close()
+
+
+def execute(engine: Engine, order: Order, body: Iterator[bytes], *, uploads: Path) -> Result:
+    """Carry out *order* and return its result, which the caller closes; raises ServerError."""
+    head, rest = _head(order.query, body)
+    statement = read_statement(head)
+    with ExitStack() as resources:
+        if statement.data_start is not None and (not statement.is_select or statement.inputs):
+            data = chain([head[statement.data_start :]], rest)
+            file = resources.enter_context(_received(data, uploads))
+            text = _with_file(head, statement, file)
+        else:
+            text = b"".join([head, *rest])
+        connection = resources.enter_context(engine.connection(order.scope))
+        result = _run(connection, _decoded(text), statement, order, resources)
+        result._resources = resources.pop_all()
+        return result
+
+
+def _head(query: str, body: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    head = query.encode() + b"\n" if query else b""
+    for piece in body:
+        head += piece
+        if len(head) >= _HEAD_BYTES:
+            break
+    return head, body
+
+
+@contextmanager
+def _received(data: Iterator[bytes], uploads: Path) -> Iterator[Path]:
+    path = uploads / uuid.uuid4().hex
+    try:
+        with path.open("wb") as file:
+            for piece in data:
+                file.write(piece)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _with_file(head: bytes, statement: Statement, file: Path) -> bytes:
+    """Return the INSERT reading its data from *file* in place of the request."""
+    clause = statement.format
+    assert clause is not None
+    if not statement.is_select:
+        source = f"FROM INFILE {quoted(str(file))} COMPRESSION 'none' ".encode()
+        at = statement.source_start or clause.start
+        return head[:at] + source + head[at : clause.end]
+    if len(statement.inputs) != 1:
+        raise ServerError(
+            NOT_IMPLEMENTED, "This server takes one call of input() in an INSERT. (NOT_IMPLEMENTED)"
+        )
+    call = statement.inputs[0]
+    source = f"file({quoted(str(file))}, {quoted(clause.argument)}, {call.argument}, 'none')".encode()
+    return head[: call.start] + source + head[call.end : clause.start]
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ServerError(SYNTAX_ERROR, f"The statement is not UTF-8: {error}. (SYNTAX_ERROR)") from error
+
+
+def _run(connection: Any, text: str, statement: Statement, order: Order, resources: ExitStack) -> Result:
+    _refuse_what_would_be_silent(connection, text, statement)
+    output = statement.format.argument if statement.format else order.default_format
+    if statement.keyword in ("SELECT", "WITH") and output in _PIECEWISE and _is_reading(connection, text):
+        return _stream(connection, text, statement, output, order, resources)
+    result = run(connection, text, output=output, parameters=order.parameters)
+    data = result.bytes()
+    return Result(
+        iter([data] if data else []),
+        format=output if data or statement.keyword in _WITH_RESULT else None,
+        read_rows=result.storage_rows_read(),
+        written_rows=result.rows_written(),
+        written_bytes=result.bytes_written(),
+    )
+
+
+def _refuse_what_would_be_silent(connection: Any, text: str, statement: Statement) -> None:
+    """Raise for what the engine would answer with OK and something other than what was asked."""
+    if not text.strip():
+        raise ServerError(SYNTAX_ERROR, "Empty query. (SYNTAX_ERROR)")
+    if statement.inputs and statement.format is None:
+        raise ServerError(
+            BAD_ARGUMENTS, "An INSERT from input() must name the FORMAT of its data. (BAD_ARGUMENTS)"
+        )
+    if statement.keyword != "INSERT" and connection._conn.classify_query(text)["statement_count"] > 1:
+        raise ServerError(SYNTAX_ERROR, "Multi-statements are not allowed. (SYNTAX_ERROR)")
+
+
+def _is_reading(connection: Any, text: str) -> bool:
+    return str(connection._conn.classify_query(text)["query_class"]).endswith("READ_ONLY")
+
+
+def _stream(
+    connection: Any, text: str, statement: Statement, output: str, order: Order, resources: ExitStack
+) -> Result:
+    try:
+        stream = connection.send_query(text, output, params=order.parameters)
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise from_engine(error) from error
+    resources.callback(stream.close)
+    pieces = _pieces(stream)
+    # The first piece is fetched now: most queries that fail do so before it, and get an honest status.
+    first = next(pieces, None)
+    if first is None:
+        header = _native_header(connection, text, statement, order) if output == "Native" else b""
+        return Result(iter([header] if header else []), format=output)
+    return Result(chain([first], pieces), format=output)
+
+
+def _pieces(stream: Any) -> Iterator[bytes]:
+    while True:
+        try:
+            piece = stream.fetch()
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise from_engine(error) from error
+        if piece is None:
+            return
+        yield piece.bytes()
+
+
+def _native_header(connection: Any, text: str, statement: Statement, order: Order) -> bytes:
+    """Return the block without rows that ClickHouse sends for an empty result, so that clients learn its columns."""
+    query = text.encode()[: statement.format.start].decode() if statement.format else text
+    described = run(
+        connection,
+        f"DESCRIBE TABLE ({query.rstrip().rstrip(';')}\n)",
+        output="JSONCompactEachRow",
+        parameters=order.parameters,
+    )
+    columns = [json.loads(line)[:2] for line in described.bytes().splitlines()]
+    names = b"".join(_counted(text) for column in columns for text in column)
+    return _varint(len(columns)) + _varint(0) + names
+
+
+def _counted(text: str) -> bytes:
+    data = text.encode()
+    return _varint(len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
+
+
+def remove_leftovers(uploads: Path) -> None:
+    """Remove bodies that a server which was killed had received."""
+    with os.scandir(uploads) as entries:
+        for entry in entries:
+            Path(entry.path).unlink(missing_ok=True)

@@ -1,0 +1,277 @@
+"""ClickHouse's HTTP interface, as far as clickhouse-connect and curl use it, on the engine of this process.
+
+The event loop only moves bytes; every call of the engine runs in a thread, so `/ping` answers during a long query.
+A client that leaves has its query killed. What is not supported is refused with NOT_IMPLEMENTED and never ignored.
+"""
+
+import email
+import email.policy
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+from anyio import from_thread, to_thread
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from outbox_pipeline.embedded.chdb_engine import Engine, Scope
+from outbox_pipeline.embedded.compression import accepted_encoding, compressed, decompressed
+from outbox_pipeline.embedded.execution import Order, Result, execute
+from outbox_pipeline.embedded.server_errors import (
+    NOT_IMPLEMENTED,
+    STD_EXCEPTION,
+    ClientGoneError,
+    ServerError,
+)
+
+_log = logging.getLogger(__name__)
+
+#: Parameters of the URL that are for the server; every other one that is not `param_…` is a setting.
+_FOR_THE_SERVER = frozenset(
+    "query database default_format session_id session_timeout session_check query_id user password quota_key"
+    " wait_end_of_query buffer_size compress decompress role client_protocol_version"
+    " enable_http_compression http_zlib_compression_level"
+    " send_progress_in_http_headers http_headers_progress_interval_ms".split()
+)
+
+_KILL_PAUSE_SECONDS = 0.5
+_THREADS = 64
+
+
+class Incoming:
+    """The body of one request, read from the event loop or from a thread, and the news that its client has left."""
+
+    def __init__(self, receive: Receive) -> None:
+        """Read from *receive*."""
+        self._receive = receive
+        self._complete = anyio.Event()
+
+    async def next_piece(self) -> bytes | None:
+        """Return the next piece, None after the last; raises ClientGoneError when the client leaves in between."""
+        if self._complete.is_set():
+            return None
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        if not message.get("more_body", False):
+            self._complete.set()
+        return message.get("body", b"")
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body in a worker thread."""
+        while (piece := from_thread.run(self.next_piece)) is not None:
+            yield piece
+
+    async def read(self) -> bytes:
+        """Return what is left of the body."""
+        return b"".join([piece async for piece in self._rest()])
+
+    async def left(self) -> None:
+        """Return once the client has left after it had sent everything."""
+        await self._complete.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _rest(self) -> AsyncIterator[bytes]:
+        while (piece := await self.next_piece()) is not None:
+            yield piece
+
+
+class Interface:
+    """The ASGI endpoint that takes queries."""
+
+    def __init__(self, engine: Engine, *, uploads: Path) -> None:
+        """Serve *engine*; bodies of inserts are received in *uploads*."""
+        self._engine = engine
+        self._uploads = uploads
+        self._threads = anyio.CapacityLimiter(_THREADS)
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope)
+        incoming = Incoming(receive)
+        request_id = str(uuid.uuid4())
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._kill_when_left, incoming, request_id)
+            try:
+                await self._answer(request, incoming, request_id, send)
+            except ClientGoneError:
+                pass
+            except OSError:
+                _log.debug("A client left while it was answered.")
+            finally:
+                group.cancel_scope.cancel()
+
+    async def _kill_when_left(self, incoming: Incoming, request_id: str) -> None:
+        # Again and again: the query may not have begun when the first order to stop arrives.
+        await incoming.left()
+        while True:
+            await to_thread.run_sync(self._engine.kill, request_id)
+            await anyio.sleep(_KILL_PAUSE_SECONDS)
+
+    async def _answer(self, request: Request, incoming: Incoming, request_id: str, send: Send) -> None:
+        query_id = request.query_params.get("query_id") or request_id
+        headers = {"X-ClickHouse-Query-Id": query_id, "X-ClickHouse-Timezone": self._engine.timezone}
+        try:
+            order, body = await self._read(request, incoming, request_id)
+            result = await self._in_thread(partial(execute, self._engine, order, body, uploads=self._uploads))
+            try:
+                await self._hand_over(request, result, headers, send)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._in_thread(result.close)
+        except ServerError as error:
+            await incoming.read()
+            await _send_error(error, headers, send)
+        except (ClientGoneError, OSError):
+            raise
+        except Exception as error:
+            _log.exception("A request failed in a way the server does not know.")
+            await _send_error(ServerError(STD_EXCEPTION, f"{type(error).__name__}: {error}"), headers, send)
+
+    async def _read(
+        self, request: Request, incoming: Incoming, request_id: str
+    ) -> tuple[Order, Iterator[bytes]]:
+        parameters = dict(request.query_params)
+        content_type = request.headers.get("content-type", "")
+        body: Iterator[bytes]
+        if content_type.startswith("multipart/form-data"):
+            parameters |= _form_fields(content_type, await incoming.read())
+            body = iter(())
+        else:
+            body = decompressed(incoming.pieces(), request.headers.get("content-encoding", ""))
+        return _order(parameters, request, request_id), body
+
+    async def _hand_over(self, request: Request, result: Result, headers: dict[str, str], send: Send) -> None:
+        parameters = request.query_params
+        pieces = result.pieces
+        if parameters.get("wait_end_of_query") == "1":
+            pieces = iter(await self._in_thread(lambda: list(result.pieces)))
+        failure = _Failure(uuid.uuid4().hex[:16])
+        pieces = failure.told(pieces)
+        if parameters.get("enable_http_compression") == "1":
+            encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
+            if encoding and result.format:
+                headers = {**headers, "Content-Encoding": encoding}
+                pieces = compressed(pieces, encoding)
+        if result.format:
+            headers = {**headers, "X-ClickHouse-Format": result.format}
+        headers = {
+            **headers,
+            "X-ClickHouse-Summary": _summary(result),
+            "X-ClickHouse-Exception-Tag": failure.tag,
+        }
+        await self._send_pieces(pieces, headers, failure, send)
+
+    async def _send_pieces(
+        self, pieces: Iterator[bytes], headers: dict[str, str], failure: "_Failure", send: Send
+    ) -> None:
+        start = Response(headers={**headers, "Content-Type": "application/octet-stream"})
+        raw = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        while (piece := await self._in_thread(lambda: next(pieces, None))) is not None:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        # A response that failed on the way is left without its end, so that no client takes it for complete.
+        if not failure.happened:
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _in_thread(self, call):  # type: ignore[no-untyped-def]
+        return await to_thread.run_sync(call, limiter=self._threads)
+
+
+class _Failure:
+    """An error after the status was sent, told in the body between the tags clickhouse-connect looks for."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.happened = False
+
+    def told(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from pieces
+        except ServerError as error:
+            self.happened = True
+            text = error.text.encode() + b"\n"
+            tag = self.tag.encode()
+            yield b"\r\n__exception__\r\n%s\r\n%s%d %s\r\n__exception__\r\n" % (tag, text, len(text), tag)
+
+
+def build_application(engine: Engine, *, uploads: Path) -> Starlette:
+    """Return the application that serves *engine*."""
+    interface = Interface(engine, uploads=uploads)
+    return Starlette(
+        routes=[Route("/ping", _ping), Route("/", interface, methods=["GET", "POST"])],  # type: ignore[arg-type]
+    )
+
+
+async def _ping(_: Request) -> Response:
+    return PlainTextResponse("Ok.\n")
+
+
+def _order(parameters: dict[str, str], request: Request, request_id: str) -> Order:
+    for name in ("compress", "decompress", "role"):
+        if parameters.get(name, "0") != "0":
+            raise ServerError(
+                NOT_IMPLEMENTED, f"The embedded server does not support {name}. (NOT_IMPLEMENTED)"
+            )
+    settings = {
+        name: value
+        for name, value in parameters.items()
+        if name not in _FOR_THE_SERVER and not name.startswith("param_")
+    }
+    scope = Scope(
+        request_id,
+        database=parameters.get("database"),
+        settings=settings,
+        session_id=parameters.get("session_id"),
+        session_seconds=min(float(parameters.get("session_timeout", 60)), 3600),
+        session_must_exist=parameters.get("session_check") == "1",
+    )
+    bound = {
+        name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")
+    }
+    default = request.headers.get("x-clickhouse-format") or parameters.get("default_format") or "TabSeparated"
+    return Order(parameters.get("query", ""), bound, scope, default_format=default)
+
+
+def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
+    """Return the text fields of a form, in which clickhouse-connect sends a query with long parameters."""
+    head = f"Content-Type: {content_type}\r\nMIME-Version: 1.0\r\n\r\n".encode()
+    message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
+    fields = {}
+    for part in message.iter_parts():  # type: ignore[attr-defined]
+        if part.get_filename() is not None:
+            raise ServerError(
+                NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)"
+            )
+        fields[part.get_param("name", header="content-disposition")] = part.get_payload(decode=True).decode()
+    return fields
+
+
+def _summary(result: Result) -> str:
+    counts = {
+        "read_rows": result.read_rows,
+        "written_rows": result.written_rows,
+        "written_bytes": result.written_bytes,
+    }
+    return json.dumps({name: str(count) for name, count in counts.items()})
+
+
+async def _send_error(error: ServerError, headers: dict[str, str], send: Send) -> None:
+    response = PlainTextResponse(
+        error.text + "\n",
+        status_code=error.status,
+        headers={**headers, "X-ClickHouse-Exception-Code": str(error.code)},
+    )
+    await send(
+        {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    )
+    await send({"type": "http.response.body", "body": response.body})
