@@ -3,6 +3,7 @@
 Invariant: engines are joined or started only for a URL that is not set; a real server's schema is never made here.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ from outbox_pipeline.errors import ConfigurationError
 if TYPE_CHECKING:
     from outbox_pipeline.embedded.engines import EngineUrls
     from outbox_pipeline.settings import Settings
+
+
+#: Drivers that log an error and raise it too; the sentence of the error is enough.
+_TALKATIVE = ("clickhouse_connect", "urllib3")
 
 
 @contextmanager
@@ -36,6 +41,8 @@ def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterat
 
     given = load_settings()
     configure_logs(given)
+    for driver in _TALKATIVE:
+        logging.getLogger(driver).setLevel(logging.CRITICAL)
     wants_postgres = postgres and given.postgres_url is None
     wants_clickhouse = clickhouse and given.clickhouse_url is None
     if not (wants_postgres or wants_clickhouse):

@@ -6,7 +6,7 @@ from uuid import UUID
 import typer
 
 from outbox_pipeline.cli.engines import engine_settings, ready_settings
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json, print_table, shown
+from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import OutboxError
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json([{"name": check.name, "ok": check.ok, "message": check.message} for check in checks])
     else:
-        marks = {True: "ok", False: "WRONG", None: "–"}
-        print_table(["", "check", "finding"], [(marks[check.ok], check.name, check.message) for check in checks])
+        print_facts([(f"{_mark(check)} {check.name}", check.message) for check in checks])
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 
@@ -86,6 +85,10 @@ def _examine() -> "list[Check]":
             return examine(settings)
     except OutboxError as error:
         return unusable(error)
+
+
+def _mark(check: "Check") -> str:
+    return {True: "ok   ", False: "WRONG", None: "-    "}[check.ok]
 
 
 def _status_facts(found: "Status") -> list[tuple[str, object]]:
@@ -115,9 +118,10 @@ def _trace_facts(found: "Trace") -> list[tuple[str, object]]:
         ("status", found.status),
         ("", found.explanation),
     ]
-    for part in (found.event, found.batch):
-        if part is not None:
-            facts += [(_label(name), value) for name, value in vars(part).items()]
+    if found.event is not None:
+        facts += [(_label(name), value) for name, value in vars(found.event).items()]
+    if found.batch is not None:
+        facts += [(f"batch {_label(name.removeprefix('batch_'))}", value) for name, value in vars(found.batch).items()]
     if found.reasons:
         facts.append(("reasons", ", ".join(found.reasons)))
     for row in found.rows or []:

@@ -25,27 +25,22 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(plain, default=_as_text, ensure_ascii=False))
 
 
-def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names and values in two columns; values are shown as they are, never read as markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 3))
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        table.add_row(Text(name, style="bold"), Text(shown(value)))
-    Console(soft_wrap=True).print(table)
+        typer.echo(f"{typer.style(name.ljust(width), bold=True)}   {shown(value)}")
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their column names."""
+    """Print rows under their column names; values are shown as they are, never read as markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(header_style="bold")
+    table = Table()
     for name in names:
-        table.add_column(Text(name))
+        table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*[Text(shown(value)) for value in row])
     Console().print(table)

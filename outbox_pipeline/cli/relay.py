@@ -126,8 +126,8 @@ def _fields(result: "RelayResult", seconds: float) -> dict[str, Any]:
 
 
 def _sentence(report: RelayReport) -> str:
-    said = f"delivered {report.delivered} events in {report.batches} batches, {report.seconds:.1f} s"
-    return f"{said}, quarantined {report.quarantined}" if report.quarantined else said
+    counts = f"delivered {report.delivered}, quarantined {report.quarantined}, batches {report.batches}"
+    return f"{counts}, seconds {report.seconds:.1f}"
 
 
 def _left_behind(report: RelayReport) -> str:

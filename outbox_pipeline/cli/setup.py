@@ -41,8 +41,6 @@ def env() -> None:
 
     Example: eval "$(outbox env)" && dagster dev
     """
-    from outbox_pipeline.orchestration.instance import prepare_dagster_home
-
     settings = running_settings()
     urls = {
         "OUTBOX_POSTGRES_URL": settings.postgres_url,
@@ -55,6 +53,8 @@ def env() -> None:
             f"{' and '.join(missing)} not set, and no embedded engine for it runs on {settings.home}: "
             "set it, or start one with 'outbox up'."
         )
+    from outbox_pipeline.orchestration.instance import prepare_dagster_home
+
     values = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
     values["OUTBOX_HOME"] = str(settings.home)
     values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))

@@ -2,12 +2,15 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.output import AsJson, print_table
+from outbox_pipeline.errors import OutboxError, PermanentError, first_line
 
 if TYPE_CHECKING:
     from outbox_pipeline.clickhouse.client import EventLogClient
@@ -45,16 +48,24 @@ def sql(
 
 
 def _show(client: "EventLogClient", query: str) -> None:
-    from outbox_pipeline.clickhouse.errors import translated
-
-    with translated(client.where):
+    with _refused(client):
         result = client.driver.query(query)
     print_table(result.column_names, result.result_rows)
 
 
 def _copy(client: "EventLogClient", query: str, output_format: str, out: IO[bytes]) -> None:
-    from outbox_pipeline.clickhouse.errors import translated
-
-    with translated(client.where), client.driver.raw_stream(query, fmt=output_format) as answer:
+    with _refused(client), client.driver.raw_stream(query, fmt=output_format) as answer:
         shutil.copyfileobj(answer, out)
     out.flush()
+
+
+@contextmanager
+def _refused(client: "EventLogClient") -> Iterator[None]:
+    """Say of a refused query only what ClickHouse says: it is the asker's own text, no matter of setup."""
+    from outbox_pipeline.clickhouse.errors import translated
+
+    try:
+        with translated(client.where):
+            yield
+    except PermanentError as error:
+        raise OutboxError(f"ClickHouse refuses the query: {first_line(error.__cause__ or error)}") from error

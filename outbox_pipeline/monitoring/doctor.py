@@ -189,13 +189,11 @@ def check_clickhouse_version(version: str, shown: str) -> Check:
 def _dagster_check(settings: Settings) -> Check:
     if settings.dagster_url is None:
         return Check("dagster storage", None, "Not set: without OUTBOX_DAGSTER_URL the embedded engine keeps the runs.")
-    url = settings.dagster_url.get_secret_value()
-
-    def answers() -> str:
-        require_storage(url)
-        return f"Dagster's storage at {shown_url(url)} answers."
-
-    return _outcome("dagster storage", answers)
+    try:
+        require_storage(settings.dagster_url.get_secret_value())
+    except OutboxError as error:
+        return Check("dagster storage", False, f"{_said(error)}. Check that it runs and OUTBOX_DAGSTER_URL is right.")
+    return Check("dagster storage", True, f"Dagster's storage at {shown_url(settings.dagster_url)} answers.")
 
 
 def _clock(name: str, before: datetime, at: datetime) -> ServerClock:

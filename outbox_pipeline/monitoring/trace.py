@@ -1,7 +1,7 @@
 """One event's life: when it was recorded, which batch took it, and its rows in ClickHouse or why there are none."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -107,9 +107,12 @@ def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
 def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> list[TracedRow]:
     wanted: dict[str, Any] = {"event_id": str(event_id)}
     if life is None or life["event_micros"] is None:
-        return [TracedRow(**row) for row in client.rows(_BY_ID, wanted)]
-    key = {"event_type": life["event_type"], "event_micros": life["event_micros"]}
-    return [TracedRow(**row) for row in client.rows(_BY_KEY, wanted | key)]
+        found = client.rows(_BY_ID, wanted)
+    else:
+        key = {"event_type": life["event_type"], "event_micros": life["event_micros"]}
+        found = client.rows(_BY_KEY, wanted | key)
+    # The driver hands times of a UTC column over without their zone.
+    return [TracedRow(**row | {"loaded_at": row["loaded_at"].replace(tzinfo=UTC)}) for row in found]
 
 
 def _without_event(event_id: UUID, rows: list[TracedRow] | None, unasked: str) -> Trace:

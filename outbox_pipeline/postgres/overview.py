@@ -6,7 +6,7 @@ Invariant: nothing here locks or changes a row, so an operator may ask as often 
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, create_engine, func, make_url, select
+from sqlalchemy import Connection, create_engine, func, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -42,14 +42,11 @@ def require_storage(url: str) -> None:
 
     Raises TransientError saying why that did not work.
     """
-    engine = create_engine(
-        make_url(url),
-        poolclass=NullPool,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
-        hide_parameters=True,
-    )
+    timeout = {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
     try:
+        engine = create_engine(url, poolclass=NullPool, connect_args=timeout, hide_parameters=True)
         with engine.connect() as connection:
             connection.execute(select(1))
     except SQLAlchemyError as error:
-        raise TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {first_line(error)}") from error
+        said = first_line(getattr(error, "orig", None) or error)
+        raise TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}") from error
