@@ -1,7 +1,7 @@
 """The ClickHouse engine of this process: its connections, sessions and running queries.
 
-chDB isolates settings, temporary tables and parameters by connection. So every request gets a connection of its own
-(a session keeps one between requests) and SQL never has to be rewritten to carry settings.
+chDB isolates settings, temporary tables and parameters by connection. So every request gets a connection of
+its own (a session keeps one between requests) and SQL never has to be rewritten to carry settings.
 """
 
 import json
@@ -25,7 +25,7 @@ from outbox_pipeline.embedded.server_errors import (
     from_engine,
 )
 
-#: A setting of chDB without effect that shows in `system.processes`, so a running query is found by the request's id.
+#: A setting without effect that `system.processes` shows, so a query is found by its request's id.
 REQUEST_SETTING = "chdb_client_name"
 
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -33,7 +33,7 @@ _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 @dataclass(frozen=True)
 class Scope:
-    """Under what a statement runs: which session, database and settings, and the id its request is known by."""
+    """Under what a statement runs: session, database, settings, and the id its request is known by."""
 
     request_id: str
     database: str | None = None
@@ -56,7 +56,7 @@ class Engine:
     def __init__(self, path: Path) -> None:
         """Open *path*; raises ServerError when another process holds it."""
         # Otherwise the engine would take SIGTERM and SIGINT for itself.
-        _chdb.set_signal_handlers_enabled(0)
+        _chdb.set_signal_handlers_enabled(0)  # type: ignore[attr-defined]  # missing in chDB's stubs
         self._path = str(path)
         self._root = self._connect()
         self._sessions: dict[str, _Session] = {}
@@ -85,7 +85,7 @@ class Engine:
             connection.close()
 
     def kill(self, request_id: str) -> None:
-        """Ask the query of this request to stop; it ends with QUERY_WAS_CANCELLED at the engine's next look."""
+        """Ask the query of this request to stop; it then fails with QUERY_WAS_CANCELLED."""
         self.ask(
             f"KILL QUERY WHERE Settings['{REQUEST_SETTING}'] = {{id:String}} ASYNC",
             parameters={"id": request_id},
@@ -163,11 +163,8 @@ def run(
 def _settings_restored(connection: Any, scope: Scope) -> Iterator[None]:
     """Give a session back the settings and database it had: those of a request are not the session's."""
     names = [*scope.settings, REQUEST_SETTING]
-    listed = ", ".join(quoted(name) for name in names)
-    database = _one(connection, "SELECT currentDatabase()")
-    changed = _pairs(
-        connection, f"SELECT name, value FROM system.settings WHERE changed AND name IN ({listed})"
-    )
+    database = run(connection, "SELECT currentDatabase()", output="TSVRaw").bytes().decode().rstrip("\n")
+    changed = _changed_settings(connection, names)
     try:
         yield
     finally:
@@ -177,13 +174,14 @@ def _settings_restored(connection: Any, scope: Scope) -> Iterator[None]:
             run(connection, f"USE {_identifier(database)}")
 
 
-def _one(connection: Any, query: str) -> str:
-    return run(connection, query, output="TSVRaw").bytes().decode().rstrip("\n")  # type: ignore[no-any-return]
-
-
-def _pairs(connection: Any, query: str) -> dict[str, str]:
-    rows = run(connection, query, output="JSONCompactEachRow").bytes().splitlines()
-    return {name: value for name, value in map(json.loads, rows)}
+def _changed_settings(connection: Any, names: list[str]) -> dict[str, str]:
+    rows = run(
+        connection,
+        "SELECT name, value FROM system.settings WHERE changed AND has({names:Array(String)}, name)",
+        output="JSONCompactEachRow",
+        parameters={"names": "[" + ", ".join(quoted(name) for name in names) + "]"},
+    )
+    return dict(json.loads(row) for row in rows.bytes().splitlines())
 
 
 def _assignments(settings: dict[str, str]) -> str:
@@ -194,7 +192,7 @@ def _assignments(settings: dict[str, str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return *text* as an SQL string; used where the engine takes no parameter: in SET and in the name of a file."""
+    """Return *text* as an SQL string, for where the engine takes no parameter: SET and names of files."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

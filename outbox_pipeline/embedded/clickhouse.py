@@ -1,7 +1,8 @@
 """The life of the local ClickHouse server: start it on a home, join the one that runs, stop it.
 
-The server is a process of its own because the engine lets only one process open a data directory. Its port is kept in
-the home after it has gone and taken again, so a URL stays valid over a crash. Call start and stop under the home's lock.
+The server is a process of its own because the engine lets only one process open a data directory. Its port is
+kept in the home after it has gone and taken again, so a URL stays valid over a crash. Call start and stop
+under the home's lock.
 """
 
 import http.client
@@ -117,9 +118,8 @@ def _start(home: Home) -> ClickHouseHandle:
 
 def _command(home: Home, *, port: int) -> list[str]:
     module = "outbox_pipeline.embedded.clickhouse_server"
-    return [
-        sys.executable, "-m", module, "--path", str(home.clickhouse_data), "--port", str(port), "--home", str(home.path)
-    ]  # fmt: skip
+    options = {"--path": home.clickhouse_data, "--port": port, "--home": home.path}
+    return [sys.executable, "-m", module, *(str(part) for option in options.items() for part in option)]
 
 
 def _environment() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The process that serves ClickHouse on loopback: `python -m outbox_pipeline.embedded.clickhouse_server`.
 
-One engine, one port, no passwords. It ends on SIGTERM, and by itself a few seconds after the last user of its home has
-died without saying goodbye, taking PostgreSQL with it.
+One engine, one port, no passwords. It ends on SIGTERM, and by itself a few seconds after the last user of its
+home has died without saying goodbye, taking PostgreSQL with it.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class UserWatch:
-    """Tells when nobody uses the home any more, and from then on keeps everybody from joining until `close`."""
+    """Tells when nobody uses the home any more, and then keeps everybody from joining until `close`."""
 
     def __init__(self, home: Home | None) -> None:
         """Watch the users of *home*; with None the server is on its own and stays."""
@@ -139,7 +139,8 @@ def _leave(_signal: int, _frame: object) -> None:
 
 def _listen(port: int) -> socket.socket:
     for candidate in (port, 0):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # The protocol is named because asyncio turns Nagle off only then: 40 ms less for every answer.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         # A port whose last server was killed is still half closed; without this it could not be had again.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,7 +1,7 @@
 """Compressed bodies, read and written as streams.
 
-A body is any number of frames, one after another, and every one of them is read. A body that ends inside a frame is
-refused: what it still held is unknown, so nothing of it may be stored.
+A body is any number of frames, one after another, and every one of them is read. A body that ends inside a
+frame is refused: what it still held is unknown, so nothing of it may be stored.
 """
 
 import sys

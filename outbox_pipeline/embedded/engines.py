@@ -1,8 +1,8 @@
 """Embedded engines for as long as somebody uses them.
 
-Every use is an entry in the home's list; engines run while the list is not empty, and the last user stops them. A user
-that was killed leaves its engines running: the next use adopts them, and the ClickHouse server, which watches the list,
-stops both a few seconds after the last user has died.
+Every use is an entry in the home's list; engines run while the list is not empty, and the last user stops
+them. A user that was killed leaves its engines running: the next use adopts them, and the ClickHouse server,
+which watches the list, stops both a few seconds after the last user has died.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class EngineUrls:
 def embedded_engines(home: Path, *, postgres: bool = True, clickhouse: bool = True) -> Iterator[EngineUrls]:
     """Run the engines asked for on *home* during the block, joining those that run already.
 
-    Raises ConfigurationError when a wheel is missing or an engine does not start; its sentence says what to do.
+    Raises ConfigurationError, which says what to do, when a wheel is missing or an engine does not start.
     """
     place = Home(home.expanduser().resolve())
     place.create()

@@ -1,8 +1,8 @@
-"""One request carried out on the engine: the statement told apart, its data received, its result handed over in pieces.
+"""One request carried out on the engine: statement read, data received, result handed over in pieces.
 
-The body of an INSERT is received whole, into a file, before the engine sees any of it. So a body that is cut short
-stores nothing. The other way, chDB's `send_insert`, answers OK with 0 rows when the insert was killed or ran out of
-time; an insert from a file fails as it must.
+The body of an INSERT is received whole, into a file, before the engine sees any of it. So a body that is cut
+short stores nothing. The other way, chDB's `send_insert`, answers OK with 0 rows when the insert was killed
+or ran out of time; an insert from a file fails as it must.
 """
 
 import json
@@ -28,7 +28,7 @@ from outbox_pipeline.embedded.statements import Statement, read_statement
 #: How much of a body is searched for the beginning of an INSERT's data; ClickHouse's default max_query_size.
 _HEAD_BYTES = 262_144
 
-#: Formats in which pieces of a result, put together, are the result; others have a beginning or an end of their own.
+#: Formats in which the pieces of a result, put together, are the result; others have a head or a foot.
 _PIECEWISE = frozenset(
     {"Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary", "JSONEachRow"}
 )
@@ -38,7 +38,7 @@ _WITH_RESULT = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS"
 
 @dataclass(frozen=True)
 class Order:
-    """What a request asks for: SQL from the URL (the body continues it), parameters, and what it runs under."""
+    """What a request asks for: SQL from the URL (the body continues it), parameters, scope."""
 
     query: str
     parameters: dict[str, str]
@@ -48,7 +48,7 @@ class Order:
 
 @dataclass
 class Result:
-    """What a statement gave: pieces of its output, to be read once, and counts that are final when it wrote something."""
+    """What a statement gave: pieces of output, to be read once, and counts of what it read and wrote."""
 
     pieces: Iterator[bytes]
     format: str | None = None
@@ -185,7 +185,7 @@ def _pieces(stream: Any) -> Iterator[bytes]:
 
 
 def _native_header(connection: Any, text: str, statement: Statement, order: Order) -> bytes:
-    """Return the block without rows that ClickHouse sends for an empty result, so that clients learn its columns."""
+    """Return the block without rows that ClickHouse sends for an empty result: clients learn its columns."""
     query = text.encode()[: statement.format.start].decode() if statement.format else text
     described = run(
         connection,

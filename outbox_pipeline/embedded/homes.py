@@ -1,7 +1,7 @@
 """The folder of the embedded engines: its layout, its lock, and the list of those who use it.
 
-Engines are started and stopped only under the lock, and users enter and leave the list under it too. So two processes
-that start at once get one server, and the last user out is known to be the last.
+Engines are started and stopped only under the lock, and users enter and leave the list under it too. So two
+processes that start at once get one server, and the last user out is known to be the last.
 """
 
 import fcntl

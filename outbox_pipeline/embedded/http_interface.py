@@ -1,7 +1,8 @@
 """ClickHouse's HTTP interface, as far as clickhouse-connect and curl use it, on the engine of this process.
 
-The event loop only moves bytes; every call of the engine runs in a thread, so `/ping` answers during a long query.
-A client that leaves has its query killed. What is not supported is refused with NOT_IMPLEMENTED and never ignored.
+The event loop only moves bytes; every call of the engine runs in a thread, so `/ping` answers during a long
+query. A client that leaves has its query killed. What is not supported is refused with NOT_IMPLEMENTED and
+never ignored.
 """
 
 import email
@@ -9,9 +10,10 @@ import email.policy
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
@@ -32,14 +34,17 @@ from outbox_pipeline.embedded.server_errors import (
     ServerError,
 )
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 #: Parameters of the URL that are for the server; every other one that is not `param_…` is a setting.
 _FOR_THE_SERVER = frozenset(
-    "query database default_format session_id session_timeout session_check query_id user password quota_key"
-    " wait_end_of_query buffer_size compress decompress role client_protocol_version"
-    " enable_http_compression http_zlib_compression_level"
-    " send_progress_in_http_headers http_headers_progress_interval_ms".split()
+    """
+    query database default_format session_id session_timeout session_check query_id user password quota_key role
+    wait_end_of_query buffer_size compress decompress enable_http_compression http_zlib_compression_level
+    client_protocol_version send_progress_in_http_headers http_headers_progress_interval_ms
+    """.split()  # noqa: SIM905  # a list of words reads better
 )
 
 _KILL_PAUSE_SECONDS = 0.5
@@ -47,7 +52,7 @@ _THREADS = 64
 
 
 class Incoming:
-    """The body of one request, read from the event loop or from a thread, and the news that its client has left."""
+    """The body of one request, read from the event loop or a thread, and the news that its client left."""
 
     def __init__(self, receive: Receive) -> None:
         """Read from *receive*."""
@@ -55,7 +60,7 @@ class Incoming:
         self._complete = anyio.Event()
 
     async def next_piece(self) -> bytes | None:
-        """Return the next piece, None after the last; raises ClientGoneError when the client leaves in between."""
+        """Return the next piece, None after the last; raises ClientGoneError if the client leaves before."""
         if self._complete.is_set():
             return None
         message = await self._receive()
@@ -63,7 +68,8 @@ class Incoming:
             raise ClientGoneError
         if not message.get("more_body", False):
             self._complete.set()
-        return message.get("body", b"")
+        body: bytes = message.get("body", b"")
+        return body
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the body in a worker thread."""
@@ -133,7 +139,7 @@ class Interface:
             await _send_error(error, headers, send)
         except (ClientGoneError, OSError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a client must get a code, and the log the traceback
             _log.exception("A request failed in a way the server does not know.")
             await _send_error(ServerError(STD_EXCEPTION, f"{type(error).__name__}: {error}"), headers, send)
 
@@ -183,7 +189,7 @@ class Interface:
         if not failure.happened:
             await send({"type": "http.response.body", "body": b""})
 
-    async def _in_thread(self, call):  # type: ignore[no-untyped-def]
+    async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self._threads)
 
 
@@ -208,7 +214,7 @@ def build_application(engine: Engine, *, uploads: Path) -> Starlette:
     """Return the application that serves *engine*."""
     interface = Interface(engine, uploads=uploads)
     return Starlette(
-        routes=[Route("/ping", _ping), Route("/", interface, methods=["GET", "POST"])],  # type: ignore[arg-type]
+        routes=[Route("/ping", _ping), Route("/", interface, methods=["GET", "POST"])],
     )
 
 
@@ -245,9 +251,9 @@ def _order(parameters: dict[str, str], request: Request, request_id: str) -> Ord
 def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
     """Return the text fields of a form, in which clickhouse-connect sends a query with long parameters."""
     head = f"Content-Type: {content_type}\r\nMIME-Version: 1.0\r\n\r\n".encode()
-    message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
+    message: Any = email.message_from_bytes(head + body, policy=email.policy.HTTP)
     fields = {}
-    for part in message.iter_parts():  # type: ignore[attr-defined]
+    for part in message.iter_parts():
         if part.get_filename() is not None:
             raise ServerError(
                 NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)"

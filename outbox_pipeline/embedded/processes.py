@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-#: Children started here, kept so that they can be reaped: a zombie would otherwise look alive to nobody but the kernel.
+#: Children started here, kept so that they are reaped once they have ended.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
@@ -60,7 +60,7 @@ def identify(pid: int) -> ProcessIdentity | None:
 def start_detached(
     command: list[str], *, log: Path, environment: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
-    """Start *command* in a session of its own, so that the terminal's Ctrl-C does not reach it; it writes to *log*."""
+    """Start *command*, writing to *log*, in a session of its own: the terminal's Ctrl-C does not reach it."""
     with log.open("ab") as output:
         child = subprocess.Popen(
             command,

@@ -1,6 +1,7 @@
-"""What goes wrong inside the local server, told the way ClickHouse tells it over HTTP: a code, a text, a status.
+"""What goes wrong in the local server, told the way ClickHouse tells it over HTTP: a code, a text, a status.
 
-Clients decide by the code, so every failure has one; nothing leaves the server as a bare 500 with a traceback.
+Clients decide by the code, so every failure has one; nothing leaves the server as a bare 500 with a
+traceback.
 """
 
 import re
@@ -27,7 +28,7 @@ _CODE = re.compile(r"Code: (\d+)(?:\. DB::|, type:)")
 
 
 class ServerError(Exception):
-    """A failure to answer a client with; *text* is the whole message and *code* ClickHouse's number for it."""
+    """A failure to answer a client with: ClickHouse's number for it and the whole message."""
 
     def __init__(self, code: int, text: str) -> None:
         """Keep the code, and the text in the form clients parse."""
@@ -56,7 +57,7 @@ def from_engine(error: Exception) -> ServerError:
 
 
 def _message(error: Exception) -> str:
-    # A message that quotes bytes of the user's data need not be UTF-8; the binding then raises this instead of it.
+    # A message that quotes the user's bytes need not be UTF-8; then the binding raises this in its place.
     if isinstance(error, UnicodeDecodeError):
         return error.object.decode(errors="backslashreplace")
     return str(error)

@@ -1,7 +1,7 @@
-"""Reading of one SQL statement, only as far as an HTTP server must: its first word, its format, where its data begins.
+"""One SQL statement, read only as far as an HTTP server must: first word, format, where its data begins.
 
-The engine parses SQL; this never judges it. A statement the scanner cannot make sense of is handed on as it came, and
-the engine's syntax error is the answer.
+The engine parses SQL; this never judges it. A statement the scanner cannot make sense of is handed on as it
+came, and the engine's syntax error is the answer.
 """
 
 import re
@@ -30,7 +30,7 @@ _BEFORE_OPERAND = frozenset(b", . = < > + - * / % ( SELECT BY AS AND OR NOT WHER
 
 @dataclass(frozen=True)
 class Token:
-    """One piece of the text: its kind, what it says (a word in capitals), where it lies, how deep in brackets."""
+    """One piece of the text: kind, what it says (words in capitals), where it lies, how deep in brackets."""
 
     kind: str
     text: bytes
@@ -41,7 +41,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Clause:
-    """A stretch of the text, and the one argument in it: `FORMAT Arrow` with `Arrow`, `input('a Int8')` with `'a Int8'`."""
+    """A stretch of the text and its argument: `Arrow` of `FORMAT Arrow`, `'a Int8'` of `input('a Int8')`."""
 
     start: int
     end: int
@@ -52,8 +52,8 @@ class Clause:
 class Statement:
     """What was found in the text of one statement.
 
-    `format` is its FORMAT clause. For an INSERT, `data_start` is where data follows the clause, `source_start` where a
-    clause that names a file would go, and `inputs` are its calls of `input()`.
+    `format` is its FORMAT clause. For an INSERT, `data_start` is where data follows the clause,
+    `source_start` where a clause that names a file would go, and `inputs` are its calls of `input()`.
     """
 
     keyword: str
@@ -65,7 +65,7 @@ class Statement:
 
 
 def read_statement(text: bytes) -> Statement:
-    """Read the statement at the beginning of *text*; what follows an INSERT's format is data and not looked at."""
+    """Read the statement *text* begins with; what follows an INSERT's format is data and not looked at."""
     tokens = _tokens(text)
     first = next(tokens, None)
     if first is None or first.kind != "word":
@@ -98,7 +98,8 @@ def _last_format(text: bytes, tokens: Iterator[Token]) -> Clause | None:
 
 def _read_insert(text: bytes, tokens: Iterator[Token]) -> Statement:
     before = _skip_table_name(tokens)
-    is_select, source_start, inputs = False, None, []
+    is_select, source_start = False, None
+    inputs: list[Clause] = []
     for token, following in pairwise(tokens):
         clause = token.text if _opens_clause(token, before) else b""
         if clause == b"FORMAT" and following.kind == "word":

@@ -107,7 +107,8 @@ def _settle(connection: Connection) -> None:
 
 def _should_linger(picked: claim.PickedEvents, settings: Settings) -> bool:
     is_full = picked.looked_count >= settings.batch_max_events or picked.context_bytes >= settings.batch_max_bytes
-    return not is_full and picked.oldest_age_seconds < settings.linger_seconds
+    # A negative age (a clock set back) waits for nothing.
+    return not is_full and 0 <= picked.oldest_age_seconds < settings.linger_seconds
 
 
 def require_sound(conditions: claim.LedgerConditions) -> None:

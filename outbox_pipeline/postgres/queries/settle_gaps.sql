@@ -11,6 +11,7 @@ arrived AS (
     CROSS JOIN LATERAL (
         SELECT position FROM outbox.event
         WHERE position >= lower(stretch) AND position < coalesce(upper(stretch), 9223372036854775807)
+        OFFSET 0
     ) AS event
     GROUP BY looked.gap_id
 ),

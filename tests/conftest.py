@@ -1,0 +1,3 @@
+"""Fixtures come as plugins by topic; see `tests/fixtures/`."""
+
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.stores", "tests.fixtures.events"]

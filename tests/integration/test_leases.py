@@ -1,0 +1,172 @@
+"""Leases: one run at a time writes about a batch, and a run that lost its batch writes nothing."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, text
+
+from outbox_pipeline.batches import BatchRequest, BatchStatus, Lease, Proof
+from outbox_pipeline.errors import LeaseLostError
+from outbox_pipeline.postgres import leases
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.settings import Settings
+from tests.fixtures.events import publish
+
+LASTING = timedelta(seconds=30)
+PROOF = Proof(0, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def batch_id(outbox_engine: Engine) -> UUID:
+    """A freshly cut batch of three events."""
+    publish(outbox_engine, 3)
+    return cut_batches(outbox_engine, Settings(), most=1).batches[0].batch_id
+
+
+def request(engine: Engine, *, max_attempts: int = 10) -> list[BatchRequest]:
+    """Request what is due."""
+    with ledger_transaction(engine) as connection:
+        return leases.request_due(connection, most=5, request_seconds=60, max_attempts=max_attempts)
+
+
+def take(engine: Engine, lease: Lease) -> bool:
+    """Take the lease of a requested attempt."""
+    with ledger_transaction(engine) as connection:
+        return leases.take_lease(connection, lease, lasting=LASTING, run_id="run")
+
+
+def status(engine: Engine, batch_id: UUID) -> BatchStatus:
+    """Return the batch's status."""
+    with ledger_transaction(engine) as connection:
+        return leases.read_batch(connection, batch_id).status
+
+
+def expire(engine: Engine) -> None:
+    """Let all leases and backoffs be over."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE outbox.batch SET lease_until = lease_until - interval '1 hour', next_attempt_at = now()")
+        )
+
+
+def test_a_request_draws_the_attempt_once(outbox_engine: Engine, batch_id: UUID) -> None:
+    """A batch that was requested is not requested again until its time is over."""
+    first, second = request(outbox_engine), request(outbox_engine)
+
+    assert [(item.batch_id, item.attempt) for item in first] == [(batch_id, 1)]
+    assert second == []
+
+
+def test_a_request_that_never_started_is_made_again(outbox_engine: Engine, batch_id: UUID) -> None:
+    """When the run does not start in time the next attempt is drawn, and the late run is refused."""
+    request(outbox_engine)
+    expire(outbox_engine)
+
+    again = request(outbox_engine)
+
+    assert [item.attempt for item in again] == [2]
+    assert not take(outbox_engine, Lease(batch_id, 1, "late"))
+    assert take(outbox_engine, Lease(batch_id, 2, "on time"))
+
+
+def test_only_one_process_takes_an_attempt(outbox_engine: Engine, batch_id: UUID) -> None:
+    """Two processes started for the same attempt: the second is refused, the first may ask again."""
+    request(outbox_engine)
+
+    assert take(outbox_engine, Lease(batch_id, 1, "one"))
+    assert not take(outbox_engine, Lease(batch_id, 1, "two"))
+    assert take(outbox_engine, Lease(batch_id, 1, "one"))
+
+
+def test_a_run_that_lost_its_lease_can_write_nothing(outbox_engine: Engine, batch_id: UUID) -> None:
+    """After another run took over, the first can neither freeze, raise, mark, fail nor renew."""
+    old = Lease(batch_id, 1, "old")
+    request(outbox_engine)
+    take(outbox_engine, old)
+    expire(outbox_engine)
+    with ledger_transaction(outbox_engine) as connection:
+        new = leases.take_over(connection, batch_id, "new", lasting=LASTING, run_id="other")
+        assert new == Lease(batch_id, 2, "new")
+        leases.freeze(connection, new, rejected={}, proof=PROOF)
+
+    with ledger_transaction(outbox_engine) as connection:
+        for write in (leases.mark_processed, leases.raise_generation):
+            with pytest.raises(LeaseLostError, match="attempt 2, delivering"):
+                write(connection, old)
+        with pytest.raises(LeaseLostError):
+            leases.freeze(connection, old, rejected={}, proof=PROOF)
+        assert not leases.renew_lease(connection, old, lasting=LASTING)
+        assert leases.fail_attempt(connection, old, error="x", kind="x", wait=timedelta(0), max_attempts=9) is None
+
+    assert status(outbox_engine, batch_id) == BatchStatus.DELIVERING
+
+
+def test_nobody_takes_over_a_batch_that_is_held(outbox_engine: Engine, batch_id: UUID) -> None:
+    """A run that was not asked for is refused while another holds the lease, unless it is the same Dagster run."""
+    request(outbox_engine)
+    take(outbox_engine, Lease(batch_id, 1, "one"))
+
+    with ledger_transaction(outbox_engine) as connection:
+        assert leases.take_over(connection, batch_id, "two", lasting=LASTING, run_id="other") is None
+        next_step = leases.take_over(connection, batch_id, "two", lasting=LASTING, run_id="run")
+
+    assert next_step == Lease(batch_id, 2, "two")
+
+
+def test_a_batch_is_frozen_once(outbox_engine: Engine, batch_id: UUID) -> None:
+    """What was decided before the first insert cannot be decided differently later."""
+    lease = Lease(batch_id, 1, "one")
+    request(outbox_engine)
+    take(outbox_engine, lease)
+    with ledger_transaction(outbox_engine) as connection:
+        leases.freeze(connection, lease, rejected={1: ["context_too_large"]}, proof=PROOF)
+
+    with pytest.raises(LeaseLostError), ledger_transaction(outbox_engine) as connection:
+        leases.freeze(connection, lease, rejected={}, proof=PROOF)
+
+
+def test_marking_moves_rejected_events_to_quarantine(outbox_engine: Engine, batch_id: UUID) -> None:
+    """Marking writes counts, holds the rejected event with its reasons, and takes it out of the batch."""
+    lease = Lease(batch_id, 1, "one")
+    request(outbox_engine)
+    take(outbox_engine, lease)
+    with ledger_transaction(outbox_engine) as connection:
+        leases.freeze(connection, lease, rejected={2: ["event_type_empty"]}, proof=Proof(2, 0, 0, 0, 0, 0, 0))
+        accepted, quarantined, _ = leases.mark_processed(connection, lease)
+
+    with outbox_engine.begin() as connection:
+        held = connection.execute(text("SELECT position, reasons, status FROM outbox.quarantined_event")).all()
+        positions = connection.scalar(text("SELECT positions::text FROM outbox.batch"))
+        statuses = connection.execute(text("SELECT status FROM outbox.event_status ORDER BY position")).scalars().all()
+
+    assert (accepted, quarantined) == (2, 1)
+    assert held == [(2, ["event_type_empty"], "held")]
+    assert positions == "{[1,2),[3,4)}"
+    assert statuses == ["processed", "held", "processed"]
+
+
+def test_a_batch_is_parked_after_its_last_attempt(outbox_engine: Engine, batch_id: UUID) -> None:
+    """Errors and silences both count; at the limit nobody is asked any more until the batch is resumed."""
+    for attempt in (1, 2):
+        assert [item.attempt for item in request(outbox_engine, max_attempts=3)] == [attempt]
+        take(outbox_engine, Lease(batch_id, attempt, "one"))
+        with ledger_transaction(outbox_engine) as connection:
+            leases.fail_attempt(
+                connection,
+                Lease(batch_id, attempt, "one"),
+                error="no table",
+                kind="configuration",
+                wait=timedelta(0),
+                max_attempts=3,
+            )
+    assert [item.attempt for item in request(outbox_engine, max_attempts=3)] == [3]
+    take(outbox_engine, Lease(batch_id, 3, "one"))
+    expire(outbox_engine)
+
+    assert request(outbox_engine, max_attempts=3) == []
+    assert status(outbox_engine, batch_id) == BatchStatus.PARKED
+    with ledger_transaction(outbox_engine) as connection:
+        assert leases.resume_parked(connection) == 1
+    assert [item.attempt for item in request(outbox_engine, max_attempts=3)] == [4]

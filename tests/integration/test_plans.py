@@ -1,0 +1,97 @@
+"""Query plans of the hot path: no statement scans the event table, however fragmented the ledger is."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.settings import Settings
+from tests.fixtures.events import publish
+
+_EVENTS = 60_000
+
+
+@pytest.fixture
+def fragmented(outbox_engine: Engine) -> Engine:
+    """A large event table of which every 30th position is unclaimed, and one batch with as many stretches."""
+    publish(outbox_engine, _EVENTS)
+    cut_batches(outbox_engine, Settings(), most=1)
+    with outbox_engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE outbox.batch SET positions = (SELECT range_agg(int8range(n, n + 1))"
+                " FROM generate_series(15, 60000, 30) AS n)"
+            )
+        )
+        connection.execute(
+            text(
+                "UPDATE outbox.unclaimed SET positions = (SELECT range_agg(int8range(n, n + 1))"
+                " FROM generate_series(1, 60000, 30) AS n) + '{[60001,)}'"
+            )
+        )
+    with outbox_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE outbox.event"))
+    return outbox_engine
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each node of a plan."""
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def rows_read(connection: Connection, statement: str, parameters: dict[str, Any]) -> tuple[set[str], int]:
+    """Run a statement and return how the event table was read and how many of its rows were touched."""
+    explained = connection.scalar(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters)
+    plan = explained[0]["Plan"] if not isinstance(explained, str) else json.loads(explained)[0]["Plan"]
+    on_event = [node for node in nodes(plan) if node.get("Relation Name") == "event"]
+    touched = sum(
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"] for node in on_event
+    )
+    return {node["Node Type"] for node in on_event}, int(touched)
+
+
+def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine) -> None:
+    """A cut under 2,000 stretches reads about as many rows as it picks."""
+    with fragmented.begin() as connection:
+        unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
+        kinds, touched = rows_read(
+            connection,
+            query_text("pick_events"),
+            {"unclaimed": unclaimed, "max_events": 200_000, "max_bytes": 64_000_000, "first_day": "2026-01-01"},
+        )
+
+    assert kinds == {"Index Scan"}
+    assert touched <= 2_100
+
+
+def test_extracting_a_fragmented_batch_probes_its_stretches(fragmented: Engine) -> None:
+    """Reading a batch of 2,000 stretches reads its rows and not the table."""
+    with fragmented.begin() as connection:
+        connection.execute(text("SELECT set_config('outbox.batch_id', batch_id::text, true) FROM outbox.batch"))
+        kinds, touched = rows_read(connection, query_text("extract_events"), {})
+
+    assert kinds == {"Index Scan"}
+    assert touched <= 2_100
+
+
+def test_settling_gaps_probes_only_the_gaps(fragmented: Engine) -> None:
+    """Looking again at a gap of 2,000 stretches reads only what has become visible in it."""
+    with fragmented.begin() as connection:
+        gap_id = connection.scalar(
+            text(
+                "INSERT INTO outbox.gap (positions, holders) SELECT range_agg(int8range(n, n + 1)), '{9/9}'"
+                " FROM generate_series(7, 60000, 30) AS n RETURNING gap_id"
+            )
+        )
+        kinds, touched = rows_read(
+            connection, query_text("settle_gaps"), {"gap_ids": [gap_id], "holding": [], "prepared": []}
+        )
+
+    assert kinds <= {"Index Scan", "Index Only Scan"}
+    assert touched <= 2_100

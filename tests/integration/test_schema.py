@@ -1,0 +1,82 @@
+"""Migrations: repeatable, safe side by side, and in step with the tables the code names."""
+
+import threading
+
+import pytest
+from sqlalchemy import Engine, MetaData, text
+
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.extract import EVENT_SCHEMA
+from outbox_pipeline.postgres.schema import check_version, latest_version, migrate, schema_version
+from outbox_pipeline.postgres.tables import SCHEMA, metadata
+from outbox_pipeline.validation.contract import ARROW_TYPES
+
+
+def test_migrating_again_changes_nothing(outbox_engine: Engine) -> None:
+    """A migrated database stays as it is."""
+    assert migrate(outbox_engine) == latest_version()
+    with outbox_engine.connect() as connection:
+        assert schema_version(connection) == latest_version()
+
+
+def test_two_migrations_at_once_both_succeed(outbox_engine: Engine) -> None:
+    """Several processes may start on an empty database together."""
+    with outbox_engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA outbox CASCADE"))
+    versions: list[str] = []
+    threads = [threading.Thread(target=lambda: versions.append(migrate(outbox_engine))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert versions == [latest_version()] * 4
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        ("DROP SCHEMA outbox CASCADE", "no outbox schema yet: run 'outbox init'"),
+        ("UPDATE outbox.schema_version SET version_num = '9999'", "newer than this code"),
+    ],
+)
+def test_another_version_is_named(outbox_engine: Engine, statement: str, sentence: str) -> None:
+    """A schema that does not fit the code is one sentence, not a failing query later."""
+    with outbox_engine.begin() as connection:
+        connection.execute(text(statement))
+
+    with pytest.raises(ConfigurationError, match=sentence), ledger_transaction(outbox_engine) as connection:
+        check_version(connection)
+
+
+def test_a_newer_database_is_not_migrated(outbox_engine: Engine) -> None:
+    """An old installation leaves a newer database alone and says so."""
+    with outbox_engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.schema_version SET version_num = '9999'"))
+
+    with pytest.raises(ConfigurationError, match="update outbox-pipeline"):
+        migrate(outbox_engine)
+
+
+def test_the_tables_in_python_are_the_tables_in_the_database(outbox_engine: Engine) -> None:
+    """Every table and column the code names exists with its type and nullability, and no other."""
+    found = MetaData(schema=SCHEMA)
+    found.reflect(outbox_engine)
+    tables = {name: table for name, table in found.tables.items() if not name.endswith(".schema_version")}
+
+    def shape(table_set: dict[str, object]) -> dict[str, object]:
+        return {
+            name: {
+                column.name: (column.type.compile(outbox_engine.dialect), column.nullable)
+                for column in table.columns  # type: ignore[attr-defined]
+            }
+            for name, table in table_set.items()
+        }
+
+    assert shape(dict(tables)) == shape(dict(metadata.tables))
+
+
+def test_what_is_extracted_is_what_is_validated() -> None:
+    """The columns an extracted batch has are the columns validation asks for."""
+    assert {field.name: field.type for field in EVENT_SCHEMA} == dict(ARROW_TYPES)
