@@ -35,10 +35,15 @@ def add_to(app: typer.Typer) -> None:
     app.command("publish")(publish)
 
 
+def _existing(file: Path) -> Path:
+    # typer's own check does not let the dash through.
+    if str(file) != "-" and not file.is_file():
+        raise typer.BadParameter(f"there is no file {file}")
+    return file
+
+
 def publish(
-    file: Annotated[
-        Path, typer.Argument(help="JSON Lines file; - for stdin.", exists=True, dir_okay=False, allow_dash=True)
-    ],
+    file: Annotated[Path, typer.Argument(help="JSON Lines file; - for stdin.", callback=_existing)],
     as_json: AsJson = False,
 ) -> None:
     """Publish a file of events, all of them in one transaction or none.
