@@ -75,6 +75,7 @@ def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_S
             query_limit=0,
             autogenerate_session_id=False,
             client_name="outbox-pipeline",
+            tz_mode="aware",
         )
     return EventLogClient(client, settings)
 

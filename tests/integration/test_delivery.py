@@ -1,0 +1,294 @@
+"""A delivery ends at exactly the ledger's rows in ClickHouse, whatever was there before, or it marks nothing."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import text
+
+from outbox_pipeline.batches import BatchStatus, Lease
+from outbox_pipeline.clickhouse import load
+from outbox_pipeline.errors import BatchDataError, LeaseLostError
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.loop import deliver, relay
+from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.events import assert_each_exactly_once, publish
+
+
+def start(stores: Stores) -> Delivery:
+    """Cut what is pending and start the first attempt on it."""
+    cut_batches(stores.engine, stores.settings, most=1)
+    request = request_batches(stores.engine, stores.settings, most=1)[0]
+    return start_requested(stores, request.batch_id, request.attempt)
+
+
+def again(stores: Stores, delivery: Delivery) -> Delivery:
+    """Fail the attempt and start the next one."""
+    end_failed(delivery, RuntimeError("killed"))
+    return start_unrequested(stores, delivery.lease.batch_id)
+
+
+@pytest.fixture
+def delivery(stores: Stores) -> Iterator[Delivery]:
+    """The first attempt on a batch of 100 events."""
+    publish(stores.engine, 100)
+    delivery = start(stores)
+    yield delivery
+    delivery.close()
+
+
+def rows(stores: Stores) -> list[dict[str, object]]:
+    """Return the event log."""
+    return stores.client.rows("SELECT * FROM {table:Identifier} ORDER BY position")
+
+
+def generation(stores: Stores, delivery: Delivery) -> int:
+    """Return the batch's generation in the ledger."""
+    with ledger_transaction(stores.engine) as connection:
+        return read_batch(connection, delivery.lease.batch_id).generation
+
+
+def test_each_column_arrives_as_published(stores: Stores) -> None:
+    """Text is kept character for character and times to the microsecond."""
+    context = '{"b": 1.10, "a": 1e400, "big": 123456789012345678901234567890, "u": "\\u0000 \\ud800 é🎉", "a": 2}'
+    with stores.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO outbox.event"
+                " (event_type, event_date_time, environment, event_context, metadata_version, trace_context)"
+                " VALUES (:type, '2026-02-03 04:05:06.789012+05', 'prüfung', CAST(:context AS json), 7, '00-ab-cd-01')"
+            ),
+            {"type": "tab\tquote'\"\\", "context": context},
+        )
+
+    relay(stores, until_empty=True)
+
+    (row,) = rows(stores)
+    assert (row["event_type"], row["environment"]) == ("tab\tquote'\"\\", "prüfung")
+    assert row["event_context"] == context
+    assert row["event_date_time"] == datetime(2026, 2, 2, 23, 5, 6, 789012, tzinfo=UTC)
+    assert (row["metadata_version"], row["trace_context"], row["position"]) == (7, "00-ab-cd-01", 1)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_bad_events_are_held_and_good_ones_delivered(stores: Stores) -> None:
+    """One bad event never blocks its batch; it waits in quarantine with its reasons."""
+    publish(stores.engine, 3)
+    publish(stores.engine, 1, event_type="", context="[]")
+
+    result = relay(stores, until_empty=True)
+
+    assert (result.delivered_count, result.quarantined_count, result.failures) == (3, 1, ())
+    with stores.engine.begin() as connection:
+        reasons = connection.scalar(text("SELECT reasons FROM outbox.quarantined_event"))
+    assert reasons == ["event_type_empty", "context_not_object"]
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_batch_of_only_bad_events_is_processed(stores: Stores) -> None:
+    """When nothing is left to send, the empty row set is proven and the batch is done."""
+    publish(stores.engine, 5, context="[]")
+
+    result = relay(stores, until_empty=True)
+
+    assert (result.delivered_count, result.quarantined_count, result.failures) == (0, 5, ())
+
+
+def test_the_first_attempt_sends_once(stores: Stores, delivery: Delivery) -> None:
+    """Without trouble a batch is one insert under generation 0."""
+    marked = deliver(delivery)
+
+    assert (marked.accepted_count, generation(stores, delivery)) == (100, 0)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_lost_answer_is_found_by_looking(stores: Stores, delivery: Delivery) -> None:
+    """An attempt that died after the insert is completed by the next one without sending anything."""
+    delivery.validate()
+    delivery._send(delivery.batch(), 0)
+
+    loaded = (second := again(stores, delivery)).load()
+    second.mark()
+
+    assert loaded.was_there
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_half_a_batch_is_completed(stores: Stores, delivery: Delivery) -> None:
+    """Rows that went missing are restored by a new generation that carries all of them."""
+    delivery.load()
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position % 2 = 0", settings={"mutations_sync": 2})
+
+    deliver(second := again(stores, delivery))
+
+    assert generation(stores, second) == 1
+    assert {row["generation"] for row in rows(stores)} == {1}
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_doubled_batch_is_reduced(stores: Stores, delivery: Delivery) -> None:
+    """Rows that somebody copied are replaced by exactly the batch's rows."""
+    delivery.load()
+    stores.client.run(
+        "INSERT INTO {table:Identifier} SELECT * FROM {table:Identifier}", settings={"deduplicate_insert": "disable"}
+    )
+
+    deliver(again(stores, delivery))
+
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "event_context = concat(event_context, ' ')",
+        "event_context = '{\"n\": 2}'",
+        "position = position + 1000",
+    ],
+)
+def test_an_altered_row_is_noticed(stores: Stores, delivery: Delivery, change: str) -> None:
+    """The proof covers contents and positions, not only ids."""
+    delivery.load()
+    stores.client.run(
+        f"ALTER TABLE {{table:Identifier}} UPDATE {change} WHERE position = 50", settings={"mutations_sync": 2}
+    )
+
+    deliver(again(stores, delivery))
+
+    assert {row["event_context"] for row in rows(stores)} == {'{"n": 1}'}
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_used_token_without_rows_does_not_pass_for_a_delivery(stores: Stores, delivery: Delivery) -> None:
+    """ClickHouse answering OK is not the proof: a token that was used up leads to the next generation."""
+    delivery.load()
+    stores.client.run("DELETE FROM {table:Identifier} WHERE 1", settings={"mutations_sync": 2})
+
+    deliver(second := again(stores, delivery))
+
+    assert generation(stores, second) == 1
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_crash_alone_does_not_raise_the_generation(stores: Stores, delivery: Delivery) -> None:
+    """A retry sends the same bytes under the same token, so the first request arriving late is dropped."""
+    delivery.validate()
+    deliver(second := again(stores, delivery))
+
+    events = extract_events(stores.engine, delivery.lease.batch_id)
+    load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=0, attempt=1)
+
+    assert generation(stores, second) == 0
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_frozen_delete_of_an_old_run_cannot_touch_newer_rows(stores: Stores, delivery: Delivery) -> None:
+    """The repair of generation 1 deletes below it; arriving after generation 2 it finds nothing."""
+    delivery.load()
+    second = again(stores, delivery)
+    second.load(reload=True)
+    third = again(stores, second)
+    third.load(reload=True)
+    third.mark()
+
+    load.delete_older_generations(stores.client, delivery.lease.batch_id, 1)
+
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_deploy_between_attempts_changes_nothing(stores: Stores, delivery: Delivery) -> None:
+    """What the first attempt rejected is what the second rejects, though the rules have changed."""
+    delivery.validate()
+    end_failed(delivery, RuntimeError("killed"))
+    stricter = stores.settings.model_copy(update={"context_max_bytes": 1})
+
+    second = start_unrequested(replace(stores, settings=stricter), delivery.lease.batch_id)
+    validated = second.validate()
+    marked = deliver(second)
+
+    assert validated.was_frozen
+    assert (marked.accepted_count, marked.quarantined_count) == (100, 0)
+
+
+def test_marking_never_trusts(stores: Stores, delivery: Delivery) -> None:
+    """A process that only marks asks ClickHouse first."""
+    delivery.validate()
+    second = again(stores, delivery)
+
+    with pytest.raises(Exception, match="row_count 0 instead of 100"):
+        second.mark()
+    second.close()
+
+
+def test_a_run_that_lost_its_batch_stops_before_it_sends(stores: Stores, delivery: Delivery) -> None:
+    """Once a heartbeat has found the lease gone, nothing more is sent or marked."""
+    delivery.validate()
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET attempt = 9"))
+    delivery._heartbeat._thread.join(timeout=5)
+
+    with pytest.raises(LeaseLostError, match="Nothing was written"):
+        delivery.load()
+    assert rows(stores) == []
+
+
+def test_rows_deleted_by_hand_are_named(stores: Stores, delivery: Delivery) -> None:
+    """A batch whose events are gone from PostgreSQL fails with the counts; it is never delivered short."""
+    with stores.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE outbox.event DISABLE TRIGGER USER"))
+        connection.execute(text("DELETE FROM outbox.event WHERE position = 7"))
+
+    with pytest.raises(BatchDataError, match="99 of the 100 events"):
+        delivery.extract()
+
+
+def test_a_failure_is_in_the_ledger(stores: Stores, delivery: Delivery) -> None:
+    """A failed attempt leaves its error, without secrets, and the time of the next one."""
+    status = end_failed(delivery, RuntimeError("cannot reach http://user:secret@host:8123"))
+
+    with ledger_transaction(stores.engine) as connection:
+        batch = read_batch(connection, delivery.lease.batch_id)
+    assert status == batch.status == BatchStatus.FAILED
+    assert batch.last_error == "cannot reach http://user:***@host:8123"
+
+
+def test_a_heartbeat_keeps_the_lease(stores: Stores, delivery: Delivery) -> None:
+    """While its process works a batch is not requested again, however long that takes."""
+    lease: Lease = delivery.lease
+    with stores.engine.begin() as connection:
+        before = connection.scalar(text("SELECT lease_until FROM outbox.batch"))
+    renewed = _wait_for_renewal(stores, before)
+
+    assert renewed
+    assert request_batches(stores.engine, stores.settings, most=1) == []
+    assert delivery.batch().attempt == lease.attempt
+
+
+def _wait_for_renewal(stores: Stores, before: datetime) -> bool:
+    statement = text("SELECT lease_until > :before, pg_sleep(0.05) FROM outbox.batch")
+    for _ in range(200):
+        with stores.engine.begin() as connection:
+            if connection.scalar(statement, {"before": before}):
+                return True
+    return False
+
+
+def test_what_clickhouse_refuses_is_kept_and_named(stores: Stores) -> None:
+    """A missing table is a configuration error in one sentence; the batch stays for the next attempt."""
+    publish(stores.engine, 3)
+    delivery = start(stores)
+    stores.client.run("DROP TABLE {table:Identifier}")
+
+    with pytest.raises(Exception, match="outbox init") as raised:
+        deliver(delivery)
+    end_failed(delivery, raised.value)
+
+    assert json.dumps(delivery.batch().last_error) != "null"
+    assert delivery.batch().status == BatchStatus.FAILED
