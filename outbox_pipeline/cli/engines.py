@@ -1,0 +1,110 @@
+"""The settings a command works with: URLs that are set, or the embedded engines for as long as it runs.
+
+Invariant: engines are joined or started only for a URL that is not set; a real server's schema is never made here.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from outbox_pipeline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from outbox_pipeline.embedded.engines import EngineUrls
+    from outbox_pipeline.settings import Settings
+
+
+#: Drivers that log an error and raise it too; the sentence of the error is enough.
+_TALKATIVE = ("clickhouse_connect", "urllib3")
+
+
+@contextmanager
+def ready_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator["Settings"]:
+    """Yield settings with a URL for each store asked for; an embedded store that is new gets its schema first.
+
+    Raises ConfigurationError for wrong settings, and for engines that are not installed or do not start.
+    """
+    with engine_settings(postgres=postgres, clickhouse=clickhouse) as (given, settings):
+        if postgres and given.postgres_url is None:
+            _ensure_schema(settings)
+        if clickhouse and given.clickhouse_url is None:
+            _ensure_table(settings)
+        yield settings
+
+
+@contextmanager
+def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator[tuple["Settings", "Settings"]]:
+    """Yield the settings as the environment has them, and with the URLs of embedded engines filled in."""
+    from outbox_pipeline.logs import configure_logs
+    from outbox_pipeline.settings import load_settings
+
+    given = load_settings()
+    configure_logs(given)
+    for driver in _TALKATIVE:
+        logging.getLogger(driver).setLevel(logging.CRITICAL)
+    wants_postgres = postgres and given.postgres_url is None
+    wants_clickhouse = clickhouse and given.clickhouse_url is None
+    if not (wants_postgres or wants_clickhouse):
+        yield given, given
+        return
+    require_embedded()
+    from outbox_pipeline.embedded.engines import embedded_engines
+
+    with embedded_engines(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse) as urls:
+        yield given, with_urls(given, urls)
+
+
+def running_settings() -> "Settings":
+    """Return settings with the URLs of the embedded engines that run now; starts nothing, so URLs may be missing."""
+    from outbox_pipeline.settings import load_settings
+
+    given = load_settings()
+    if given.postgres_url is not None and given.clickhouse_url is not None:
+        return given
+    require_embedded()
+    from outbox_pipeline.embedded.engines import running_engines
+
+    return with_urls(given, running_engines(given.home))
+
+
+def with_urls(settings: "Settings", urls: "EngineUrls") -> "Settings":
+    """Return *settings* with the engines' URLs where none is set.
+
+    Dagster's storage follows the outbox: a real PostgreSQL for one and an embedded one for the other would part them.
+    """
+    from pydantic import SecretStr
+
+    found = {"postgres_url": urls.postgres, "dagster_url": urls.dagster, "clickhouse_url": urls.clickhouse}
+    missing = {name: SecretStr(url) for name, url in found.items() if url and getattr(settings, name) is None}
+    return settings.model_copy(update=missing)
+
+
+def require_embedded() -> None:
+    """Raise ConfigurationError when the embedded engines are not installed."""
+    try:
+        import outbox_pipeline.embedded.engines  # noqa: F401 - whether it can be imported is the question
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "OUTBOX_POSTGRES_URL or OUTBOX_CLICKHOUSE_URL is not set and the embedded engines are not installed: "
+            "set both, or pip install 'outbox-pipeline[embedded]'."
+        ) from error
+
+
+def _ensure_schema(settings: "Settings") -> None:
+    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.schema import migrate, schema_version
+
+    engine = create_outbox_engine(settings, pooled=False)
+    with ledger_transaction(engine) as connection:
+        is_new = schema_version(connection) is None
+    if is_new:
+        migrate(engine)
+
+
+def _ensure_table(settings: "Settings") -> None:
+    from outbox_pipeline.clickhouse.client import clickhouse_client
+    from outbox_pipeline.clickhouse.table import create_table
+
+    with clickhouse_client(settings) as client:
+        create_table(client)

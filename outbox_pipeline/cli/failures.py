@@ -1,0 +1,37 @@
+"""How a command ends when it cannot do its work.
+
+An error this package raises on purpose is one red sentence and exit code 1. Anything else is a defect and keeps its
+traceback, without passwords.
+"""
+
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from outbox_pipeline.errors import OutboxError, without_secrets
+
+
+class OutboxGroup(TyperGroup):
+    """The group of all commands; turns this package's errors into a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except OutboxError as error:
+            complain(str(error))
+            raise typer.Exit(1) from None
+
+
+def complain(sentence: str) -> None:
+    """Say in red on stderr what went wrong."""
+    typer.secho(without_secrets(sentence), fg="red", err=True)
+
+
+def show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write the traceback of a defect to stderr without passwords; takes the place of `sys.excepthook`."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))

@@ -1,0 +1,52 @@
+"""The entry point `outbox`: the application, its families of commands, and what happens to errors."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from outbox_pipeline.cli import monitoring, publish, relay, setup, sql
+from outbox_pipeline.cli.failures import OutboxGroup, show_defect
+
+#: Modules with an `add_to(app)`, in the order of the help page.
+FAMILIES = (setup, publish, relay, monitoring, sql)
+
+app = typer.Typer(
+    name="outbox",
+    cls=OutboxGroup,
+    help="Events from PostgreSQL to ClickHouse, exactly once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"outbox-pipeline {version('outbox-pipeline')}")
+        except PackageNotFoundError:
+            typer.echo("outbox-pipeline (not installed, running from its source)")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Events from PostgreSQL to ClickHouse, exactly once.
+
+    Settings come from OUTBOX_… variables. Without any, embedded engines keep their data in the folder .outbox.
+    """
+    sys.excepthook = show_defect
+
+
+for family in FAMILIES:
+    family.add_to(app)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,85 @@
+"""What commands write: data to stdout for people or machines, progress to stderr.
+
+Invariant: with `--json`, stdout holds JSON and nothing else.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+#: The option that every command with a machine-readable answer has.
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text for a person.")]
+
+
+def print_json(value: object) -> None:
+    """Print a dataclass, or anything made of plain values, as one line of JSON."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    typer.echo(json.dumps(plain, default=_as_text, ensure_ascii=False))
+
+
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        typer.echo(f"{typer.style(name.ljust(width), bold=True)}   {shown(value)}")
+
+
+def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their column names; values are shown as they are, never read as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(shown(value)) for value in row])
+    Console().print(table)
+
+
+def shown(value: object) -> str:
+    """Return a value as a person reads it: numbers with separators, times to the second, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    return str(value)
+
+
+def progress(*columns: str) -> "Progress":
+    """Return a live display on stderr that shows *columns* of its tasks' fields; silent when nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    texts = [TextColumn(f"{{task.fields[{column}]}} {column}") for column in columns]
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *texts,
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form here")

@@ -1,0 +1,96 @@
+"""The command `publish`: a file of events in one transaction."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.output import AsJson, print_json, progress
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from outbox_pipeline.events import EventRow
+
+#: Events held in memory at once.
+_CHUNK_EVENTS = 5_000
+
+
+@dataclass(frozen=True)
+class Published:
+    """What publishing a file did."""
+
+    published: int
+    already_there: int
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("publish")(publish)
+
+
+def _existing(file: Path) -> Path:
+    # typer's own check does not let the dash through.
+    if str(file) != "-" and not file.is_file():
+        raise typer.BadParameter(f"there is no file {file}")
+    return file
+
+
+def publish(
+    file: Annotated[Path, typer.Argument(help="JSON Lines file; - for stdin.", callback=_existing)],
+    as_json: AsJson = False,
+) -> None:
+    """Publish a file of events, all of them in one transaction or none.
+
+    Each line is an object with event_type and event_context (an object, kept exactly as written), and if you like
+    event_id, event_date_time (ISO 8601 with offset), environment, metadata_version and trace_context. Events whose
+    event_id is in the outbox already change nothing. A malformed line is named and nothing of the file is published.
+
+    Example: echo '{"event_type": "hello", "event_context": {"who": "world"}}' | outbox publish -
+    """
+    from outbox_pipeline.event_files import read_events
+    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.schema import check_version
+
+    name = "stdin" if str(file) == "-" else str(file)
+    with ready_settings(clickhouse=False) as settings:
+        engine = create_outbox_engine(settings, pooled=False)
+        with _opened(file) as stream, ledger_transaction(engine) as connection:
+            check_version(connection)
+            rows = read_events(stream, name, context_max_bytes=settings.context_max_bytes)
+            done = _insert(connection, rows, name)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(f"published {done.published}, already there {done.already_there}")
+
+
+def _insert(connection: "Connection", rows: "Iterable[EventRow]", name: str) -> Published:
+    from outbox_pipeline.publish import insert_events
+
+    read = published = 0
+    with progress("events") as display:
+        task = display.add_task(f"Publishing {name}", total=None, events=0)
+        for chunk in _chunks(rows):
+            published += insert_events(connection, chunk)
+            read += len(chunk)
+            display.update(task, events=read)
+    return Published(published, read - published)
+
+
+def _chunks(rows: "Iterable[EventRow]") -> "Iterator[list[EventRow]]":
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, _CHUNK_EVENTS)):
+        yield chunk
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as stream:
+        yield stream

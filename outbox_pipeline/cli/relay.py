@@ -1,0 +1,137 @@
+"""Commands that move batches: `relay` and `resume`."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+from uuid import UUID
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.failures import complain
+from outbox_pipeline.cli.output import AsJson, print_json, progress
+
+if TYPE_CHECKING:
+    from outbox_pipeline.relay.loop import RelayResult
+    from outbox_pipeline.relay.stores import Stores
+
+
+@dataclass(frozen=True)
+class RelayReport:
+    """What a relay did and what it leaves behind."""
+
+    batches: int
+    delivered: int
+    quarantined: int
+    seconds: float
+    failures: tuple[str, ...]
+    failed_batches: int
+    parked_batches: int
+
+    @property
+    def has_failed(self) -> bool:
+        """True when a batch failed in this call, or one that failed before still waits."""
+        return bool(self.failures or self.failed_batches or self.parked_batches)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("relay")(relay)
+    app.command("resume")(resume)
+
+
+def relay(
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Go on until nothing is pending and nothing is due.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cut pending events into batches and deliver them here, without Dagster; one batch unless told otherwise.
+
+    Several relays and Dagster may work on one outbox at once. Exit code 1 when a batch failed or is parked; a failed
+    batch is kept and tried again by a later relay once its wait is over.
+
+    Example: outbox relay --until-empty
+    """
+    from outbox_pipeline.relay.stores import open_stores
+
+    with ready_settings() as settings, open_stores(settings) as stores:
+        report = _relay(stores, until_empty=until_empty)
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo(_sentence(report))
+    for failure in report.failures:
+        complain(failure)
+    if report.has_failed:
+        complain(_left_behind(report))
+        raise typer.Exit(1)
+
+
+def resume(
+    batch_id: Annotated[
+        Optional[UUID],  # noqa: UP045 - typer shows the bare type in its usage line
+        typer.Argument(help="The parked batch; every parked one when left out."),
+    ] = None,
+) -> None:
+    """Let parked batches be tried again, at once; fix what their last error says first.
+
+    Example: outbox status, then: outbox resume
+    """
+    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.leases import resume_parked
+    from outbox_pipeline.postgres.schema import check_version
+
+    with ready_settings(clickhouse=False) as settings:
+        engine = create_outbox_engine(settings, pooled=False)
+        with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
+            check_version(connection)
+            count = resume_parked(connection, batch_id)
+    typer.echo(f"resumed {count}")
+    if batch_id is not None and count == 0:
+        complain(f"Batch {batch_id} is not parked: 'outbox status' shows how many are.")
+        raise typer.Exit(1)
+
+
+def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:
+    from outbox_pipeline.logs import configure_logs
+    from outbox_pipeline.monitoring.status import read_status
+    from outbox_pipeline.relay import loop
+
+    started = time.monotonic()
+    with progress("batches", "events", "events/s") as display:
+        # Now stderr is the display's, and log lines appear above it instead of through it.
+        configure_logs(stores.settings)
+        task = display.add_task("Relaying", total=None, **_fields(loop.RelayResult(), 1))
+
+        def show(result: "RelayResult") -> None:
+            display.update(task, **_fields(result, time.monotonic() - started))
+
+        result = loop.relay(stores, until_empty=until_empty, on_progress=show)
+    open_batches = read_status(stores.engine).open_batches
+    return RelayReport(
+        batches=result.batch_count,
+        delivered=result.delivered_count,
+        quarantined=result.quarantined_count,
+        seconds=round(time.monotonic() - started, 3),
+        failures=result.failures,
+        failed_batches=open_batches.get("failed", 0),
+        parked_batches=open_batches.get("parked", 0),
+    )
+
+
+def _fields(result: "RelayResult", seconds: float) -> dict[str, Any]:
+    events = result.delivered_count + result.quarantined_count
+    return {"batches": result.batch_count, "events": events, "events/s": f"{events / seconds:,.0f}"}
+
+
+def _sentence(report: RelayReport) -> str:
+    counts = f"delivered {report.delivered}, quarantined {report.quarantined}, batches {report.batches}"
+    return f"{counts}, seconds {report.seconds:.1f}"
+
+
+def _left_behind(report: RelayReport) -> str:
+    return (
+        f"{report.failed_batches} failed and {report.parked_batches} parked batches remain. A later relay tries failed "
+        "ones again after their wait; 'outbox status' shows the last error, 'outbox resume' frees parked ones."
+    )

@@ -1,0 +1,67 @@
+"""Commands that set things up: `init` and `env`."""
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings, running_settings
+from outbox_pipeline.errors import ConfigurationError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("init")(init)
+    app.command("env")(env)
+
+
+def init() -> None:
+    """Create or migrate the outbox schema in PostgreSQL and the table in ClickHouse.
+
+    Safe to repeat, and to run from several processes at once.
+
+    Example: OUTBOX_POSTGRES_URL=postgresql+psycopg://user@host/db outbox init
+    """
+    from outbox_pipeline.clickhouse.client import clickhouse_client
+    from outbox_pipeline.clickhouse.table import create_table
+    from outbox_pipeline.postgres.engine import create_outbox_engine
+    from outbox_pipeline.postgres.schema import migrate
+    from outbox_pipeline.settings import shown_url
+
+    with ready_settings() as settings:
+        version = migrate(create_outbox_engine(settings, pooled=False))
+        typer.echo(f"PostgreSQL: outbox schema at version {version} in {shown_url(settings.postgres_url)}")
+        with clickhouse_client(settings) as client:
+            create_table(client)
+            server = client.driver.server_version
+        typer.echo(f"ClickHouse {server}: table {settings.clickhouse_table} in {shown_url(settings.clickhouse_url)}")
+
+
+def env() -> None:
+    """Print export lines so that dagster, psql or a notebook use the same engines; starts nothing.
+
+    The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
+
+    Example: eval "$(outbox env)" && dagster dev
+    """
+    settings = running_settings()
+    urls = {
+        "OUTBOX_POSTGRES_URL": settings.postgres_url,
+        "OUTBOX_CLICKHOUSE_URL": settings.clickhouse_url,
+        "OUTBOX_DAGSTER_URL": settings.dagster_url,
+    }
+    missing = [name for name, url in urls.items() if url is None]
+    if missing:
+        raise ConfigurationError(
+            f"{' and '.join(missing)} not set, and no embedded engine for it runs on {settings.home}: "
+            "set it, or start one with 'outbox up'."
+        )
+    from outbox_pipeline.orchestration.instance import prepare_dagster_home
+
+    values = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
+    values["OUTBOX_HOME"] = str(settings.home)
+    values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
+    for name, value in values.items():
+        typer.echo(f"export {name}={quoted(value)}")
+
+
+def quoted(value: str) -> str:
+    """Return *value* in single quotes, as any POSIX shell reads it back."""
+    return "'" + value.replace("'", "'\"'\"'") + "'"

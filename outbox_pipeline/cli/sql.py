@@ -1,0 +1,71 @@
+"""The command `sql`: ask ClickHouse."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.output import AsJson, print_table
+from outbox_pipeline.errors import OutboxError, PermanentError, first_line
+
+if TYPE_CHECKING:
+    from outbox_pipeline.clickhouse.client import EventLogClient
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("sql")(sql)
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="A query in ClickHouse's SQL.")],
+    as_json: AsJson = False,
+    output_format: Annotated[
+        Optional[str],  # noqa: UP045 - typer shows the bare type in its usage line
+        typer.Option(
+            "--format", help="Any output format of ClickHouse, such as CSVWithNames or Parquet.", metavar="NAME"
+        ),
+    ] = None,
+) -> None:
+    """Ask ClickHouse: a table on a terminal, tab separated text otherwise, one object a line with --json.
+
+    Example: outbox sql 'SELECT event_type, count() FROM event_log GROUP BY event_type'
+    """
+    if as_json and output_format:
+        raise typer.BadParameter("give --json or --format, not both")
+    from outbox_pipeline.clickhouse.client import clickhouse_client
+
+    wanted = "JSONEachRow" if as_json else output_format
+    with ready_settings(postgres=False) as settings, clickhouse_client(settings) as client:
+        if wanted is None and sys.stdout.isatty():
+            _show(client, query)
+        else:
+            _copy(client, query, wanted or "TabSeparated", sys.stdout.buffer)
+
+
+def _show(client: "EventLogClient", query: str) -> None:
+    with _refused(client):
+        result = client.driver.query(query)
+    print_table(result.column_names, result.result_rows)
+
+
+def _copy(client: "EventLogClient", query: str, output_format: str, out: IO[bytes]) -> None:
+    with _refused(client), client.driver.raw_stream(query, fmt=output_format) as answer:
+        shutil.copyfileobj(answer, out)
+    out.flush()
+
+
+@contextmanager
+def _refused(client: "EventLogClient") -> Iterator[None]:
+    """Say of a refused query only what ClickHouse says: it is the asker's own text, no matter of setup."""
+    from outbox_pipeline.clickhouse.errors import translated
+
+    try:
+        with translated(client.where):
+            yield
+    except PermanentError as error:
+        raise OutboxError(f"ClickHouse refuses the query: {first_line(error.__cause__ or error)}") from error

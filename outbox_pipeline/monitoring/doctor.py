@@ -1,0 +1,223 @@
+"""Check everything a delivery needs, and say of each thing what is wrong and what to do.
+
+Invariant: no check changes anything, none shows a secret, and none hides another: a check that cannot be made because
+an earlier one failed is reported as skipped.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
+
+from sqlalchemy import Engine
+
+from outbox_pipeline.clickhouse.client import EventLogClient, open_client
+from outbox_pipeline.clickhouse.table import table_problem
+from outbox_pipeline.errors import OutboxError, without_secrets
+from outbox_pipeline.postgres.claim import read_conditions
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.overview import read_server, require_storage
+from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.relay.cut import ledger_problem
+from outbox_pipeline.settings import Settings, shown_url, today
+
+#: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.
+MOST_SKEW = timedelta(seconds=5)
+
+_OLDEST_POSTGRES = 15_00_00
+_OLDEST_CLICKHOUSE = (25, 8)
+_ANSWER_SECONDS = 5.0
+
+#: Every check in the order it is made.
+CHECKS = (
+    "settings",
+    "start date",
+    "postgres",
+    "postgres encoding",
+    "schema",
+    "ledger",
+    "clickhouse",
+    "clickhouse table",
+    "clocks",
+    "dagster storage",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; `ok` is None when it could not be looked at or is not in use."""
+
+    name: str
+    ok: bool | None
+    message: str
+
+
+@dataclass(frozen=True)
+class ServerClock:
+    """How far a server's clock is ahead of this host's, and how exactly that is known."""
+
+    name: str
+    ahead: timedelta
+    uncertainty: timedelta
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Make every check; a failed connection skips what needs it."""
+    clocks: list[ServerClock] = []
+    checks = [Check("settings", True, "The settings are valid."), check_start_date(settings)]
+    checks += _postgres_checks(settings, clocks)
+    checks += _clickhouse_checks(settings, clocks)
+    checks.append(check_clocks(clocks))
+    checks.append(_dagster_check(settings))
+    return checks
+
+
+def unusable(error: OutboxError) -> list[Check]:
+    """Return the report for settings that cannot even be read, or engines that do not start."""
+    return [Check("settings", False, _said(error)), *_skipped(CHECKS[1:], "settings")]
+
+
+def check_start_date(settings: Settings) -> Check:
+    """Find a first partition in the future: until then every event would be without a Dagster partition."""
+    first, now = settings.start_date, today()
+    if first > now:
+        said = f"OUTBOX_START_DATE is {first}, after today ({now} UTC), so no day has a partition: set an earlier day."
+        return Check("start date", False, said)
+    return Check("start date", True, f"Dagster's partitions start on {first}.")
+
+
+def check_clocks(clocks: list[ServerClock]) -> Check:
+    """Find the two clocks furthest apart, this host's among them."""
+    if not clocks:
+        return Check("clocks", None, "Skipped: no server answered.")
+    here = ServerClock("this host", timedelta(), timedelta())
+    apart = [(abs(one.ahead - other.ahead), one, other) for one, other in combinations([here, *clocks], 2)]
+    skew, one, other = max(apart, key=lambda pair: pair[0])
+    said = f"{one.name} and {other.name} are {skew.total_seconds():.1f} s apart"
+    if skew - one.uncertainty - other.uncertainty > MOST_SKEW:
+        return Check("clocks", False, f"The clocks of {said}: let NTP set them, or lag and days will be wrong.")
+    return Check("clocks", True, f"The clocks agree; {said}.")
+
+
+def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[Check]:
+    try:
+        engine = create_outbox_engine(settings, pooled=False)
+        version, encoding = _read_postgres(engine, clocks)
+    except OutboxError as error:
+        yield Check("postgres", False, _said(error))
+        yield from _skipped(["postgres encoding", "schema", "ledger"], "postgres")
+        return
+    yield check_postgres_version(version, shown_url(settings.postgres_url))
+    yield check_encoding(encoding)
+    schema = _outcome("schema", lambda: _check_schema(engine))
+    yield schema
+    if schema.ok:
+        yield _outcome("ledger", lambda: _check_ledger(engine))
+    else:
+        yield from _skipped(["ledger"], "schema")
+
+
+def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str]:
+    with ledger_transaction(engine) as connection:
+        before = datetime.now(UTC)
+        version, encoding, at = read_server(connection)
+        clocks.append(_clock("PostgreSQL", before, at))
+    return version, encoding
+
+
+def check_postgres_version(version: int, shown: str) -> Check:
+    """Find a server too old for the ledger's multiranges."""
+    name = f"PostgreSQL {version // 10_000}.{version % 10_000} at {shown}"
+    if version < _OLDEST_POSTGRES:
+        return Check("postgres", False, f"{name} is too old: the ledger needs version 15 or later.")
+    return Check("postgres", True, f"{name} answers.")
+
+
+def check_encoding(encoding: str) -> Check:
+    """Find a database whose text is not UTF-8: contexts could hold characters that ClickHouse shows differently."""
+    if encoding != "UTF8":
+        said = f"The database's encoding is {encoding}: create one with ENCODING 'UTF8' for the outbox."
+        return Check("postgres encoding", False, said)
+    return Check("postgres encoding", True, "The database's encoding is UTF8.")
+
+
+def _check_schema(engine: Engine) -> str:
+    with ledger_transaction(engine) as connection:
+        check_version(connection)
+    return "The outbox schema has this code's version."
+
+
+def _check_ledger(engine: Engine) -> str:
+    with ledger_transaction(engine) as connection:
+        problem = ledger_problem(read_conditions(connection))
+    return _fine(problem, "The ledger belongs to this cluster and its conditions hold.")
+
+
+def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[Check]:
+    try:
+        client = open_client(settings, timeout_seconds=_ANSWER_SECONDS)
+        version = _read_clickhouse(client, clocks)
+    except OutboxError as error:
+        yield Check("clickhouse", False, _said(error))
+        yield from _skipped(["clickhouse table"], "clickhouse")
+        return
+    try:
+        yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
+        yield _outcome(
+            "clickhouse table", lambda: _fine(table_problem(client), f"Table {client.table} has the expected columns.")
+        )
+    finally:
+        client.close()
+
+
+def _read_clickhouse(client: EventLogClient, clocks: list[ServerClock]) -> str:
+    before = datetime.now(UTC)
+    row = client.rows("SELECT version() AS version, toUnixTimestamp64Micro(now64(6)) AS micros")[0]
+    clocks.append(_clock("ClickHouse", before, datetime.fromtimestamp(row["micros"] / 1e6, UTC)))
+    return str(row["version"])
+
+
+def check_clickhouse_version(version: str, shown: str) -> Check:
+    """Find a server older than what the load was tried on."""
+    found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if found < _OLDEST_CLICKHOUSE:
+        said = f"ClickHouse {version} at {shown} is too old: version 25.8 or later is needed."
+        return Check("clickhouse", False, said)
+    return Check("clickhouse", True, f"ClickHouse {version} at {shown} answers.")
+
+
+def _dagster_check(settings: Settings) -> Check:
+    if settings.dagster_url is None:
+        return Check("dagster storage", None, "Not set: without OUTBOX_DAGSTER_URL the embedded engine keeps the runs.")
+    try:
+        require_storage(settings.dagster_url.get_secret_value())
+    except OutboxError as error:
+        return Check("dagster storage", False, f"{_said(error)}. Check that it runs and OUTBOX_DAGSTER_URL is right.")
+    return Check("dagster storage", True, f"Dagster's storage at {shown_url(settings.dagster_url)} answers.")
+
+
+def _clock(name: str, before: datetime, at: datetime) -> ServerClock:
+    # The server read its clock somewhere between question and answer; take the middle.
+    half = (datetime.now(UTC) - before) / 2
+    return ServerClock(name, at - before - half, half)
+
+
+def _outcome(name: str, make: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, make())
+    except OutboxError as error:
+        return Check(name, False, _said(error))
+
+
+def _fine(problem: str | None, otherwise: str) -> str:
+    if problem is not None:
+        raise OutboxError(problem)
+    return otherwise
+
+
+def _said(error: OutboxError) -> str:
+    return without_secrets(str(error))
+
+
+def _skipped(names: tuple[str, ...] | list[str], because: str) -> list[Check]:
+    return [Check(name, None, f"Skipped: the check '{because}' failed.") for name in names]

@@ -1,0 +1,61 @@
+"""The state of the pipeline in one look at the ledger.
+
+ClickHouse is not asked: the ledger marks an event processed only on ClickHouse's own proof.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.overview import read_overview
+from outbox_pipeline.postgres.schema import check_version
+
+#: Pending events are counted up to here; counting on would only make a slow answer slower.
+MOST_COUNTED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Status:
+    """How many events are where, how old the oldest undelivered one is, and what went wrong last.
+
+    `pending`: committed and in no batch yet, `pending_is_at_least` when there may be more than were counted.
+    `in_flight`: in a batch that is cut, requested, delivering or failed. `parked`: in a batch that needs a person.
+    `processed`: proved to be in ClickHouse. `quarantined`: refused by validation and held.
+    `lag_seconds`: age of the oldest pending, in flight or parked event, 0 without any; a replay does not count.
+    `oldest_gap_holders`: transactions that may still commit an event at a position that was passed over.
+    `last_error`: what the most recently tried open batch failed with.
+    """
+
+    pending: int
+    pending_is_at_least: bool
+    in_flight: int
+    parked: int
+    processed: int
+    quarantined: int
+    lag_seconds: float
+    open_batches: dict[str, int]
+    gaps: int
+    oldest_gap_at: datetime | None
+    oldest_gap_holders: list[str]
+    last_error: str | None
+    last_error_kind: str | None
+    last_error_batch_id: UUID | None
+    last_processed_at: datetime | None
+
+    @property
+    def undelivered(self) -> int:
+        """Committed events that are neither processed nor quarantined."""
+        return self.pending + self.in_flight + self.parked
+
+
+def read_status(engine: Engine) -> Status:
+    """Return the state of the outbox in one snapshot.
+
+    Raises ConfigurationError when the schema is not this code's, TransientError when PostgreSQL does not answer.
+    """
+    with ledger_transaction(engine) as connection:
+        check_version(connection)
+        return Status(**read_overview(connection, most=MOST_COUNTED))

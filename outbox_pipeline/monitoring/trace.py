@@ -1,0 +1,176 @@
+"""One event's life: when it was recorded, which batch took it, and its rows in ClickHouse or why there are none."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import RowMapping
+
+from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
+from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.overview import read_event_life
+from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.settings import Settings
+
+_COLUMNS = "SELECT event_type, batch_id, generation, position, loaded_at FROM {table:Identifier}"
+
+# The table is ordered by type and time: with both an event is found in one granule, without them by reading all ids.
+_BY_KEY = (
+    f"{_COLUMNS} WHERE event_type = {{event_type:String}}"
+    " AND event_date_time = fromUnixTimestamp64Micro({event_micros:Int64}, 'UTC') AND event_id = {event_id:UUID}"
+    " ORDER BY loaded_at LIMIT 100"
+)
+_BY_ID = f"{_COLUMNS} WHERE event_id = {{event_id:UUID}} ORDER BY loaded_at LIMIT 100"
+
+
+@dataclass(frozen=True)
+class TracedRow:
+    """One row of the event in ClickHouse."""
+
+    event_type: str
+    batch_id: UUID
+    generation: int
+    position: int
+    loaded_at: datetime
+
+
+@dataclass(frozen=True)
+class TracedBatch:
+    """The batch that carries the event, as the ledger has it."""
+
+    batch_id: UUID
+    status: str
+    attempt: int
+    generation: int
+    run_id: str | None
+    processed_at: datetime | None
+    last_error: str | None
+
+
+@dataclass(frozen=True)
+class TracedEvent:
+    """The event as the outbox holds it."""
+
+    event_type: str
+    environment: str
+    event_date_time: str
+    recorded_at: datetime
+    position: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything both sides know about one event id.
+
+    `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded), `gone` for an event that
+    only ClickHouse has, `unknown` for one that nobody has. `rows` is None when ClickHouse could not be asked.
+    """
+
+    event_id: UUID
+    status: str
+    explanation: str
+    event: TracedEvent | None = None
+    batch: TracedBatch | None = None
+    reasons: list[str] = field(default_factory=list)
+    rows: list[TracedRow] | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """True when at least one side has the event."""
+        return self.status != "unknown"
+
+
+def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
+    """Return the life of an event.
+
+    PostgreSQL must answer; without ClickHouse the trace says so instead of showing rows.
+    """
+    with ledger_transaction(engine) as connection:
+        check_version(connection)
+        life = read_event_life(connection, event_id)
+    try:
+        with clickhouse_client(settings) as client:
+            rows: list[TracedRow] | None = _rows(client, event_id, life)
+            unasked = ""
+    except OutboxError as error:
+        rows, unasked = None, str(error)
+    if life is None:
+        return _without_event(event_id, rows, unasked)
+    batch = _batch(life)
+    explanation = unasked if rows is None else _explain(life, batch, rows)
+    return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows)
+
+
+def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> list[TracedRow]:
+    wanted: dict[str, Any] = {"event_id": str(event_id)}
+    if life is None or life["event_micros"] is None:
+        found = client.rows(_BY_ID, wanted)
+    else:
+        key = {"event_type": life["event_type"], "event_micros": life["event_micros"]}
+        found = client.rows(_BY_KEY, wanted | key)
+    # The driver hands times of a UTC column over without their zone.
+    return [TracedRow(**row | {"loaded_at": row["loaded_at"].replace(tzinfo=UTC)}) for row in found]
+
+
+def _without_event(event_id: UUID, rows: list[TracedRow] | None, unasked: str) -> Trace:
+    if rows:
+        said = "The outbox no longer holds this event (it was pruned, or published in another database)."
+        return Trace(event_id, "gone", said, rows=rows)
+    said = "The outbox holds no event with this id"
+    if rows is None:
+        return Trace(event_id, "unknown", f"{said}. {unasked}", rows=None)
+    return Trace(event_id, "unknown", f"{said}, and neither does ClickHouse.", rows=rows)
+
+
+def _event(life: RowMapping) -> TracedEvent:
+    return TracedEvent(**{name: life[name] for name in TracedEvent.__dataclass_fields__})
+
+
+def _batch(life: RowMapping) -> TracedBatch | None:
+    if life["batch_id"] is None:
+        return None
+    values = {name: life[name] for name in TracedBatch.__dataclass_fields__}
+    return TracedBatch(**values | {"status": life["batch_status"]})
+
+
+def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow]) -> str:
+    if rows:
+        return _explain_rows(life, rows)
+    match life["status"]:
+        case "processed":
+            return "ClickHouse had this event when its batch was marked and has no row of it now."
+        case "held":
+            return "Validation refused it; it is held in quarantine until somebody requeues or discards it."
+        case "discarded":
+            return "Validation refused it and somebody discarded it; it will not be delivered."
+        case "parked":
+            return f"Its batch is parked: {_error(batch)} Fix the cause, then run 'outbox resume'."
+        case "pending":
+            return _explain_pending(life)
+        case _:
+            return f"Its batch is on the way. {_error(batch)}".strip()
+
+
+def _explain_rows(life: RowMapping, rows: list[TracedRow]) -> str:
+    if len(rows) > 1:
+        return f"ClickHouse has {len(rows)} rows of this event instead of one."
+    if life["status"] == "processed":
+        return "Delivered and proved."
+    return "ClickHouse has its row; the batch is not proved and marked yet."
+
+
+def _explain_pending(life: RowMapping) -> str:
+    if life["is_unclaimed"]:
+        return "It waits for the next batch to be cut."
+    if life["gap_id"] is not None:
+        return "It committed after later events had been cut, and joins the next batch."
+    return "The ledger has lost sight of its position: reconcile puts it back."
+
+
+def _error(batch: TracedBatch | None) -> str:
+    if batch is None or batch.last_error is None:
+        return ""
+    return f"{batch.last_error.rstrip('.')}."

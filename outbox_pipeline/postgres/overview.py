@@ -1,0 +1,52 @@
+"""Statements that only look: at the whole outbox, at one event, and at the server itself.
+
+Invariant: nothing here locks or changes a row, so an operator may ask as often as they like while batches are cut.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, create_engine, func, select
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from outbox_pipeline.errors import TransientError, first_line
+from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.settings import shown_url
+
+
+def read_overview(connection: Connection, *, most: int) -> RowMapping:
+    """Return the one row of `status.sql`; at most *most* pending events are counted."""
+    return connection.execute(query("status"), {"most": most}).mappings().one()
+
+
+def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:
+    """Return what the ledger knows of an event, None when the outbox does not hold it."""
+    return connection.execute(query("event_life"), {"event_id": event_id}).mappings().one_or_none()
+
+
+def read_server(connection: Connection) -> tuple[int, str, datetime]:
+    """Return the server's version number (180004), the database's encoding and the server's clock."""
+    row = connection.execute(
+        select(
+            func.current_setting("server_version_num"), func.current_setting("server_encoding"), func.clock_timestamp()
+        )
+    ).one()
+    return int(row[0]), str(row[1]), row[2]
+
+
+def require_storage(url: str) -> None:
+    """Connect once to the database of Dagster's storage, with the driver its URL names.
+
+    Raises TransientError saying why that did not work.
+    """
+    timeout = {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
+    try:
+        engine = create_engine(url, poolclass=NullPool, connect_args=timeout, hide_parameters=True)
+        with engine.connect() as connection:
+            connection.execute(select(1))
+    except SQLAlchemyError as error:
+        said = first_line(getattr(error, "orig", None) or error)
+        raise TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}") from error

@@ -1,0 +1,13 @@
+-- One event's life as the ledger knows it. Times of the event itself travel as text: infinity and BC have no datetime.
+SELECT event.position, event.event_type, event.environment, event.recorded_at,
+       event.event_date_time::text AS event_date_time,
+       CASE WHEN isfinite(event.event_date_time)
+           THEN (extract(epoch FROM event.event_date_time) * 1000000)::bigint END AS event_micros,
+       place.status, batch.batch_id, batch.status AS batch_status, batch.attempt, batch.generation, batch.run_id,
+       batch.processed_at, batch.last_error, coalesce(place.reasons, '{}') AS reasons,
+       EXISTS (SELECT FROM outbox.unclaimed WHERE positions @> event.position) AS is_unclaimed,
+       (SELECT gap_id FROM outbox.gap WHERE positions @> event.position LIMIT 1) AS gap_id
+FROM outbox.event
+JOIN outbox.event_status AS place USING (position)
+LEFT JOIN outbox.batch ON batch.batch_id = place.batch_id
+WHERE event.event_id = :event_id

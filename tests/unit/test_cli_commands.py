@@ -1,0 +1,199 @@
+"""The command line without servers: help, exit codes, and errors in one sentence without secrets."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+import typer
+from typer.testing import CliRunner, Result
+
+from outbox_pipeline.cli import main
+from outbox_pipeline.cli.setup import quoted
+from outbox_pipeline.errors import OutboxError
+
+_HEAVY = ("alembic", "chdb", "clickhouse_connect", "dagster", "numpy", "pandas", "pandera", "psycopg", "pyarrow")
+_NOBODY = {
+    "OUTBOX_POSTGRES_URL": "postgresql+psycopg://user:sekret@127.0.0.1:1/db",
+    "OUTBOX_CLICKHOUSE_URL": "http://user:sekret@127.0.0.1:1/db",
+    "OUTBOX_DAGSTER_URL": "postgresql+psycopg2://user:sekret@127.0.0.1:1/db",
+}
+
+
+def outbox(*arguments: str, given: str | None = None) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main.app, list(arguments), input=given)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command sends log lines to the stderr of its process, which here is gone afterwards."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def nobody_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """URLs are set, and nothing listens there."""
+    for name, url in _NOBODY.items():
+        monkeypatch.setenv(name, url)
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Help must answer at once: engines, drivers, Arrow, pandas and Dagster stay unloaded."""
+    program = (
+        "import sys\nfrom outbox_pipeline.cli.main import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print(sorted(set({_HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stderr.strip() == "[]"
+    assert "publish" in done.stdout
+
+
+@pytest.mark.parametrize("name", [command.name for command in main.app.registered_commands])
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    """`outbox COMMAND --help` says what it does and shows a line to copy."""
+    result = outbox(name, "--help")
+
+    assert result.exit_code == 0
+    assert "Example: " in result.stdout
+
+
+def test_version_is_one_line() -> None:
+    """`outbox --version` names the package."""
+    result = outbox("--version")
+
+    assert (result.exit_code, result.stdout.split()[0]) == (0, "outbox-pipeline")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["status", "--nonsense"],
+        ["trace", "no-uuid"],
+        ["publish"],
+        ["publish", "/nowhere/events.jsonl"],
+        ["publish", "/"],
+        ["resume", "no-uuid"],
+        ["sql", "SELECT 1", "--json", "--format", "CSV"],
+    ],
+)
+def test_wrong_use_is_exit_code_two(arguments: list[str]) -> None:
+    """Wrong use is told on stderr, with nothing on stdout."""
+    result = outbox(*arguments)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["init"], ["status"], ["relay"], ["publish", "-"], ["resume"], ["sql", "SELECT 1"]]
+)
+@pytest.mark.usefixtures("nobody_answers")
+def test_unreachable_server_is_one_sentence_without_its_password(arguments: list[str]) -> None:
+    """A server that does not answer is named with what to check, on stderr, and its password is not shown."""
+    result = outbox(*arguments, given="")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "cannot be reached" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "sekret" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["init"], ["env"], ["relay"], ["publish", "-"]])
+def test_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """A wrong setting is named, and its value is not shown."""
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", "mysql://user:sekret@host/db")
+
+    result = outbox(*arguments, given="")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "OUTBOX_POSTGRES_URL" in result.stderr
+    assert "sekret" not in result.output
+
+
+def test_env_starts_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without URLs and without running engines `outbox env` fails, says what to do, and leaves no trace."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("OUTBOX_HOME", str(home))
+
+    result = outbox("env")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "outbox up" in result.stderr
+    assert not home.exists()
+
+
+@pytest.mark.usefixtures("nobody_answers")
+def test_doctor_finds_every_unreachable_server_at_once() -> None:
+    """One failing check does not hide another, dependent ones are skipped, and passwords are not shown."""
+    result = outbox("doctor", "--json")
+    found = {check["name"]: check["ok"] for check in json.loads(result.stdout)}
+
+    assert result.exit_code == 1
+    assert {name for name, ok in found.items() if ok is False} == {"postgres", "clickhouse", "dagster storage"}
+    assert found["schema"] is found["ledger"] is found["clickhouse table"] is found["clocks"] is None
+    assert "sekret" not in result.output
+
+
+def test_doctor_finds_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With settings that cannot be read, that is the finding and everything else is skipped."""
+    monkeypatch.setenv("OUTBOX_MAX_ATTEMPTS", "0")
+
+    result = outbox("doctor", "--json")
+    first, *others = json.loads(result.stdout)
+
+    assert result.exit_code == 1
+    assert "OUTBOX_MAX_ATTEMPTS" in first["message"]
+    assert all(check["ok"] is None for check in others)
+
+
+def test_defect_keeps_its_traceback_without_passwords() -> None:
+    """An error that nobody expected shows where it came from, and no password."""
+    program = (
+        "from outbox_pipeline.cli import main\n"
+        "@main.app.command('break')\n"
+        "def break_() -> None:\n    raise KeyError('postgresql://user:sekret@host/db')\n"
+        "main.app(['break'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "KeyError: 'postgresql://user:***@host/db'" in done.stderr
+    assert "sekret" not in done.stderr
+
+
+def test_error_of_ours_is_one_sentence_without_passwords() -> None:
+    """An OutboxError is told as it is, without the password it may carry."""
+    app = typer.Typer(cls=type(typer.main.get_command(main.app)))
+
+    @app.command("fail")
+    def fail() -> None:
+        raise OutboxError("Nothing answers at http://user:sekret@host/.")
+
+    @app.command("other")
+    def other() -> None:
+        """Make it a group."""
+
+    result = CliRunner().invoke(app, ["fail"])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Nothing answers at http://user:***@host/.\n"
+
+
+def test_exported_values_survive_the_shell() -> None:
+    """A value with quotes, spaces and dollars comes back from `export` as it was."""
+    value = 'http://u:it\'s $HOME "x"@h/'
+    done = subprocess.run(
+        ["sh", "-c", f'export X={quoted(value)}; printf %s "$X"'], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == value
