@@ -18,8 +18,8 @@ import psycopg
 from psycopg import errors, sql
 
 from outbox_pipeline.embedded.homes import Home
-from outbox_pipeline.embedded.processes import ProcessIdentity, end_process, identify, wait_until
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.processes import ProcessIdentity, end_process, identify, wait_until
 
 #: Databases every home has: the outbox and its ledger, and Dagster's own storage.
 DATABASES = ("outbox", "dagster")

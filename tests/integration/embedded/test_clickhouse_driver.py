@@ -35,12 +35,8 @@ def test_parameters_arrive_as_they_are(clickhouse_url: str, form: bool) -> None:
         "at": datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
         "s": "a\tb'\"\n\\ü{x}\r\n ",
     }
-    with clickhouse_connect.get_client(
-        dsn=clickhouse_url, form_encode_query_params=form, tz_mode="aware"
-    ) as client:
-        row = client.query(
-            "SELECT {id:UUID}, {at:DateTime64(6, 'UTC')}, {s:String}", parameters=values
-        ).first_row
+    with clickhouse_connect.get_client(dsn=clickhouse_url, form_encode_query_params=form, tz_mode="aware") as client:
+        row = client.query("SELECT {id:UUID}, {at:DateTime64(6, 'UTC')}, {s:String}", parameters=values).first_row
 
     assert row == (values["id"], values["at"], values["s"])
 
@@ -164,9 +160,7 @@ def test_repeated_token_stores_the_rows_once(client: Client, table: str) -> None
         ("INSERT INTO document FORMAT JSONEachRow", '{"d": [1]}\n', 117),
     ],
 )
-def test_errors_carry_their_code(
-    client: Client, table: str, statement: str, data: str | None, code: int
-) -> None:
+def test_errors_carry_their_code(client: Client, table: str, statement: str, data: str | None, code: int) -> None:
     """The driver's exception has ClickHouse's number for what went wrong."""
     client.command("CREATE TABLE document (d JSON) ENGINE = MergeTree ORDER BY tuple()")
 
@@ -236,7 +230,7 @@ def test_failure_in_the_middle_of_a_stream_is_noticed(client: Client) -> None:
     """A stream that breaks raises; it never ends as if it were complete."""
     query = "SELECT throwIf(number = 1500000) FROM numbers(2000000) SETTINGS max_threads = 1"
 
-    with pytest.raises(StreamFailureError, match="throwIf"), client.query_row_block_stream(query) as stream:  # noqa: PT012  # the error comes while reading
+    with pytest.raises(StreamFailureError, match="throwIf"), client.query_row_block_stream(query) as stream:  # the error comes while reading
         for _ in stream:
             pass
 
@@ -248,11 +242,7 @@ def test_many_clients_work_at_once(clickhouse_url: str, client: Client, table: s
         with clickhouse_connect.get_client(dsn=clickhouse_url) as other:
             for turn in range(5):
                 other.insert(table, [[f"w{number}", turn]], ["name", "number"])
-            return int(
-                other.command(
-                    "SELECT getSetting('max_block_size')", settings={"max_block_size": 1000 + number}
-                )
-            )
+            return int(other.command("SELECT getSetting('max_block_size')", settings={"max_block_size": 1000 + number}))
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == [1000 + number for number in range(8)]

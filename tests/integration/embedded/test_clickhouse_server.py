@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from outbox_pipeline.embedded.processes import wait_until
+from outbox_pipeline.processes import wait_until
 
 ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
 
@@ -91,9 +91,7 @@ def test_query_in_the_url_is_continued_by_the_body(ask: Ask) -> None:
         ({"query": "SELECT * FROM missing"}, "60", 404),
     ],
 )
-def test_refusal_is_a_status_a_code_and_a_text(
-    ask: Ask, parameters: dict[str, str], code: str, status: int
-) -> None:
+def test_refusal_is_a_status_a_code_and_a_text(ask: Ask, parameters: dict[str, str], code: str, status: int) -> None:
     """An error has ClickHouse's code in the header and in the text, and its status."""
     response = ask(**parameters)
     text = response.read().decode()
@@ -117,9 +115,7 @@ def test_server_answers_while_queries_run(
     assert wait_until(lambda: running(client, "sipHash64") == 0, seconds=10)
 
 
-def test_result_nobody_reads_is_stopped(
-    client: Client, connect: Callable[[], http.client.HTTPConnection]
-) -> None:
+def test_result_nobody_reads_is_stopped(client: Client, connect: Callable[[], http.client.HTTPConnection]) -> None:
     """A client that leaves in the middle of its result does not leave the query behind."""
     reader = connect()
     reader.request("POST", "/", body=b"SELECT repeat('x', 1000) FROM numbers(1000000000)")
@@ -163,9 +159,7 @@ def test_insert_that_runs_out_of_time_is_not_reported_as_done(client: Client, as
     assert client.command("SELECT count() FROM timed") == 0
 
 
-def test_body_that_breaks_off_stores_nothing(
-    client: Client, connect: Callable[[], http.client.HTTPConnection]
-) -> None:
+def test_body_that_breaks_off_stores_nothing(client: Client, connect: Callable[[], http.client.HTTPConnection]) -> None:
     """A client that dies while it sends leaves no rows and no file."""
     client.command("CREATE TABLE broken (a UInt64) ENGINE = MergeTree ORDER BY a")
     sender = connect()

@@ -16,7 +16,7 @@ from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickh
 from outbox_pipeline.embedded.engines import EngineUrls, embedded_engines, running_engines
 from outbox_pipeline.embedded.homes import Home, locked
 from outbox_pipeline.embedded.postgres import running_postgres, start_postgres
-from outbox_pipeline.embedded.processes import wait_until
+from outbox_pipeline.processes import wait_until
 
 pytestmark = pytest.mark.embedded_only
 
@@ -91,9 +91,7 @@ def test_two_processes_that_start_at_once_share_the_engines(
 
     assert first == second
     assert "None" not in first
-    assert (
-        len([command for command in processes_of(tmp_path) if " -D " in command or "--path" in command]) == 2
-    )
+    assert len([command for command in processes_of(tmp_path) if " -D " in command or "--path" in command]) == 2
     leave(users[0])
     assert running_engines(tmp_path) != NOTHING
     leave(users[1])
@@ -177,9 +175,7 @@ def test_engines_of_a_killed_user_are_adopted(tmp_path: Path, users: list["subpr
     assert processes_of(tmp_path) == []
 
 
-def test_engines_nobody_uses_any_more_end_by_themselves(
-    tmp_path: Path, users: list["subprocess.Popen[str]"]
-) -> None:
+def test_engines_nobody_uses_any_more_end_by_themselves(tmp_path: Path, users: list["subprocess.Popen[str]"]) -> None:
     """A few seconds after the last user was killed both engines are gone."""
     users.append(start_user(tmp_path, "postgres", "clickhouse"))
     said(users[0])
@@ -232,9 +228,7 @@ def test_server_with_a_running_query_ends_quickly(tmp_path: Path) -> None:
 def test_postgres_is_set_up_for_the_product(tmp_path: Path) -> None:
     """Both databases exist, there is room for connections and prepared transactions, and commits are durable."""
     with embedded_engines(tmp_path, clickhouse=False) as urls:
-        assert rows(
-            urls, "SELECT datname FROM pg_database WHERE datname IN ('dagster', 'outbox') ORDER BY 1"
-        ) == [
+        assert rows(urls, "SELECT datname FROM pg_database WHERE datname IN ('dagster', 'outbox') ORDER BY 1") == [
             "dagster",
             "outbox",
         ]

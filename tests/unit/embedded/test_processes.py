@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from outbox_pipeline.embedded.homes import Home, add_user, live_users
-from outbox_pipeline.embedded.processes import (
+from outbox_pipeline.processes import (
     ProcessIdentity,
     end_process,
     identify,

@@ -19,9 +19,7 @@ from outbox_pipeline.embedded.statements import read_statement
         (b"'never closed", "", None),
     ],
 )
-def test_first_word_and_format_of_a_query_are_found(
-    text: bytes, keyword: str, format_name: str | None
-) -> None:
+def test_first_word_and_format_of_a_query_are_found(text: bytes, keyword: str, format_name: str | None) -> None:
     """Comments, strings, brackets and columns called `format` do not mislead the reader."""
     statement = read_statement(text)
 
