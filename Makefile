@@ -1,0 +1,48 @@
+# Set-up and the commands a contributor needs. `make demo` and `make test` work as the first command after a clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help setup demo test lint format real-input lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagster UI up (Ctrl-C ends it)
+	$(BIN)/outbox demo
+
+test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## Check format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster and compare every character
+	$(BIN)/python -m pytest -m real_input
+
+lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
+	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.lock
+
+setup: $(INSTALLED)  ## Make .venv with the pinned dependencies
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "outbox-pipeline needs Python 3.11 or later as '$(PYTHON)': install it, or run make PYTHON=python3.12." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing: on Debian, apt-get install python3-venv." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:  ## Remove the virtual environment and the embedded engines' data
+	rm -rf .venv .outbox
