@@ -24,6 +24,7 @@ EVENTS = frozenset(
         "clickhouse_unreachable",
         "lease_not_renewed",
         "process_killed",
+        "process_restarted",
     }
 )
 

@@ -1,3 +1,3 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`."""
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.stores", "tests.fixtures.events"]
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.stores", "tests.fixtures.events", "tests.fixtures.dagster"]

@@ -61,9 +61,7 @@ class Engine:
         self._root = self._connect()
         self._sessions: dict[str, _Session] = {}
         self._guard = threading.Lock()
-        self.version, self.timezone = (
-            self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
-        )
+        self.version, self.timezone = self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
 
     @contextmanager
     def connection(self, scope: Scope) -> Iterator[Any]:
@@ -149,9 +147,7 @@ class Engine:
                 del self._sessions[session_id]
 
 
-def run(
-    connection: Any, query: str, *, output: str = "TabSeparated", parameters: dict[str, str] | None = None
-) -> Any:
+def run(connection: Any, query: str, *, output: str = "TabSeparated", parameters: dict[str, str] | None = None) -> Any:
     """Run *query* to its end and return chDB's result; raises ServerError."""
     try:
         return connection.query(query, output, params=parameters or {})

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import outbox_pipeline
 from outbox_pipeline.embedded.homes import Home
-from outbox_pipeline.embedded.processes import (
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.processes import (
     ProcessIdentity,
     end_process,
     identify,
     start_detached,
     wait_until,
 )
-from outbox_pipeline.errors import ConfigurationError
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0

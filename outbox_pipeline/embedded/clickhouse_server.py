@@ -124,9 +124,7 @@ class _Server(uvicorn.Server):
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Serve a chDB data directory over ClickHouse's HTTP interface."
-    )
+    parser = argparse.ArgumentParser(description="Serve a chDB data directory over ClickHouse's HTTP interface.")
     parser.add_argument("--path", type=Path, required=True, help="data directory, created if missing")
     parser.add_argument("--port", type=int, default=0, help="port on loopback; another one when it is taken")
     parser.add_argument("--home", type=Path, help="home whose users are watched; without it the server stays")

@@ -109,9 +109,7 @@ def _with_file(head: bytes, statement: Statement, file: Path) -> bytes:
         at = statement.source_start or clause.start
         return head[:at] + source + head[at : clause.end]
     if len(statement.inputs) != 1:
-        raise ServerError(
-            NOT_IMPLEMENTED, "This server takes one call of input() in an INSERT. (NOT_IMPLEMENTED)"
-        )
+        raise ServerError(NOT_IMPLEMENTED, "This server takes one call of input() in an INSERT. (NOT_IMPLEMENTED)")
     call = statement.inputs[0]
     source = f"file({quoted(str(file))}, {quoted(clause.argument)}, {call.argument}, 'none')".encode()
     return head[: call.start] + source + head[call.end : clause.start]
@@ -145,9 +143,7 @@ def _refuse_what_would_be_silent(connection: Any, text: str, statement: Statemen
     if not text.strip():
         raise ServerError(SYNTAX_ERROR, "Empty query. (SYNTAX_ERROR)")
     if statement.inputs and statement.format is None:
-        raise ServerError(
-            BAD_ARGUMENTS, "An INSERT from input() must name the FORMAT of its data. (BAD_ARGUMENTS)"
-        )
+        raise ServerError(BAD_ARGUMENTS, "An INSERT from input() must name the FORMAT of its data. (BAD_ARGUMENTS)")
     if statement.keyword != "INSERT" and connection._conn.classify_query(text)["statement_count"] > 1:
         raise ServerError(SYNTAX_ERROR, "Multi-statements are not allowed. (SYNTAX_ERROR)")
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from outbox_pipeline.embedded.processes import ProcessIdentity, identify
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.processes import ProcessIdentity, identify
 
 
 @dataclass(frozen=True)

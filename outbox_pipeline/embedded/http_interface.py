@@ -28,6 +28,7 @@ from outbox_pipeline.embedded.chdb_engine import Engine, Scope
 from outbox_pipeline.embedded.compression import accepted_encoding, compressed, decompressed
 from outbox_pipeline.embedded.execution import Order, Result, execute
 from outbox_pipeline.embedded.server_errors import (
+    BAD_ARGUMENTS,
     NOT_IMPLEMENTED,
     STD_EXCEPTION,
     ClientGoneError,
@@ -41,14 +42,15 @@ _log = logging.getLogger(__name__)
 #: Parameters of the URL that are for the server; every other one that is not `param_…` is a setting.
 _FOR_THE_SERVER = frozenset(
     """
-    query database default_format session_id session_timeout session_check query_id user password quota_key role
-    wait_end_of_query buffer_size compress decompress enable_http_compression http_zlib_compression_level
-    client_protocol_version send_progress_in_http_headers http_headers_progress_interval_ms
+    query database default_format session_id session_timeout session_check query_id user password quota_key
+    role wait_end_of_query buffer_size compress decompress enable_http_compression
+    http_zlib_compression_level client_protocol_version send_progress_in_http_headers http_headers_progress_interval_ms
     """.split()  # noqa: SIM905  # a list of words reads better
 )
 
 _KILL_PAUSE_SECONDS = 0.5
 _THREADS = 64
+_LONGEST_SESSION_SECONDS = 3600
 
 
 class Incoming:
@@ -103,6 +105,9 @@ class Interface:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope)
+        if request.method == "GET" and "query" not in request.query_params:
+            await (await _ping(request))(scope, receive, send)
+            return
         incoming = Incoming(receive)
         request_id = str(uuid.uuid4())
         async with anyio.create_task_group() as group:
@@ -143,9 +148,7 @@ class Interface:
             _log.exception("A request failed in a way the server does not know.")
             await _send_error(ServerError(STD_EXCEPTION, f"{type(error).__name__}: {error}"), headers, send)
 
-    async def _read(
-        self, request: Request, incoming: Incoming, request_id: str
-    ) -> tuple[Order, Iterator[bytes]]:
+    async def _read(self, request: Request, incoming: Incoming, request_id: str) -> tuple[Order, Iterator[bytes]]:
         parameters = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
         body: Iterator[bytes]
@@ -175,19 +178,19 @@ class Interface:
             "X-ClickHouse-Summary": _summary(result),
             "X-ClickHouse-Exception-Tag": failure.tag,
         }
-        await self._send_pieces(pieces, headers, failure, send)
+        await self._send_pieces(pieces, headers, send)
+        # Before the end is told: a client that has it may use the session for its next request at once.
+        await self._in_thread(result.close)
+        # A response that failed on the way is left without its end, so that no client takes it for complete.
+        if not failure.happened:
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _send_pieces(
-        self, pieces: Iterator[bytes], headers: dict[str, str], failure: "_Failure", send: Send
-    ) -> None:
+    async def _send_pieces(self, pieces: Iterator[bytes], headers: dict[str, str], send: Send) -> None:
         start = Response(headers={**headers, "Content-Type": "application/octet-stream"})
         raw = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         while (piece := await self._in_thread(lambda: next(pieces, None))) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-        # A response that failed on the way is left without its end, so that no client takes it for complete.
-        if not failure.happened:
-            await send({"type": "http.response.body", "body": b""})
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self._threads)
@@ -225,9 +228,7 @@ async def _ping(_: Request) -> Response:
 def _order(parameters: dict[str, str], request: Request, request_id: str) -> Order:
     for name in ("compress", "decompress", "role"):
         if parameters.get(name, "0") != "0":
-            raise ServerError(
-                NOT_IMPLEMENTED, f"The embedded server does not support {name}. (NOT_IMPLEMENTED)"
-            )
+            raise ServerError(NOT_IMPLEMENTED, f"The embedded server does not support {name}. (NOT_IMPLEMENTED)")
     settings = {
         name: value
         for name, value in parameters.items()
@@ -238,14 +239,21 @@ def _order(parameters: dict[str, str], request: Request, request_id: str) -> Ord
         database=parameters.get("database"),
         settings=settings,
         session_id=parameters.get("session_id"),
-        session_seconds=min(float(parameters.get("session_timeout", 60)), 3600),
+        session_seconds=_session_seconds(parameters.get("session_timeout", "60")),
         session_must_exist=parameters.get("session_check") == "1",
     )
-    bound = {
-        name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")
-    }
+    bound = {name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")}
     default = request.headers.get("x-clickhouse-format") or parameters.get("default_format") or "TabSeparated"
     return Order(parameters.get("query", ""), bound, scope, default_format=default)
+
+
+def _session_seconds(text: str) -> float:
+    if not text.isdecimal() or int(text) > _LONGEST_SESSION_SECONDS:
+        raise ServerError(
+            BAD_ARGUMENTS,
+            f"session_timeout must be a number of seconds up to {_LONGEST_SESSION_SECONDS}. (BAD_ARGUMENTS)",
+        )
+    return int(text)
 
 
 def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
@@ -255,9 +263,7 @@ def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
     fields = {}
     for part in message.iter_parts():
         if part.get_filename() is not None:
-            raise ServerError(
-                NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)"
-            )
+            raise ServerError(NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)")
         fields[part.get_param("name", header="content-disposition")] = part.get_payload(decode=True).decode()
     return fields
 
@@ -277,7 +283,5 @@ async def _send_error(error: ServerError, headers: dict[str, str], send: Send) -
         status_code=error.status,
         headers={**headers, "X-ClickHouse-Exception-Code": str(error.code)},
     )
-    await send(
-        {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    )
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body})

@@ -18,8 +18,8 @@ import psycopg
 from psycopg import errors, sql
 
 from outbox_pipeline.embedded.homes import Home
-from outbox_pipeline.embedded.processes import ProcessIdentity, end_process, identify, wait_until
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.processes import ProcessIdentity, end_process, identify, wait_until
 
 #: Databases every home has: the outbox and its ledger, and Dagster's own storage.
 DATABASES = ("outbox", "dagster")
@@ -137,13 +137,16 @@ def _start(library: Any, home: Home) -> PostgresHandle:
 def _clear_leftovers(home: Home) -> None:
     """Make way for a new server after the last one was killed.
 
-    Its backends must be gone first: they share its memory, and a second server beside them would ruin the
-    data. Only then may a `postmaster.pid` go whose pid belongs to a stranger by now, which PostgreSQL itself
-    would respect.
+    Its backends must be gone first: they share its memory, and a second server beside them would ruin the data.
+    Only then may its lock files go. PostgreSQL respects them as long as their pid exists, even if it is a zombie
+    or belongs to a stranger by now.
     """
     if not wait_until(lambda: not _workers(home), seconds=_ORPHAN_SECONDS):
         for worker in _workers(home):
             end_process(worker, grace_seconds=2)
+    lines = _postmaster_lines(home)
+    if len(lines) >= 5:
+        (Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock").unlink(missing_ok=True)
     (home.postgres_data / "postmaster.pid").unlink(missing_ok=True)
 
 

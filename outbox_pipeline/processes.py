@@ -57,9 +57,7 @@ def identify(pid: int) -> ProcessIdentity | None:
     return None if mark is None else ProcessIdentity(pid, mark)
 
 
-def start_detached(
-    command: list[str], *, log: Path, environment: dict[str, str]
-) -> "subprocess.Popen[bytes]":
+def start_detached(command: list[str], *, log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start *command*, writing to *log*, in a session of its own: the terminal's Ctrl-C does not reach it."""
     with log.open("ab") as output:
         child = subprocess.Popen(

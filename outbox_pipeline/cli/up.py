@@ -1,0 +1,108 @@
+"""The command `up`, and the running stack that `demo` shares with it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from outbox_pipeline.orchestration.stack import DagsterStack
+    from outbox_pipeline.settings import Settings
+
+#: Where the UI is unless something else listens there.
+DEFAULT_PORT = 3000
+
+Port = Annotated[int, typer.Option(help="Port of the Dagster UI; another one is taken when it is in use.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("up")(up)
+
+
+def up(
+    port: Port = DEFAULT_PORT,
+    engines_only: Annotated[
+        bool, typer.Option("--engines-only", help="Start the embedded engines without Dagster, for `dagster dev`.")
+    ] = False,
+) -> None:
+    """Run everything: embedded engines where no URL is set, and Dagster's webserver, daemon and code location.
+
+    Ctrl-C ends all of it. On a home where it runs already it says so and starts nothing.
+
+    Example: outbox up --port 3000
+    """
+    with interruptible(), ready_settings() as settings:
+        if engines_only:
+            typer.echo('Engines are up. In another terminal: eval "$(outbox env)"; dagster dev', err=True)
+            threading.Event().wait()
+        with running_dagster(settings, port=port) as (url, stack):
+            typer.echo(f"Dagster UI: {url}")
+            if stack is None:
+                typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
+                return
+            typer.echo("Ctrl-C ends it. Logs are in " + str(settings.home / "logs"), err=True)
+            watch(stack)
+
+
+@contextmanager
+def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "DagsterStack | None"]]:
+    """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block."""
+    from outbox_pipeline.orchestration.stack import dagster_stack, running_stack
+
+    url = running_stack(settings.home)
+    if url is not None:
+        yield url, None
+        return
+    typer.echo("Starting Dagster: code server, daemon, webserver …", err=True)
+    with dagster_stack(settings.home, dagster_environment(settings), port=port) as stack:
+        yield stack.plan.url, stack
+
+
+def dagster_environment(settings: "Settings") -> dict[str, str]:
+    """Return the variables Dagster's processes need. Raises ConfigurationError when a URL is missing."""
+    urls = {
+        "OUTBOX_POSTGRES_URL": settings.postgres_url,
+        "OUTBOX_CLICKHOUSE_URL": settings.clickhouse_url,
+        "OUTBOX_DAGSTER_URL": settings.dagster_url,
+    }
+    missing = [name for name, url in urls.items() if url is None]
+    if missing:
+        raise ConfigurationError(
+            f"{' and '.join(missing)} not set: Dagster needs its own database, "
+            "for example postgresql+psycopg2://user@host/dagster."
+        )
+    values = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
+    return {**values, "OUTBOX_HOME": str(settings.home)}
+
+
+def watch(stack: "DagsterStack") -> None:
+    """Start again what ends, until interrupted."""
+    pause = threading.Event()
+    while not pause.wait(1):
+        for name in stack.revive():
+            typer.echo(f"Dagster's {name} process had ended and was started again.", err=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, once: what follows may clean up undisturbed."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)

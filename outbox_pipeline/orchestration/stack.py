@@ -1,0 +1,245 @@
+"""Dagster's processes for `outbox up`: code server, daemon and webserver, started, watched and ended together.
+
+Invariant: at most one stack runs on a home, and none of its processes outlives it. A process that ends by itself is
+started again; what a killed stack left behind is ended at the next start, because a code server that shares its port
+with its successor would go on answering with old code.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.logs import log
+from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE, LOCATION_NAME, prepare_dagster_home
+from outbox_pipeline.processes import ProcessIdentity, end_process, identify, start_detached, wait_until
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 90.0
+_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """Where a stack's files are and which ports it uses."""
+
+    home: Path
+    web_port: int
+    code_port: int
+
+    @property
+    def url(self) -> str:
+        """Address of the Dagster UI."""
+        return f"http://{_HOST}:{self.web_port}"
+
+    @property
+    def workspace(self) -> Path:
+        """The workspace file that leads daemon and webserver to the code server."""
+        return self.home / "dagster" / "workspace.yaml"
+
+    def command(self, name: str) -> list[str]:
+        """Return the command line of one of the processes."""
+        web = ["dagster_webserver", "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
+        code = ["dagster", "api", "grpc", "-m", DEFINITIONS_MODULE, "-h", _HOST, "-p", str(self.code_port)]
+        modules = {
+            "code": [*code, "--location-name", LOCATION_NAME],
+            "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],
+            "webserver": web,
+        }
+        return [sys.executable, "-m", *modules[name]]
+
+
+class DagsterStack:
+    """The running processes; made by `dagster_stack`."""
+
+    def __init__(self, plan: StackPlan, environment: Mapping[str, str]) -> None:
+        """Start nothing yet."""
+        self.plan = plan
+        self.environment = {**os.environ, **environment}
+        self.processes: dict[str, ProcessIdentity] = {}
+
+    def start(self) -> None:
+        """Start all processes and wait until the UI answers.
+
+        Raises ConfigurationError naming the log when one of them does not come up.
+        """
+        self._start_one("code")
+        _create_storage(self.plan.home / "dagster", self.environment)
+        self._wait("code", lambda: _is_listening(self.plan.code_port))
+        self._start_one("daemon")
+        self._start_one("webserver")
+        self._wait("webserver", lambda: _answers(self.plan.url))
+
+    def revive(self) -> list[str]:
+        """Start every process again that has ended, and return their names."""
+        ended = [name for name, process in self.processes.items() if not process.is_alive()]
+        for name in ended:
+            _end_group(self.processes[name], grace_seconds=0)
+            log().warning("process_restarted", name=name, pid=self.processes[name].pid)
+            self._start_one(name)
+        return ended
+
+    def stop(self) -> None:
+        """End daemon and webserver, then the code server with the runs it has started; kill what does not end."""
+        for name in ("daemon", "webserver", "code"):
+            process = self.processes.pop(name, None)
+            if process is not None:
+                _end_group(process, grace_seconds=_GRACE_SECONDS)
+
+    def _start_one(self, name: str) -> None:
+        logs = self.plan.home / "logs"
+        logs.mkdir(exist_ok=True)
+        child = start_detached(self.plan.command(name), log=logs / f"{name}.log", environment=self.environment)
+        identity = identify(child.pid)
+        if identity is None:
+            raise self._not_up(name)
+        self.processes[name] = identity
+        _write_state(self.plan, self.processes)
+
+    def _wait(self, name: str, is_up: Callable[[], bool]) -> None:
+        process = self.processes[name]
+        wait_until(lambda: is_up() or not process.is_alive(), seconds=_START_SECONDS, pause=0.1)
+        if not is_up():
+            raise self._not_up(name)
+
+    def _not_up(self, name: str) -> ConfigurationError:
+        path = self.plan.home / "logs" / f"{name}.log"
+        return ConfigurationError(f"Dagster's {name} process did not come up: read the end of {path}.")
+
+
+@contextmanager
+def dagster_stack(home: Path, environment: Mapping[str, str], *, port: int) -> Iterator[DagsterStack]:
+    """Run the stack during the block. *environment* holds the URLs; *port* is taken if free, else another.
+
+    Raises TransientError when a stack runs on this home already.
+    """
+    with _only_one(home):
+        _end_leftovers(home)
+        plan = StackPlan(home, free_port(port), free_port())
+        folder = prepare_dagster_home(home)
+        _write_workspace(plan)
+        stack = DagsterStack(plan, {**environment, "DAGSTER_HOME": str(folder), "PYTHONUNBUFFERED": "1"})
+        try:
+            stack.start()
+            yield stack
+        finally:
+            stack.stop()
+            _state_file(home).unlink(missing_ok=True)
+
+
+def running_stack(home: Path) -> str | None:
+    """Return the URL of the UI of the stack that runs on this home, None when none does."""
+    state = _read_state(home)
+    if state is None or not ProcessIdentity(**state["supervisor"]).is_alive():
+        return None
+    return str(state["url"])
+
+
+def free_port(wanted: int = 0) -> int:
+    """Return *wanted* if nothing listens there on loopback, else a port that is free now."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((_HOST, port))
+            return int(probe.getsockname()[1])
+    raise ConfigurationError("No free port on the loopback interface.")
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "stack.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransientError(
+                f"A Dagster stack runs on {home} already: {running_stack(home) or 'starting'}."
+            ) from None
+        yield
+
+
+def _end_leftovers(home: Path) -> None:
+    state = _read_state(home)
+    for recorded in (state or {}).get("processes", {}).values():
+        process = ProcessIdentity(**recorded)
+        if process.is_alive():
+            log().warning("process_killed", pid=process.pid)
+            _end_group(process, grace_seconds=2)
+
+
+def _end_group(process: ProcessIdentity, *, grace_seconds: float) -> None:
+    # Each process leads a group of its own, and the runs a code server started are in its group.
+    if grace_seconds:
+        end_process(process, grace_seconds=grace_seconds)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _create_storage(dagster_home: Path, environment: Mapping[str, str]) -> None:
+    # Before the others connect: three processes creating Dagster's tables at once get in each other's way.
+    from dagster import DagsterInstance
+
+    name = "OUTBOX_DAGSTER_URL"
+    before = os.environ.get(name)
+    os.environ[name] = environment[name]
+    try:
+        DagsterInstance.from_config(str(dagster_home)).dispose()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _write_workspace(plan: StackPlan) -> None:
+    plan.workspace.write_text(
+        f"load_from:\n  - grpc_server: {{host: {_HOST}, port: {plan.code_port}, location_name: {LOCATION_NAME}}}\n",
+        encoding="utf-8",
+    )
+
+
+def _state_file(home: Path) -> Path:
+    return home / "stack.json"
+
+
+def _write_state(plan: StackPlan, processes: Mapping[str, ProcessIdentity]) -> None:
+    me = identify(os.getpid())
+    state = {
+        "url": plan.url,
+        "supervisor": asdict(me) if me else None,
+        "processes": {name: asdict(process) for name, process in processes.items()},
+    }
+    temporary = _state_file(plan.home).with_suffix(".new")
+    temporary.write_text(json.dumps(state), encoding="utf-8")
+    temporary.replace(_state_file(plan.home))
+
+
+def _read_state(home: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads(_state_file(home).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return state
+
+
+def _is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((_HOST, port)) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/server_info", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,205 @@
+"""The op graph: a requested batch, a whole day, a failure, and the re-execution of it."""
+
+import shutil
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from sqlalchemy import text
+
+from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.orchestration.definitions import build_definitions
+from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.settings import today
+from tests.fixtures.events import assert_each_exactly_once, publish
+
+EVER = (date.min, date.max)
+
+
+def deliver_job() -> dg.JobDefinition:
+    """The job, reconstructable by name as a run worker does it."""
+    return build_definitions().resolve_job_def("deliver_batch")
+
+
+def run_config(batch_id: str | None = None, attempt: int | None = None, *, reload: bool = False) -> dict[str, object]:
+    """Config of a run for one batch, or for a day."""
+    config = {"batch_id": batch_id, "attempt": attempt, "reload": reload}
+    return {"ops": {"event_log": {"config": {name: value for name, value in config.items() if value is not None}}}}
+
+
+def execute(
+    instance: dg.DagsterInstance, config: dict[str, object], *, day: str | None = None, raise_on_error: bool = True
+) -> dg.ExecuteInProcessResult:
+    """Run the job in this process."""
+    return deliver_job().execute_in_process(
+        instance=instance,
+        run_config=config,
+        partition_key=day or today().isoformat(),
+        raise_on_error=raise_on_error,
+    )
+
+
+def requested(stores: Stores) -> dict[str, object]:
+    """Cut and request what is pending; return the run config of the one request."""
+    (request,) = plan_tick(stores.engine, stores.settings, days=EVER).requests
+    return run_config(str(request.batch_id), request.attempt)
+
+
+def batch_row(stores: Stores) -> tuple[str, int, str | None]:
+    """Return status, attempt and last error of the only batch."""
+    with stores.engine.begin() as connection:
+        row = connection.execute(text("SELECT status, attempt, last_error FROM outbox.batch")).one()
+    return row.status, row.attempt, row.last_error
+
+
+def test_a_requested_batch_is_delivered(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A run delivers its batch, proves it in a check and shows numbers that plot."""
+    publish(stores.engine, 50)
+    publish(stores.engine, 1, context="[]")
+
+    result = execute(instance, requested(stores))
+
+    assert result.success
+    (check,) = result.get_asset_check_evaluations()
+    assert (check.check_name, check.passed) == (DELIVERED_WHOLE, True)
+    event = instance.get_latest_materialization_event(EVENT_LOG)
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = event.asset_materialization.metadata
+    assert shown["rows_loaded"].value == 50
+    assert shown["events_quarantined"].value == 1
+    assert isinstance(shown["lag_seconds"].value, float)
+    assert shown["dagster/partition_row_count"].value == 50
+    assert batch_row(stores)[0] == "processed"
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_run_whose_attempt_is_over_does_nothing(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A run that starts after the ledger has gone on fails with one sentence and sends nothing."""
+    publish(stores.engine, 5)
+    config = requested(stores)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET attempt = 2"))
+
+    result = execute(instance, config, raise_on_error=False)
+
+    assert not result.success
+    assert "attempt 2" in str(result.failure_data_for_node("event_log.extract_batch").user_failure_data)  # type: ignore[union-attr]
+    assert stores.client.rows("SELECT count() AS n FROM {table:Identifier}") == [{"n": 0}]
+
+
+def test_a_processed_batch_is_proved_again(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Running a batch a second time proves it and changes nothing."""
+    publish(stores.engine, 5)
+    config = requested(stores)
+    execute(instance, config)
+
+    result = execute(instance, config)
+
+    assert result.success
+    assert batch_row(stores)[:2] == ("processed", 1)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_day_run_repairs_what_differs(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Without batch id a run proves each batch of its day, and delivers the one that differs again."""
+    publish(stores.engine, 5)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 7)
+    relay(stores, until_empty=True)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position = 3", settings={"mutations_sync": 2})
+
+    result = execute(instance, run_config())
+
+    (check,) = result.get_asset_check_evaluations()
+    shown = check.metadata
+    assert (shown["batches_proven"].value, shown["batches_redelivered"].value) == (1, 1)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_day_run_leaves_batches_in_flight_alone(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A batch on its way is named, not touched."""
+    publish(stores.engine, 5)
+    requested(stores)
+
+    result = execute(instance, run_config())
+
+    (check,) = result.get_asset_check_evaluations()
+    assert check.metadata["batches_left_alone"].value == 1
+    assert batch_row(stores)[:2] == ("requested", 1)
+
+
+def test_an_empty_day_succeeds(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A day without events is whole: zero batches, zero rows."""
+    result = execute(instance, run_config(), day="2026-02-03")
+
+    (check,) = result.get_asset_check_evaluations()
+    assert (check.passed, check.metadata["batches"].value, check.metadata["rows"].value) == (True, 0, 0)
+
+
+def test_reload_sends_a_whole_day_again(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """With reload each batch gets a new generation, and nothing is doubled or swallowed by deduplication."""
+    publish(stores.engine, 5)
+    relay(stores, until_empty=True)
+
+    execute(instance, run_config(reload=True))
+
+    generations = stores.client.rows("SELECT DISTINCT generation FROM {table:Identifier}")
+    assert generations == [{"generation": 1}]
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_re_execution_from_failure_marks_the_batch(
+    instance: dg.DagsterInstance, stores: Stores, pipeline_environment: Path
+) -> None:
+    """With the failed run's files gone, re-executing from the failed step still ends with the batch marked."""
+    publish(stores.engine, 5)
+    config = requested(stores)
+    stores.client.run("DROP TABLE {table:Identifier}")
+    job = dg.reconstructable(deliver_job)
+    first = dg.execute_job(
+        job, instance, run_config=config, tags={"dagster/partition": today().isoformat()}, raise_on_error=False
+    )
+    assert not first.success
+    assert batch_row(stores)[0] == "failed"
+    shutil.rmtree(pipeline_environment / "storage", ignore_errors=True)
+    create_table(stores.client)
+
+    options = dg.ReexecutionOptions.from_failure(first.run_id, instance)
+    second = dg.execute_job(
+        job,
+        instance,
+        run_config=config,
+        tags={"dagster/partition": today().isoformat()},
+        reexecution_options=options,
+    )
+
+    ran = {event.step_key for event in second.filter_events(lambda event: event.is_step_success)}
+    assert ran == {"event_log.load_batch", "event_log.mark_processed"}
+    assert batch_row(stores)[:2] == ("processed", 2)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_failed_attempt_says_what_to_do(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The failure in the UI and the error in the ledger are one sentence with the next step."""
+    publish(stores.engine, 5)
+    config = requested(stores)
+    stores.client.run("DROP TABLE {table:Identifier}")
+
+    result = execute(instance, config, raise_on_error=False)
+
+    assert not result.success
+    assert "outbox init" in str(batch_row(stores)[2])
+
+
+@pytest.mark.parametrize("batch_id", ["not-a-uuid", "00000000-0000-0000-0000-000000000000"])
+def test_a_wrong_batch_id_is_named(instance: dg.DagsterInstance, stores: Stores, batch_id: str) -> None:
+    """A run started by hand for a batch that does not exist fails with a sentence."""
+    result = execute(instance, run_config(batch_id), raise_on_error=False)
+
+    assert not result.success
+    assert "outbox status" in str(result.failure_data_for_node("event_log.extract_batch").user_failure_data)  # type: ignore[union-attr]

@@ -1,0 +1,102 @@
+"""The sensor asks for one run a due batch, and for none while ClickHouse is away."""
+
+import dagster as dg
+import pytest
+from pydantic import SecretStr
+
+from outbox_pipeline.errors import TransientError
+from outbox_pipeline.orchestration.partitions import deliverable_days
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.sensors import outbox_sensor
+from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.events import publish
+
+NOWHERE = "127.0.0.1:9"
+
+
+def pipeline(stores: Stores, *, postgres_url: str | None = None, clickhouse_url: str | None = None) -> PipelineResource:
+    """The sensor's resource, on this test's stores unless told otherwise."""
+    settings = stores.settings
+
+    def url(given: str | None, own: SecretStr | None) -> str:
+        return given or (own.get_secret_value() if own else "")
+
+    return PipelineResource(
+        postgres_url=url(postgres_url, settings.postgres_url),
+        clickhouse_url=url(clickhouse_url, settings.clickhouse_url),
+    )
+
+
+def tick(instance: dg.DagsterInstance, resource: PipelineResource, *, cursor: str | None = None) -> dg.SensorResult:
+    """Evaluate the sensor once."""
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"pipeline": resource}) as context:
+        result = outbox_sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def test_a_pending_event_becomes_one_run_request(
+    instance: dg.DagsterInstance, stores: Stores, definitions: dg.Definitions
+) -> None:
+    """The request names batch and attempt in run key, tags and config, and today's partition."""
+    publish(stores.engine, 3)
+
+    result = tick(instance, pipeline(stores))
+
+    (request,) = result.run_requests or []
+    config = request.run_config["ops"]["event_log"]["config"]
+    assert request.run_key == f"{config['batch_id']}:1"
+    assert request.tags == {"outbox/batch_id": config["batch_id"], "outbox/attempt": "1"}
+    assert request.partition_key is not None
+    assert deliverable_days()[0].isoformat() <= request.partition_key <= deliverable_days()[1].isoformat()
+    assert dg.validate_run_config(definitions.resolve_job_def("deliver_batch"), request.run_config)
+
+
+def test_a_tick_evaluated_twice_asks_once(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """What was requested is not requested again; the skip reason says what is in flight."""
+    publish(stores.engine, 3)
+    tick(instance, pipeline(stores))
+
+    second = tick(instance, pipeline(stores))
+
+    assert not second.run_requests
+    assert "1 batches in flight" in str(second.skip_reason)
+
+
+def test_no_run_starts_while_clickhouse_is_away(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The tick says since when, keeps saying it, cuts nothing, and forgets it when ClickHouse is back."""
+    publish(stores.engine, 3)
+    away = pipeline(stores, clickhouse_url=f"http://user:secret@{NOWHERE}")
+
+    first = tick(instance, away)
+    later = tick(instance, away, cursor=first.cursor)
+    back = tick(instance, pipeline(stores), cursor=later.cursor)
+
+    assert not first.run_requests
+    assert first.cursor
+    assert f"since {first.cursor}" in str(later.skip_reason)
+    assert "secret" not in str(first.skip_reason)
+    assert len(back.run_requests or []) == 1
+
+
+def test_a_tick_without_postgres_fails_in_one_sentence(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The tick's error names the server and what to check, never the password."""
+    away = pipeline(stores, postgres_url=f"postgresql+psycopg://user:secret@{NOWHERE}/outbox")
+
+    with pytest.raises(TransientError, match="cannot be reached") as raised:
+        tick(instance, away)
+
+    assert "secret" not in str(raised.value)
+
+
+def test_backpressure_stops_cutting(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With enough batches in flight events stay pending; nothing is lost by it."""
+    monkeypatch.setenv("OUTBOX_BATCH_MAX_EVENTS", "1")
+    monkeypatch.setenv("OUTBOX_MAX_OPEN_BATCHES", "2")
+    publish(stores.engine, 5)
+
+    requested = [len(tick(instance, pipeline(stores)).run_requests or []) for _ in range(3)]
+
+    assert requested == [2, 0, 0]
