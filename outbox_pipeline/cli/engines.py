@@ -60,19 +60,17 @@ def running_settings() -> "Settings":
     from outbox_pipeline.settings import load_settings
 
     given = load_settings()
-    if given.postgres_url is not None and given.clickhouse_url is not None:
+    try:
+        require_embedded()
+    except ConfigurationError:
         return given
-    require_embedded()
     from outbox_pipeline.embedded.engines import running_engines
 
     return with_urls(given, running_engines(given.home))
 
 
 def with_urls(settings: "Settings", urls: "EngineUrls") -> "Settings":
-    """Return *settings* with the engines' URLs where none is set.
-
-    Dagster's storage follows the outbox: a real PostgreSQL for one and an embedded one for the other would part them.
-    """
+    """Return *settings* with the engines' URLs where none is set."""
     from pydantic import SecretStr
 
     found = {"postgres_url": urls.postgres, "dagster_url": urls.dagster, "clickhouse_url": urls.clickhouse}

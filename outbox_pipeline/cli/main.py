@@ -16,6 +16,7 @@ app = typer.Typer(
     cls=OutboxGroup,
     help="Events from PostgreSQL to ClickHouse, exactly once.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

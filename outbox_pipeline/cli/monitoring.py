@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show how many events are where, how old the oldest undelivered one is, and what failed last.
 
-    Example: outbox status --json
+    Example: `outbox status --json`
     """
     from outbox_pipeline.monitoring.status import read_status
     from outbox_pipeline.postgres.engine import create_outbox_engine
@@ -46,7 +46,7 @@ def trace(
 
     Exit code 1 when neither side knows the event.
 
-    Example: outbox trace 412d8176-416a-5d43-8b59-333d72dce3f0
+    Example: `outbox trace 412d8176-416a-5d43-8b59-333d72dce3f0`
     """
     from outbox_pipeline.monitoring.trace import trace_event
     from outbox_pipeline.postgres.engine import create_outbox_engine
@@ -66,7 +66,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Changes nothing. Exit code 1 when a check fails.
 
-    Example: outbox doctor
+    Example: `outbox doctor`
     """
     checks = _examine()
     if as_json:

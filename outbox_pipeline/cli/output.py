@@ -42,7 +42,7 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for name in names:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(*[Text(shown(value)) for value in row])
+        table.add_row(*[Text("NULL" if value is None else str(value)) for value in row])
     Console().print(table)
 
 
@@ -62,14 +62,13 @@ def shown(value: object) -> str:
 def progress(*columns: str) -> "Progress":
     """Return a live display on stderr that shows *columns* of its tasks' fields; silent when nobody watches."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     texts = [TextColumn(f"{{task.fields[{column}]}} {column}") for column in columns]
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
         *texts,
         TimeElapsedColumn(),
         console=console,

@@ -52,7 +52,7 @@ def publish(
     event_id, event_date_time (ISO 8601 with offset), environment, metadata_version and trace_context. Events whose
     event_id is in the outbox already change nothing. A malformed line is named and nothing of the file is published.
 
-    Example: echo '{"event_type": "hello", "event_context": {"who": "world"}}' | outbox publish -
+    Example: `echo '{"event_type": "hello", "event_context": {"who": "world"}}' | outbox publish -`
     """
     from outbox_pipeline.event_files import read_events
     from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
@@ -80,7 +80,7 @@ def _insert(connection: "Connection", rows: "Iterable[EventRow]", name: str) -> 
         for chunk in _chunks(rows):
             published += insert_events(connection, chunk)
             read += len(chunk)
-            display.update(task, events=read)
+            display.update(task, events=f"{read:,}")
     return Published(published, read - published)
 
 

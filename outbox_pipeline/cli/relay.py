@@ -51,7 +51,7 @@ def relay(
     Several relays and Dagster may work on one outbox at once. Exit code 1 when a batch failed or is parked; a failed
     batch is kept and tried again by a later relay once its wait is over.
 
-    Example: outbox relay --until-empty
+    Example: `outbox relay --until-empty`
     """
     from outbox_pipeline.relay.stores import open_stores
 
@@ -76,7 +76,7 @@ def resume(
 ) -> None:
     """Let parked batches be tried again, at once; fix what their last error says first.
 
-    Example: outbox status, then: outbox resume
+    Example: `outbox resume`
     """
     from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
     from outbox_pipeline.postgres.leases import resume_parked
@@ -122,7 +122,7 @@ def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:
 
 def _fields(result: "RelayResult", seconds: float) -> dict[str, Any]:
     events = result.delivered_count + result.quarantined_count
-    return {"batches": result.batch_count, "events": events, "events/s": f"{events / seconds:,.0f}"}
+    return {"batches": result.batch_count, "events": f"{events:,}", "events/s": f"{events / seconds:,.0f}"}
 
 
 def _sentence(report: RelayReport) -> str:

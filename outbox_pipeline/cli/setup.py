@@ -17,7 +17,7 @@ def init() -> None:
 
     Safe to repeat, and to run from several processes at once.
 
-    Example: OUTBOX_POSTGRES_URL=postgresql+psycopg://user@host/db outbox init
+    Example: `OUTBOX_POSTGRES_URL=postgresql+psycopg://user@host/db outbox init`
     """
     from outbox_pipeline.clickhouse.client import clickhouse_client
     from outbox_pipeline.clickhouse.table import create_table
@@ -39,7 +39,7 @@ def env() -> None:
 
     The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
 
-    Example: eval "$(outbox env)" && dagster dev
+    Example: `eval "$(outbox env)" && dagster dev`
     """
     settings = running_settings()
     urls = {
@@ -50,8 +50,8 @@ def env() -> None:
     missing = [name for name, url in urls.items() if url is None]
     if missing:
         raise ConfigurationError(
-            f"{' and '.join(missing)} not set, and no embedded engine for it runs on {settings.home}: "
-            "set it, or start one with 'outbox up'."
+            f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "
+            "Start the engines with 'outbox up', or set what is missing."
         )
     from outbox_pipeline.orchestration.instance import prepare_dagster_home
 

@@ -33,7 +33,7 @@ def sql(
 ) -> None:
     """Ask ClickHouse: a table on a terminal, tab separated text otherwise, one object a line with --json.
 
-    Example: outbox sql 'SELECT event_type, count() FROM event_log GROUP BY event_type'
+    Example: `outbox sql 'SELECT event_type, count() FROM event_log GROUP BY event_type'`
     """
     if as_json and output_format:
         raise typer.BadParameter("give --json or --format, not both")
