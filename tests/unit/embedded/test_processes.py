@@ -36,7 +36,10 @@ def test_zombie_is_dead() -> None:
 
 def test_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     """Ending a process does not depend on its consent."""
-    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    code = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        " print('ready', flush=True); signal.pause()"
+    )
     log = tmp_path / "log"
     child = start_detached([sys.executable, "-c", code], log=log, environment=dict(os.environ))
     assert wait_until(lambda: log.read_text() == "ready\n", seconds=10)

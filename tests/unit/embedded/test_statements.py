@@ -64,7 +64,10 @@ def test_source_goes_before_the_settings_of_an_insert() -> None:
 
 def test_input_call_and_its_structure_are_found() -> None:
     """The call is found with its structure as it is written, and the format after the WHERE."""
-    text = b"INSERT INTO t SELECT a FROM input('a Int8, b Enum8(\\'x\\' = 1)') WHERE throwIf(a = 1) = 0 FORMAT Arrow\n"
+    text = (
+        b"INSERT INTO t SELECT a FROM input('a Int8, b Enum8(\\'x\\' = 1)')"
+        b" WHERE throwIf(a = 1) = 0 FORMAT Arrow\n"
+    )
     statement = read_statement(text)
 
     (call,) = statement.inputs
