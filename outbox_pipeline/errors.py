@@ -64,7 +64,8 @@ class NoTransactionError(OutboxError):
     """`publish_event` was called on a connection in autocommit, where event and business data could part."""
 
 
-_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^:/?#\s@]*):[^@/\s]*@", re.IGNORECASE)
+# Greedy up to the last @ of the word: a password may hold slashes and @ itself, and showing too little is no harm.
+_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^:/?#\s@]*):\S*@", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?P<name>\b(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|[^\s&'\"]+)", re.IGNORECASE)
 
 
