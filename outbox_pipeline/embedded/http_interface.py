@@ -1,7 +1,7 @@
 """ClickHouse's HTTP interface, as far as clickhouse-connect and curl use it, on the engine of this process.
 
 The event loop only moves bytes; every call of the engine runs in a thread, so `/ping` answers during a long
-query. A client that leaves has its query killed. Requests a browser makes for some web page are refused: there
+query. A client that leaves has its query killed. Requests a browser makes for a web page are refused: there
 is no password that would keep them out. What is not supported is refused with NOT_IMPLEMENTED, never ignored.
 """
 

@@ -207,3 +207,12 @@ def test_web_pages_are_refused(
 
     assert connection.getresponse().status in (400, 403)
     assert client.command("EXISTS evil") == 0
+
+
+def test_broken_result_has_no_end(ask: Ask) -> None:
+    """A client that knows nothing of ClickHouse's error tags still sees that the result is not complete."""
+    response = ask(b"SELECT throwIf(number = 1500000) FROM numbers(2000000)", max_threads="1")
+
+    assert response.status == 200
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()

@@ -1,6 +1,7 @@
 """Engines live as long as somebody uses them, and come back after any process involved was killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,16 @@ def test_engines_nobody_uses_any_more_end_by_themselves(tmp_path: Path, users: l
     assert wait_until(lambda: processes_of(tmp_path) == [], seconds=20)
     with embedded_engines(tmp_path) as urls:
         assert urls.clickhouse is not None
+
+
+def test_server_ends_when_its_home_is_removed(tmp_path: Path) -> None:
+    """A folder that is thrown away takes its server with it."""
+    with embedded_engines(tmp_path / "home", postgres=False):
+        handle = running_clickhouse(Home(tmp_path / "home"))
+        assert handle is not None
+        shutil.rmtree(tmp_path / "home")
+
+        assert wait_until(lambda: not handle.process.is_alive(), seconds=10)
 
 
 def test_interrupt_of_the_terminal_does_not_reach_the_engines(
