@@ -51,6 +51,10 @@ class LeaseLostError(OutboxError):
         self.attempt = attempt
 
 
+class FencedError(OutboxError):
+    """ClickHouse refused an insert because a later attempt on the same batch is on record there."""
+
+
 class PublishError(OutboxError, ValueError):
     """An event was refused before anything was written; the caller's transaction is as it was."""
 

@@ -14,6 +14,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError
 from outbox_pipeline.errors import (
     BatchDataError,
     ConfigurationError,
+    FencedError,
     InDoubtError,
     OutboxError,
     TransientError,
@@ -28,7 +29,7 @@ CONFIGURATION_CODES = frozenset(
 )
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, 407, 469})
-#: `throwIf` in our own statements.
+#: `throwIf`, which only the fence in our inserts uses.
 FUNCTION_THROW_CODE = 395
 
 
@@ -51,6 +52,8 @@ def translate(error: Exception, where: str) -> OutboxError:
     said = first_line(error)
     if code is None:
         return _without_code(error, where, said)
+    if code == FUNCTION_THROW_CODE:
+        return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
         return ConfigurationError(f"{where} refuses the batch: {said}. Raise max_partitions_per_insert_block.")
