@@ -27,6 +27,7 @@ from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 
@@ -38,13 +39,16 @@ def request_batches(
 ) -> list[BatchRequest]:
     """Draw the next attempt of up to *most* due batches of these days, oldest first."""
     with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
-        return leases.request_due(
+        requests = leases.request_due(
             connection,
             most=most,
             request_seconds=settings.request_seconds,
             max_attempts=settings.max_attempts,
             days=days,
         )
+    if requests:
+        announce(Point.REQUESTED)
+    return requests
 
 
 def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str | None = None) -> Delivery:
@@ -54,6 +58,7 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
         if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
+    announce(Point.LEASED)
     return Delivery(stores, lease)
 
 
@@ -64,6 +69,7 @@ def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = No
         if lease is None:
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
+    announce(Point.LEASED)
     return Delivery(stores, lease)
 
 

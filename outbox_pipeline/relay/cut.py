@@ -16,6 +16,7 @@ from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
 
@@ -57,6 +58,7 @@ def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
         if batch is None:
             return CutResult(cut, lingering)
         cut.append(batch)
+        announce(Point.CUT)
         if batch.is_last:
             break
     return CutResult(cut)
