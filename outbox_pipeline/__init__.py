@@ -1,10 +1,32 @@
 """Publish events in your own PostgreSQL transaction; find each of them in ClickHouse exactly once.
 
-Only what an application needs to publish is imported here; Dagster, pandas, Arrow and the ClickHouse client are not.
+Names are imported on first use, so that importing the package costs next to nothing, and only what publishing needs:
+Dagster, pandas, Arrow and the ClickHouse client never come with them.
 """
 
-from outbox_pipeline.errors import NoTransactionError, PublishError
-from outbox_pipeline.events import Event
-from outbox_pipeline.publish import publish_event, publish_events
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outbox_pipeline.errors import NoTransactionError, PublishError
+    from outbox_pipeline.events import Event
+    from outbox_pipeline.publish import publish_event, publish_events
 
 __all__ = ["Event", "NoTransactionError", "PublishError", "publish_event", "publish_events"]
+
+_HOMES = {
+    "Event": "events",
+    "NoTransactionError": "errors",
+    "PublishError": "errors",
+    "publish_event": "publish",
+    "publish_events": "publish",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

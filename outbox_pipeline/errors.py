@@ -51,6 +51,10 @@ class LeaseLostError(OutboxError):
         self.attempt = attempt
 
 
+class FencedError(OutboxError):
+    """ClickHouse refused an insert because a later attempt on the same batch is on record there."""
+
+
 class PublishError(OutboxError, ValueError):
     """An event was refused before anything was written; the caller's transaction is as it was."""
 
@@ -64,7 +68,8 @@ class NoTransactionError(OutboxError):
     """`publish_event` was called on a connection in autocommit, where event and business data could part."""
 
 
-_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^:/?#\s@]*):[^@/\s]*@", re.IGNORECASE)
+# Greedy up to the last @ of the word: a password may hold slashes and @ itself, and showing too little is no harm.
+_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^:/?#\s@]*):\S*@", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?P<name>\b(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|[^\s&'\"]+)", re.IGNORECASE)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -106,7 +107,16 @@ def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], nam
     wanted = (schemes,) if isinstance(schemes, str) else schemes
     if value is not None and not value.get_secret_value().startswith(wanted):
         raise ValueError(f"{name} must start with {' or '.join(wanted)}")
+    if value is not None:
+        _require_port(value.get_secret_value(), name)
     return value
+
+
+def _require_port(url: str, name: str) -> None:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError(f"{name} has a port that is no number up to 65535") from None
 
 
 def load_settings() -> Settings:

@@ -1,3 +1,9 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`."""
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.stores", "tests.fixtures.events", "tests.fixtures.dagster"]
+pytest_plugins = [
+    "tests.fixtures.servers",
+    "tests.fixtures.stores",
+    "tests.fixtures.events",
+    "tests.fixtures.dagster",
+    "tests.fixtures.stack",
+]

@@ -26,12 +26,16 @@ class EventLogClient:
         """Keep the driver's client and where it leads."""
         self.driver = client
         self.table = settings.clickhouse_table
+        self.names = {"table": self.table, "fence": f"{self.table}_fence"}
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
 
     def rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return the rows of a query as dictionaries; besides *parameters* there is always `{table:Identifier}`."""
+        """Return the rows of a query as dictionaries; besides *parameters* there are always the table names.
+
+        `{table:Identifier}` is the event log, `{fence:Identifier}` its fence.
+        """
         with translated(self.where):
-            result = self.driver.query(statement, parameters={"table": self.table, **(parameters or {})})
+            result = self.driver.query(statement, parameters={**self.names, **(parameters or {})})
             return list(result.named_results())
 
     def run(
@@ -40,11 +44,15 @@ class EventLogClient:
         parameters: Mapping[str, Any] | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
     ) -> None:
-        """Execute a statement that returns nothing."""
+        """Execute a statement that returns nothing; *body* is the data of an INSERT that names its format."""
         with translated(self.where):
             self.driver.command(
-                statement, parameters={"table": self.table, **(parameters or {})}, settings=self.known(settings or {})
+                statement,
+                parameters={**self.names, **(parameters or {})},
+                data=body,
+                settings=self.known(settings or {}),
             )
 
     def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:

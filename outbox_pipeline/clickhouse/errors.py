@@ -4,15 +4,17 @@ A code that is in no list is in doubt: the rows may have been written, so the ca
 Code numbers are ClickHouse's own (`src/Common/ErrorCodes.cpp` in its repository).
 """
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error, OperationalError
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError
 
 from outbox_pipeline.errors import (
     BatchDataError,
     ConfigurationError,
+    FencedError,
     InDoubtError,
     OutboxError,
     TransientError,
@@ -27,7 +29,7 @@ CONFIGURATION_CODES = frozenset(
 )
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, 407, 469})
-#: `throwIf` in our own statements.
+#: `throwIf`, which only the fence in our inserts uses.
 FUNCTION_THROW_CODE = 395
 
 
@@ -49,7 +51,9 @@ def translate(error: Exception, where: str) -> OutboxError:
     code = error.code if isinstance(error, Error) else None
     said = first_line(error)
     if code is None:
-        return _without_code(error, f"{where}: {said}")
+        return _without_code(error, where, said)
+    if code == FUNCTION_THROW_CODE:
+        return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
         return ConfigurationError(f"{where} refuses the batch: {said}. Raise max_partitions_per_insert_block.")
@@ -62,23 +66,36 @@ def translate(error: Exception, where: str) -> OutboxError:
     return InDoubtError(f"{where} may or may not have done this: {said}")
 
 
-def _without_code(error: Exception, said: str) -> OutboxError:
+def _without_code(error: Exception, where: str, said: str) -> OutboxError:
     # No code means that no server answered, or that something between us did (429, 503).
-    if _never_arrived(error):
-        return TransientError(f"ClickHouse cannot be reached: {said}. Check that it runs and OUTBOX_CLICKHOUSE_URL.")
+    refused = _never_arrived(error)
+    if refused is not None:
+        return TransientError(f"{where} cannot be reached ({refused}): check that it runs and OUTBOX_CLICKHOUSE_URL.")
+    said = f"{where}: {said}"
     if isinstance(error, OperationalError) and any(status in said for status in ("429", "503")):
         return TransientError(f"ClickHouse is busy: {said}")
     if "401" in said or "403" in said:
         return ConfigurationError(f"ClickHouse refuses the credentials: {said}. Check OUTBOX_CLICKHOUSE_URL.")
+    if "status 404" in said:
+        return ConfigurationError(f"What answers there is no ClickHouse server: {said}. Check OUTBOX_CLICKHOUSE_URL.")
     return InDoubtError(f"The connection to ClickHouse broke: {said}")
 
 
-def _never_arrived(error: BaseException | None) -> bool:
-    seen = 0
-    while error is not None and seen < 10:
-        if isinstance(error, NewConnectionError | ConnectTimeoutError | ConnectionRefusedError):
-            return True
+def _never_arrived(error: BaseException | None) -> str | None:
+    """Return why no connection was made, None when one was: then the request may have been carried out."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ConnectionRefusedError | socket.gaierror):
+            return cause.strerror or "connection refused"
+    # urllib3's word for every connection that was not made, timeouts and refusals alike.
+    return "no connection" if any(isinstance(cause, ConnectTimeoutError) for cause in causes) else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    # urllib3 keeps the cause of a MaxRetryError in `reason`.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
         reason = getattr(error, "reason", None)
         error = reason if isinstance(reason, BaseException) else error.__cause__ or error.__context__
-        seen += 1
-    return False

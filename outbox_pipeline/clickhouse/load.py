@@ -1,7 +1,9 @@
 """Put a batch's rows into ClickHouse, and take old generations of it out.
 
-Invariant: the same batch and generation is always the same bytes under the same token, so a request that arrives twice
-or late is dropped by ClickHouse. That is the cheap path; whether the rows are there is asked separately (`proof`).
+Two invariants. The same batch and generation is always the same bytes under the same token, so a request that arrives
+twice is dropped by ClickHouse. And each insert names its attempt and refuses itself when a higher one is on record in
+the fence table, so a request that was frozen for an hour is refused when it arrives, whatever the token's window.
+Whether the rows are there is asked separately (`proof`).
 """
 
 import json
@@ -10,7 +12,8 @@ from uuid import UUID
 import pyarrow as pa
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.errors import translated
+from outbox_pipeline.clickhouse.table import COLUMNS
+from outbox_pipeline.errors import InDoubtError
 
 #: One block whatever the size: blocks commit one by one, so half a batch could stay behind.
 _ONE_BLOCK_ROWS = 4_000_000
@@ -26,6 +29,21 @@ _INSERT_SETTINGS = {
     "max_partitions_per_insert_block": 0,
 }
 
+#: What is sent; `loaded_at` is the server's.
+_SENT = {name: kind for name, kind in COLUMNS.items() if name != "loaded_at"}
+_STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in _SENT.items()).replace("'", "\\'")
+
+# Column names and types are constants of this package; values are parameters.
+_FENCED_INSERT = f"""
+INSERT INTO {{table:Identifier}} ({", ".join(_SENT)})
+SELECT {", ".join(_SENT)} FROM input('{_STRUCTURE}')
+WHERE throwIf(
+    (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
+    'a later attempt has fenced this one'
+) = 0
+FORMAT Arrow
+""".strip()  # noqa: S608 - see above; the data begins right behind the format
+
 
 def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
     """Return the token under which ClickHouse recognises this generation of the batch."""
@@ -35,23 +53,41 @@ def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
 def insert_generation(
     client: EventLogClient, events: pa.Table, *, batch_id: UUID, generation: int, attempt: int
 ) -> int:
-    """Insert the whole batch as one generation; return the bytes of Arrow data handed to the driver.
+    """Insert the whole batch as one generation; return the bytes sent.
 
-    An answer means that ClickHouse took the request, not that the rows are there. Raises the kinds of
-    `clickhouse.errors`.
+    An answer means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
+    attempt has begun, else the kinds of `clickhouse.errors`.
     """
-    rows = _as_rows(events, batch_id, generation)
-    settings = client.known(
-        {
-            **_INSERT_SETTINGS,
-            "insert_deduplication_token": deduplication_token(client.table, batch_id, generation),
-            "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
-            "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
-        }
+    body = _as_arrow(_as_rows(events, batch_id, generation))
+    settings = {
+        **_INSERT_SETTINGS,
+        "insert_deduplication_token": deduplication_token(client.table, batch_id, generation),
+        "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
+        "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
+    }
+    client.run(_FENCED_INSERT, {"batch_id": str(batch_id), "attempt": attempt}, settings=settings, body=body)
+    return len(body)
+
+
+def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
+    """Refuse inserts of lower attempts on this batch from now on, then wait out those already running.
+
+    Only what began before the fence can still write; raises InDoubtError while such a request runs, to be asked again.
+    """
+    client.run(
+        "INSERT INTO {fence:Identifier} (batch_id, attempt) VALUES ({batch_id:UUID}, {attempt:UInt32})",
+        {"batch_id": str(batch_id), "attempt": attempt},
+        settings={"async_insert": 0},
     )
-    with translated(client.where):
-        client.driver.insert_arrow(client.table, rows, settings=settings)
-    return int(rows.nbytes)
+    running = client.rows(
+        "SELECT elapsed FROM system.processes WHERE startsWith(Settings['insert_deduplication_token'], {token:String})",
+        {"token": f"{client.table}:{batch_id}:"},
+    )
+    if running:
+        raise InDoubtError(
+            f"An earlier insert of batch {batch_id} still runs in ClickHouse (for {running[0]['elapsed']:.0f} s): "
+            "waiting until it ends before looking."
+        )
 
 
 def delete_older_generations(client: EventLogClient, batch_id: UUID, generation: int) -> None:
@@ -64,6 +100,16 @@ def delete_older_generations(client: EventLogClient, batch_id: UUID, generation:
         {"batch_id": str(batch_id), "generation": generation},
         settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
     )
+
+
+def _as_arrow(rows: pa.Table) -> bytes:
+    # One record batch, so that ClickHouse makes one block of it: blocks commit one by one.
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_file(sink, rows.schema, options=options) as writer:
+        writer.write_table(rows, max_chunksize=_ONE_BLOCK_ROWS)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:

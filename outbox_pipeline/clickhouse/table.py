@@ -45,10 +45,21 @@ ORDER BY (event_type, event_date_time, event_id)
 SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, fsync_part_directory = 1
 """
 
+_CREATE_FENCE = """
+CREATE TABLE IF NOT EXISTS {fence:Identifier} (
+    batch_id UUID COMMENT 'The batch',
+    attempt UInt32 COMMENT 'Inserts of lower attempts on this batch are refused from now on',
+    fenced_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this attempt began'
+) ENGINE = MergeTree
+ORDER BY batch_id
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
+"""
+
 
 def create_table(client: EventLogClient) -> None:
-    """Create the table when it is not there, then check it; safe to repeat."""
+    """Create the event log and its fence where they are missing, then check them; safe to repeat."""
     client.run(_CREATE)
+    client.run(_CREATE_FENCE)
     check_table(client)
 
 
@@ -73,7 +84,7 @@ def table_problem(client: EventLogClient) -> str | None:
             f"Table {client.table} has engine {engine}: a replica's low count proves nothing, so only "
             f"{' and '.join(sorted(_ENGINES))} on one node are supported."
         )
-    return _column_problem(client) or _window_problem(client, tables[0]["create_table_query"])
+    return _column_problem(client) or _window_problem(client, tables[0]["create_table_query"]) or _fence_problem(client)
 
 
 def _column_problem(client: EventLogClient) -> str | None:
@@ -97,3 +108,11 @@ def _window_problem(client: EventLogClient, create_statement: str) -> str | None
         f"Table {client.table} has no deduplication window: ALTER TABLE {client.table} MODIFY SETTING "
         f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}."
     )
+
+
+def _fence_problem(client: EventLogClient) -> str | None:
+    found = client.rows(
+        "SELECT 1 FROM system.tables"
+        " WHERE database = currentDatabase() AND name = {fence:String} AND engine = 'MergeTree'"
+    )
+    return None if found else f"{client.where} has no table {client.names['fence']}: run 'outbox init'."

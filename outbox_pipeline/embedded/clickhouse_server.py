@@ -75,6 +75,10 @@ class UserWatch:
         """Return whether the last user has been gone for a while; then the lock of the home is held."""
         if self.is_over or self._home is None:
             return self.is_over
+        if not self._home.users.is_dir():
+            # The home was removed under the server: nobody can join any more.
+            self.is_over = True
+            return True
         now = time.monotonic()
         if live_users(self._home):
             self._alone_since = None

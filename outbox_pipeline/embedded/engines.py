@@ -63,6 +63,9 @@ def _database_url(handle: PostgresHandle | None, database: str, *, driver: str) 
 
 
 def _leave(home: Home, user: Path) -> None:
+    if not home.users.is_dir():
+        # The home was removed meanwhile; its servers notice that by themselves.
+        return
     with locked(home):
         user.unlink(missing_ok=True)
         if not live_users(home):

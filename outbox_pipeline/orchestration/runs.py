@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import dagster as dg
 from pydantic import Field
 
-from outbox_pipeline.errors import InDoubtError, LeaseLostError, OutboxError, TransientError, first_line
+from outbox_pipeline.errors import FencedError, InDoubtError, LeaseLostError, OutboxError, TransientError, first_line
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_error
@@ -45,7 +45,7 @@ def delivering(
         if config.batch_id is not None:
             delivery = pipeline.delivery(config.batch_id, config.attempt, context.run)
         yield delivery
-    except LeaseLostError as error:
+    except (LeaseLostError, FencedError) as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except Exception as error:
         if _can_retry(context, error):

@@ -120,4 +120,4 @@ def _unreachable(where: str, said: str) -> OutboxError:
     # A failed connect carries no SQLSTATE in libpq; these words are the server's own.
     if "does not exist" in said or "no password supplied" in said:
         return ConfigurationError(f"{where} refuses this: {said}. Check OUTBOX_POSTGRES_URL.")
-    return TransientError(f"{where} cannot be reached: {said}. Check that it runs and OUTBOX_POSTGRES_URL is right.")
+    return TransientError(f"{where} cannot be reached: check that it runs and OUTBOX_POSTGRES_URL. It said: {said}")

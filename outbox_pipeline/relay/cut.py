@@ -21,12 +21,13 @@ from outbox_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class CutBatch:
-    """One batch just cut."""
+    """One batch just cut; `is_last` when it took all that was visible, so only later commits can follow it."""
 
     batch_id: UUID
     recorded_on: date
     event_count: int
     context_bytes: int
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class CutResult:
 def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
     """Cut up to *most* batches from the pending events; stop early when nothing is left that may be cut now.
 
+    What commits during the call waits for the next one: at once it would make a batch, and a run, of a few events.
+
     Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
     is not as it must be), TransientError when PostgreSQL cannot do it now.
     """
@@ -54,6 +57,8 @@ def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
         if batch is None:
             return CutResult(cut, lingering)
         cut.append(batch)
+        if batch.is_last:
+            break
     return CutResult(cut)
 
 
@@ -95,7 +100,8 @@ def _cut_one(connection: Connection, settings: Settings) -> tuple[CutBatch | Non
     claim.take_positions(
         connection, picked, unclaimed_positions=conditions.unclaimed, last_drawn=last_drawn, holders=holders
     )
-    return CutBatch(batch_id, picked.recorded_on, picked.event_count, picked.context_bytes), 0
+    is_last = picked.event_count == picked.looked_count < settings.batch_max_events
+    return CutBatch(batch_id, picked.recorded_on, picked.event_count, picked.context_bytes, is_last), 0
 
 
 def _settle(connection: Connection) -> None:

@@ -143,6 +143,8 @@ class Delivery:
         started = time.monotonic()
         batch = self._frozen_batch()
         generation = batch.generation
+        if self.lease.attempt > 1:
+            store.raise_fence(self.stores.client, batch.batch_id, self.lease.attempt)
         if reload:
             generation = self._raise_generation()
         elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
-from outbox_pipeline.errors import BatchDataError, LeaseLostError
+from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import read_batch
@@ -183,7 +183,7 @@ def test_a_crash_alone_does_not_raise_the_generation(stores: Stores, delivery: D
     deliver(second := again(stores, delivery))
 
     events = extract_events(stores.engine, delivery.lease.batch_id)
-    load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=0, attempt=1)
+    load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=0, attempt=2)
 
     assert generation(stores, second) == 0
     assert_each_exactly_once(stores.engine, stores.client)
@@ -292,3 +292,22 @@ def test_what_clickhouse_refuses_is_kept_and_named(stores: Stores) -> None:
 
     assert json.dumps(delivery.batch().last_error) != "null"
     assert delivery.batch().status == BatchStatus.FAILED
+
+
+def test_a_request_frozen_past_the_window_is_refused(stores: Stores, delivery: Delivery) -> None:
+    """An insert of attempt 1 that arrives after attempt 2 began is refused, though nobody remembers its token."""
+    delivery.validate()
+    deliver(again(stores, delivery))
+    events = extract_events(stores.engine, delivery.lease.batch_id)
+
+    with pytest.raises(FencedError, match="a later attempt on this batch has begun"):
+        load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=7, attempt=1)
+
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_the_first_attempt_needs_no_fence(stores: Stores, delivery: Delivery) -> None:
+    """Without a retry the fence table stays empty."""
+    deliver(delivery)
+
+    assert stores.client.rows("SELECT count() AS n FROM {fence:Identifier}") == [{"n": 0}]

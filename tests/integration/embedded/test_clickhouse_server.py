@@ -1,4 +1,4 @@
-"""The server's own promises: it answers while it works, stops what nobody waits for, and refuses what it cannot do."""
+"""The server answers while it works, stops what nobody waits for, and refuses what it cannot do."""
 
 import http.client
 import json
@@ -50,7 +50,8 @@ def running(client: Client, text: str) -> int:
     """Return how many queries with *text* run."""
     return int(
         client.query(
-            "SELECT count() FROM system.processes WHERE position(query, {text:String}) > 0 AND query NOT LIKE '%processes%'",
+            "SELECT count() FROM system.processes"
+            " WHERE position(query, {text:String}) > 0 AND query NOT LIKE '%processes%'",
             parameters={"text": text},
         ).first_row[0]
     )
@@ -192,3 +193,26 @@ def test_session_serves_one_request_at_a_time(
     assert response.headers["X-ClickHouse-Exception-Code"] == "373"
     busy.close()
     assert wait_until(lambda: ask(b"SELECT 1", session_id="one").status == 200, seconds=10)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://example.com"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "example.com"}]
+)
+def test_web_pages_are_refused(
+    connect: Callable[[], http.client.HTTPConnection], client: Client, headers: dict[str, str]
+) -> None:
+    """A page open in the user's browser cannot send queries, not even ones whose answer it could not read."""
+    connection = connect()
+    connection.request("POST", "/", body=b"CREATE TABLE evil (a UInt8) ENGINE = Memory", headers=headers)
+
+    assert connection.getresponse().status in (400, 403)
+    assert client.command("EXISTS evil") == 0
+
+
+def test_broken_result_has_no_end(ask: Ask) -> None:
+    """A client that knows nothing of ClickHouse's error tags still sees that the result is not complete."""
+    response = ask(b"SELECT throwIf(number = 1500000) FROM numbers(2000000)", max_threads="1")
+
+    assert response.status == 200
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()

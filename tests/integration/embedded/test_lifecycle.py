@@ -1,6 +1,7 @@
-"""Engines live as long as somebody uses them, and come back after any of the processes involved was killed."""
+"""Engines live as long as somebody uses them, and come back after any process involved was killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +28,13 @@ USER = """
 import sys
 from pathlib import Path
 from outbox_pipeline.embedded.engines import embedded_engines
-with embedded_engines(Path(sys.argv[1]), postgres="postgres" in sys.argv, clickhouse="clickhouse" in sys.argv) as urls:
+with embedded_engines(Path(sys.argv[1])) as urls:
     print(urls, flush=True)
     sys.stdin.readline()
 """
+
+ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
+ASK = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], data=sys.argv[2].encode())"
 
 
 @pytest.fixture
@@ -43,10 +47,10 @@ def users() -> Iterator[list["subprocess.Popen[str]"]]:
         process.communicate(timeout=30)
 
 
-def start_user(home: Path, *engines: str) -> "subprocess.Popen[str]":
-    """Start a process that uses *engines*."""
+def start_user(home: Path) -> "subprocess.Popen[str]":
+    """Start a process that uses the engines."""
     return subprocess.Popen(
-        [sys.executable, "-c", USER, str(home), *engines],
+        [sys.executable, "-c", USER, str(home)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -86,7 +90,7 @@ def test_two_processes_that_start_at_once_share_the_engines(
     tmp_path: Path, users: list["subprocess.Popen[str]"]
 ) -> None:
     """Both get the same URLs, one server of each kind runs, and it runs until the second has gone."""
-    users += [start_user(tmp_path, "postgres", "clickhouse") for _ in range(2)]
+    users += [start_user(tmp_path) for _ in range(2)]
     first, second = (said(user) for user in users)
 
     assert first == second
@@ -166,7 +170,7 @@ def test_postmaster_file_of_a_stranger_does_not_stop_the_start(tmp_path: Path) -
 
 def test_engines_of_a_killed_user_are_adopted(tmp_path: Path, users: list["subprocess.Popen[str]"]) -> None:
     """The next user joins what the killed one left, and ends it in order."""
-    users.append(start_user(tmp_path, "postgres", "clickhouse"))
+    users.append(start_user(tmp_path))
     urls = said(users[0])
     kill(users[0].pid)
 
@@ -177,13 +181,23 @@ def test_engines_of_a_killed_user_are_adopted(tmp_path: Path, users: list["subpr
 
 def test_engines_nobody_uses_any_more_end_by_themselves(tmp_path: Path, users: list["subprocess.Popen[str]"]) -> None:
     """A few seconds after the last user was killed both engines are gone."""
-    users.append(start_user(tmp_path, "postgres", "clickhouse"))
+    users.append(start_user(tmp_path))
     said(users[0])
     kill(users[0].pid)
 
     assert wait_until(lambda: processes_of(tmp_path) == [], seconds=20)
     with embedded_engines(tmp_path) as urls:
         assert urls.clickhouse is not None
+
+
+def test_server_ends_when_its_home_is_removed(tmp_path: Path) -> None:
+    """A folder that is thrown away takes its server with it."""
+    with embedded_engines(tmp_path / "home", postgres=False):
+        handle = running_clickhouse(Home(tmp_path / "home"))
+        assert handle is not None
+        shutil.rmtree(tmp_path / "home")
+
+        assert wait_until(lambda: not handle.process.is_alive(), seconds=10)
 
 
 def test_interrupt_of_the_terminal_does_not_reach_the_engines(
@@ -202,21 +216,10 @@ def test_server_with_a_running_query_ends_quickly(tmp_path: Path) -> None:
     """Stopping does not wait for a query that never ends."""
     with embedded_engines(tmp_path, postgres=False) as urls:
         assert urls.clickhouse is not None
-        busy = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], data=sys.argv[2].encode())",
-            ]
-            + [
-                urls.clickhouse,
-                "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
+        busy = subprocess.Popen([sys.executable, "-c", ASK, urls.clickhouse, ENDLESS], stderr=subprocess.DEVNULL)
         client = clickhouse_connect.get_client(dsn=urls.clickhouse)
-        count = "SELECT count() FROM system.processes WHERE query LIKE '%sipHash64%' AND query NOT LIKE '%processes%'"
-        assert wait_until(lambda: client.command(count) == 1, seconds=20)
+        count = "SELECT countIf(query = {query:String}) FROM system.processes"
+        assert wait_until(lambda: client.command(count, parameters={"query": ENDLESS}) == 1, seconds=20)
         handle = running_clickhouse(Home(tmp_path))
         assert handle is not None
         os.kill(handle.pid, signal.SIGTERM)
@@ -226,7 +229,7 @@ def test_server_with_a_running_query_ends_quickly(tmp_path: Path) -> None:
 
 
 def test_postgres_is_set_up_for_the_product(tmp_path: Path) -> None:
-    """Both databases exist, there is room for connections and prepared transactions, and commits are durable."""
+    """Both databases exist, prepared transactions are possible, and commits are durable."""
     with embedded_engines(tmp_path, clickhouse=False) as urls:
         assert rows(urls, "SELECT datname FROM pg_database WHERE datname IN ('dagster', 'outbox') ORDER BY 1") == [
             "dagster",
@@ -248,7 +251,9 @@ def test_home_with_a_long_name_works(tmp_path: Path) -> None:
 
 def write(urls: EngineUrls, number: int) -> None:
     """Write a row into each engine."""
-    execute(urls, "CREATE TABLE t (a int)", f"INSERT INTO t VALUES ({number})")
+    with psycopg.connect(plain(urls)) as connection:
+        connection.execute("CREATE TABLE t (a int)")
+        connection.execute("INSERT INTO t VALUES (%s)", [number])
     client = clickhouse_connect.get_client(dsn=str(urls.clickhouse))
     client.command("CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a")
     client.insert("t", [[number]])

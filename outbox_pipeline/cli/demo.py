@@ -1,0 +1,144 @@
+"""The command `demo`: a small shop publishes, Dagster delivers, and both sides are compared at the end."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.failures import complain
+from outbox_pipeline.cli.output import AsJson, print_facts, print_json, progress
+from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, running_dagster, watch
+
+if TYPE_CHECKING:
+    from outbox_pipeline.demo.day import Look, ShopDay
+    from outbox_pipeline.demo.report import Report
+    from outbox_pipeline.orchestration.stack import DagsterStack
+    from outbox_pipeline.settings import Settings
+
+#: Pause between two lines of progress where no terminal can show a live one.
+_LINE_SECONDS = 5.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("demo")(demo)
+
+
+def demo(
+    events: Annotated[int, typer.Option(help="Events the shop commits.", min=10)] = 1000,
+    exits: Annotated[
+        bool, typer.Option("--exit", help="End after the report instead of leaving the Dagster UI up.")
+    ] = False,
+    as_json: AsJson = False,
+    port: Port = DEFAULT_PORT,
+) -> None:
+    """Watch it work: a small shop writes orders and their events, some roll back, and Dagster delivers meanwhile.
+
+    The shop has tables of its own, in PostgreSQL's schema `shop`. The report compares both sides event by event. Exit
+    code 1 when an event is missing, doubled or should not have arrived, or when stopped before the report.
+
+    Example: outbox demo --events 5000 --exit --json
+    """
+    is_clean = False
+    with interruptible(), ready_settings() as settings, running_dagster(settings, port=port) as (url, stack):
+        typer.echo(f"Dagster UI: {url}", err=True)
+        day, report = _hold(settings, stack, event_count=events)
+        is_clean = report.comparison.is_clean
+        _show(report, as_json=as_json)
+        if not is_clean:
+            complain(_accusation(report, day, settings))
+        if not exits:
+            _leave_up(url, stack)
+    if not is_clean:
+        raise typer.Exit(1)
+
+
+def _hold(settings: "Settings", stack: "DagsterStack | None", *, event_count: int) -> "tuple[ShopDay, Report]":
+    from outbox_pipeline.demo.day import ShopDay
+
+    with _display(event_count) as show:
+
+        def look(seen: "Look") -> None:
+            show(seen)
+            if stack is not None:
+                stack.revive()
+
+        day = ShopDay(settings, on_look=look)
+        return day, day.run(event_count)
+
+
+@contextmanager
+def _display(event_count: int) -> "Iterator[Callable[[Look], None]]":
+    with progress("published", "delivered", "quarantined", "lag") as display:
+        if display.disable:
+            yield _line_by_line()
+            return
+        task = display.add_task("", total=event_count, published=0, delivered=0, quarantined=0, lag="–")
+
+        def show(seen: "Look") -> None:
+            done = seen.delivered + (seen.quarantined or 0)
+            display.update(task, description=seen.phase, completed=done, **_fields(seen))
+
+        yield show
+
+
+def _line_by_line() -> "Callable[[Look], None]":
+    last = time.monotonic()
+
+    def show(seen: "Look") -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            counts = ", ".join(f"{name} {value}" for name, value in _fields(seen).items())
+            typer.echo(f"{seen.phase}: {counts}", err=True)
+
+    return show
+
+
+def _fields(seen: "Look") -> dict[str, Any]:
+    lag = "–" if seen.lag_seconds is None else f"{seen.lag_seconds:.1f} s"
+    quarantined = "–" if seen.quarantined is None else seen.quarantined
+    return {"published": seen.published, "delivered": seen.delivered, "quarantined": quarantined, "lag": lag}
+
+
+def _show(report: "Report", *, as_json: bool) -> None:
+    plain = asdict(report)
+    flat = {**plain.pop("comparison"), **plain}
+    if as_json:
+        print_json(flat)
+        return
+    suspects = flat.pop("suspects")
+    flat["suspects"] = ", ".join(map(str, suspects)) or "none"
+    print_facts([(name.replace("_", " "), value) for name, value in flat.items()])
+
+
+def _accusation(report: "Report", day: "ShopDay", settings: "Settings") -> str:
+    counted = report.comparison
+    status = day.status
+    said = "PostgreSQL does not answer" if status is None else f"last error: {status.last_error or 'none'}"
+    if status is not None and status.undelivered:
+        said = f"{status.pending} pending, {status.in_flight} in flight, {status.parked} parked, {said}"
+    return (
+        f"Both sides differ: {counted.missing} missing, {counted.duplicated} duplicated, "
+        f"{counted.rolled_back_delivered} of rolled back transactions, {counted.misjudged} misjudged ({said}). "
+        f"Look at one with 'outbox trace {counted.suspects[0]}', and into {settings.home / 'logs'}."
+    )
+
+
+def _leave_up(url: str, stack: "DagsterStack | None") -> None:
+    typer.echo(
+        f"\nDagster UI: {url}\n"
+        f"  1. What was delivered, with a point in each plot for every batch:  {url}/assets/event_log\n"
+        f"  2. What the sensor saw and started at each tick:  {url}/locations/outbox_pipeline/sensors/outbox_sensor\n"
+        f"  3. The runs, one a batch, with the time of each step:  {url}/runs",
+        err=True,
+    )
+    if stack is None:
+        typer.echo("It goes on running: another 'outbox up' on this home started it.", err=True)
+        return
+    typer.echo("Ctrl-C ends it.", err=True)
+    watch(stack)

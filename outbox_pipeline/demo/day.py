@@ -1,0 +1,138 @@
+"""A day of the shop: open, write while the pipeline delivers, wait until all has arrived, compare both sides.
+
+It knows nothing of Dagster or a terminal: somebody else delivers, and is given a look at the state twice a second.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from outbox_pipeline.clickhouse.client import clickhouse_client
+from outbox_pipeline.demo import shop
+from outbox_pipeline.demo.arrivals import Arrivals, watching_arrivals
+from outbox_pipeline.demo.report import Report, compare, latencies, look_at_both, quantile
+from outbox_pipeline.demo.visits import Visit, plan_visits
+from outbox_pipeline.demo.writers import Journal, Writers, writing
+from outbox_pipeline.errors import TransientError
+from outbox_pipeline.monitoring.status import Status, read_status
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction, translated
+from outbox_pipeline.postgres.tables import event
+from outbox_pipeline.settings import Settings
+
+LOOK_SECONDS = 0.5
+
+#: The wait ends when nothing has moved for so long.
+PATIENCE_SECONDS = 180.0
+#: Longest wait for the opening event; without it the shop opens all the same and the report will tell.
+OPENING_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is shown while the day goes on; counts are of this day's events, None while PostgreSQL does not answer."""
+
+    phase: str
+    published: int
+    delivered: int
+    quarantined: int | None
+    lag_seconds: float | None
+
+
+class ShopDay:
+    """One demo from opening to report."""
+
+    def __init__(self, settings: Settings, *, on_look: Callable[[Look], None]) -> None:
+        """Connect nowhere yet; *on_look* runs in the caller's thread."""
+        self.settings = settings
+        self.status: Status | None = None
+        self._engine = create_outbox_engine(settings)
+        self._journal = Journal()
+        self._on_look = on_look
+        self._held_before = 0
+
+    def run(self, event_count: int) -> Report:
+        """Commit *event_count* events, wait until they have arrived, and report.
+
+        The wait is bounded, so the report may show events missing; `status` then holds the ledger's last word.
+        """
+        try:
+            return self._run(plan_visits(event_count - 1, Random()))
+        finally:
+            self._engine.dispose()
+
+    def _run(self, visits: list[Visit]) -> Report:
+        with translated(self._engine):
+            customers = shop.create_tables(self._engine)
+        after = self._last_position()
+        self._held_before = read_status(self._engine).quarantined
+        started = time.monotonic()
+        with watching_arrivals(self.settings, after=after) as arrivals:
+            opening = self._open(customers, arrivals)
+            writers = Writers(self._engine, self._journal, customers)
+            with writing(writers, visits):
+                while not writers.is_done():
+                    self._look("The shop is open", arrivals)
+            self._drain(arrivals)
+        return self._report(arrivals, opening, after=after, started=started)
+
+    def _open(self, customers: list[int], arrivals: Arrivals) -> UUID:
+        # Its arrival shows that the daemon is up: what is measured afterwards is delivery and not Dagster's start.
+        with translated(self._engine), Session(self._engine) as session, session.begin():
+            opening = shop.open_doors(session, len(customers))
+        self._journal.note_committed([opening])
+        deadline = time.monotonic() + OPENING_SECONDS
+        while opening not in arrivals.seen and time.monotonic() < deadline:
+            self._look("Waiting for the first event", arrivals)
+        return opening
+
+    def _drain(self, arrivals: Arrivals) -> None:
+        # Only a new low counts as progress: other publishers on this outbox must not keep us here for ever.
+        lowest, moved_at = None, time.monotonic()
+        while time.monotonic() - moved_at < PATIENCE_SECONDS:
+            self._look("Delivering the rest", arrivals)
+            remaining = None if self.status is None else self.status.pending + self.status.in_flight
+            if remaining == 0:
+                return
+            if remaining is not None and (lowest is None or remaining < lowest):
+                lowest, moved_at = remaining, time.monotonic()
+
+    def _look(self, phase: str, arrivals: Arrivals) -> None:
+        time.sleep(LOOK_SECONDS)
+        try:
+            self.status = read_status(self._engine)
+        except TransientError:
+            self.status = None
+        # A copy: the writers go on adding to it meanwhile.
+        published = list(self._journal.committed)
+        delivered = sum(event_id in arrivals.seen for event_id in published)
+        quarantined = self.status.quarantined - self._held_before if self.status else None
+        lag_seconds = self.status.lag_seconds if self.status else None
+        self._on_look(Look(phase, len(published), delivered, quarantined, lag_seconds))
+
+    def _last_position(self) -> int:
+        with ledger_transaction(self._engine) as connection:
+            return int(connection.execute(select(func.coalesce(func.max(event.c.position), 0))).scalar_one())
+
+    def _report(self, arrivals: Arrivals, opening: UUID, *, after: int, started: float) -> Report:
+        with clickhouse_client(self.settings) as client:
+            found = look_at_both(self._engine, client, after=after)
+        seconds = time.monotonic() - started
+        shopping = {event_id: at for event_id, at in self._journal.committed.items() if event_id != opening}
+        measured = latencies(shopping, arrivals.seen)
+        first = latencies({opening: self._journal.committed[opening]}, arrivals.seen)
+        return Report(
+            comparison=compare(self._journal, found),
+            seconds=round(seconds, 3),
+            first_delivery_seconds=_rounded(quantile(first, 1)),
+            latency_p50_seconds=_rounded(quantile(measured, 0.5)),
+            latency_p95_seconds=_rounded(quantile(measured, 0.95)),
+        )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
