@@ -158,7 +158,7 @@ BEGIN
     IF NOT removed <@ settled THEN
         RAISE EXCEPTION 'outbox.event: these positions are not delivered yet and cannot be deleted: %',
             left((removed - settled)::text, 200)
-            USING HINT = 'Delete only events of processed batches (outbox prune).', ERRCODE = 'restrict_violation';
+            USING HINT = 'Delete only events of processed batches.', ERRCODE = 'restrict_violation';
     END IF;
     RETURN NULL;
 END $$;
