@@ -32,6 +32,9 @@ from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 
+#: Kinds of failure that a server's recovery ends, in the ledger's words.
+PASSING_KINDS = ("transient", "in_doubt")
+
 
 @cache
 def _holder_of(pid: int) -> str:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from outbox_pipeline.batches import Batch, Lease, Proof
 from outbox_pipeline.clickhouse import load as store
+from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
 from outbox_pipeline.errors import BatchDataError, ProofError
 from outbox_pipeline.logs import log
@@ -25,6 +26,9 @@ from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.validation import Rules, validate_events
+
+#: Reason code of events that ClickHouse itself refused; its words follow after a colon.
+REFUSED_BY_CLICKHOUSE = "refused_by_clickhouse"
 
 #: Sendings of one batch in one attempt before it gives up; each is the whole row set.
 _MOST_SENDINGS = 3
@@ -142,7 +146,8 @@ class Delivery:
 
         Looks before it sends anything a second time. Sends the same generation again first, because a late copy of an
         earlier request is then dropped; raises the generation only when ClickHouse took one and still shows other rows,
-        or when *reload* asks for it. Raises ProofError when that does not help.
+        or when *reload* asks for it. Events that ClickHouse refuses by itself are found and rejected, the rest goes on
+        as the next generation. Raises ProofError when that does not help.
         """
         started = time.monotonic()
         batch = self._frozen_batch()
@@ -156,7 +161,12 @@ class Delivery:
             return self._loaded(batch, generation, started, sent_bytes=0)
         sent_bytes = 0
         for _ in range(_MOST_SENDINGS):
-            sent_bytes += self._send(batch, generation)
+            try:
+                sent_bytes += self._send(batch, generation)
+            except BatchDataError as error:
+                generation = self._reject_refused(batch, error)
+                batch = self.batch()
+                continue
             if self._is_shown(batch, generation):
                 return self._loaded(batch, generation, started, sent_bytes=sent_bytes)
             log().warning("batch_resent", batch_id=str(batch.batch_id), generation=generation)
@@ -224,6 +234,19 @@ class Delivery:
         )
         announce(Point.SENT)
         return sent_bytes
+
+    def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:
+        accepted = self._accepted(batch)
+        refused = find_refused(self.stores.client, accepted, batch.batch_id)
+        if not refused:
+            raise error
+        reasons = {position: [f"{REFUSED_BY_CLICKHOUSE}: {said}"] for position, said in refused.items()}
+        rejected = {**(batch.rejected or {}), **reasons}
+        proof = proof_of_table(without_positions(accepted, reasons))
+        with ledger_transaction(self.stores.engine) as connection:
+            generation = leases.refreeze(connection, self.lease, rejected=rejected, proof=proof)
+        announce(Point.REFROZEN)
+        return generation
 
     def _raise_generation(self) -> int:
         with ledger_transaction(self.stores.engine) as connection:

@@ -24,6 +24,7 @@ class Point(StrEnum):
     SENDING = "sending"
     OLDER_DELETED = "older_deleted"
     SENT = "sent"
+    REFROZEN = "refrozen"
     PROVEN = "proven"
     MARKING = "marking"
     MARKED = "marked"

@@ -65,12 +65,16 @@ def test_every_write_of_a_delivery_has_a_boundary(stores: Stores, monkeypatch: p
     first = record(stores, monkeypatch, lambda: relay(stores))
     repair = record(stores, monkeypatch, lambda: redeliver(stores))
 
+    publish(stores.engine, 1, event_type="poison")
+    publish(stores.engine, 1)
+    stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+    refusal = record(stores, monkeypatch, lambda: relay(stores))
+
     # A cut is one transaction: its two statements appear together or not at all.
-    cut_end = first.index(Point.CUT)
-    for sequence in (first[cut_end:], repair):
+    for sequence in (first[first.index(Point.CUT) :], repair):
         for one, two in pairwise(sequence):
             assert (one, two) != ("write", "write"), sequence
-    assert {item for item in first + repair if item != "write"} == set(Point)
+    assert {item for item in first + repair + refusal if item != "write"} == set(Point)
 
 
 def test_a_listener_can_be_ended(stores: Stores) -> None:
