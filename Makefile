@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test lint format real-input lock clean
+.PHONY: help setup demo test lint format real-input soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,6 +27,9 @@ format: $(INSTALLED)  ## Format the code
 
 real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster and compare every character
 	$(BIN)/python -m pytest -m real_input
+
+soak: $(INSTALLED)  ## Random kills, freezes and outages for OUTBOX_SOAK_MINUTES (15), then compare both sides
+	$(BIN)/python -m pytest -m soak tests/soak
 
 lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
