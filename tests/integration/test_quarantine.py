@@ -14,6 +14,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.quarantine import Filter, QuarantineStatus
 from outbox_pipeline.postgres.tables import batch
+from outbox_pipeline.processes import wait_until
 from outbox_pipeline.quarantine import count_held, discard, list_held, parse_filter, preview, requeue, show
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
@@ -274,6 +275,27 @@ def test_a_requeue_waits_for_a_cut(stores: Stores, postgres_url: str) -> None:
     other.dispose()
 
     assert count_held(stores.engine).count == 1
+
+
+def test_a_requeue_waits_before_it_locks_anything_else(stores: Stores, postgres_url: str) -> None:
+    """Locks are taken in one order: whoever waits for `unclaimed` holds neither batches nor quarantined events yet."""
+    hold(stores)
+    other = create_engine(postgres_url)
+    with ThreadPoolExecutor(1) as pool, other.connect() as cutting:
+        cutting.execute(text("SELECT is_only_row FROM outbox.unclaimed FOR UPDATE"))
+        waiting = pool.submit(requeue, stores.engine, ALL, lock_timeout_seconds=20)
+        wait_until(lambda: bool(read(other, _WAITING)), seconds=20, pause=0.01)
+
+        cutting.execute(text("SELECT batch_id FROM outbox.batch FOR UPDATE NOWAIT"))
+        cutting.execute(text("SELECT position FROM outbox.quarantined_event FOR UPDATE NOWAIT"))
+        cutting.commit()
+        done = waiting.result(timeout=20)
+    other.dispose()
+
+    assert done.count == 1
+
+
+_WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 def test_requeues_race_with_cuts_marks_and_discards(stores: Stores, settings: Settings, postgres_url: str) -> None:
