@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 
 from outbox_pipeline.errors import QuarantineError, TransientError
-from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.quarantine import Filter, QuarantineStatus
 from outbox_pipeline.postgres.tables import batch
@@ -23,6 +24,7 @@ from outbox_pipeline.relay.replay import Outcome, Replayed, replay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, quarantined_ids
+from tests.integration.test_cut_interleaved import at_statement
 
 ALL = Filter()
 #: An event that is too large under `strict` and good under the default rules.
@@ -296,6 +298,40 @@ def test_a_requeue_waits_before_it_locks_anything_else(stores: Stores, postgres_
 
 
 _WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("requeue_first", [True, False])
+def test_an_event_is_resolved_once(stores: Stores, postgres_url: str, requeue_first: bool, number: int) -> None:
+    """One person requeues and another discards, between any two statements: one of them gets it, and that holds."""
+    (event_id,) = hold(stores)
+    other = create_outbox_engine(Settings(postgres_url=SecretStr(postgres_url)))
+    acts = [_requeue_count, _discard_count] if requeue_first else [_discard_count, _requeue_count]
+    counts: list[int] = []
+
+    with at_statement(stores.engine, number, lambda: counts.append(acts[1](other))):
+        counts.append(acts[0](stores.engine))
+    other.dispose()
+    relay(stores, until_empty=True)
+
+    assert sum(counts) == 1
+    (stay,) = show(stores.engine, one(event_id)).history
+    assert (event_id in delivered_ids(stores.client)) == (stay.status == QuarantineStatus.REQUEUED)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def _requeue_count(engine: Engine) -> int:
+    try:
+        return requeue(engine, ALL, lock_timeout_seconds=0.05).count
+    except (QuarantineError, TransientError):
+        return 0
+
+
+def _discard_count(engine: Engine) -> int:
+    try:
+        return discard(engine, ALL, note="given up", lock_timeout_seconds=0.05)
+    except (QuarantineError, TransientError):
+        return 0
 
 
 def test_requeues_race_with_cuts_marks_and_discards(stores: Stores, settings: Settings, postgres_url: str) -> None:
