@@ -30,7 +30,7 @@ real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster an
 
 lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements.lock
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet -o requirements.lock
 
 setup: $(INSTALLED)  ## Make .venv with the pinned dependencies
 

@@ -46,6 +46,7 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
     ): "the run went silent past its lease; another is asked for",
     (BatchStatus.DELIVERING, BatchStatus.PARKED): "the last allowed attempt failed, or went silent",
     (BatchStatus.FAILED, BatchStatus.REQUESTED): "the backoff is over and another run is asked for",
+    (BatchStatus.FAILED, BatchStatus.PARKED): "the limit of attempts was lowered below its failures",
     (BatchStatus.FAILED, BatchStatus.DELIVERING): "somebody re-executes the failed run",
     (
         BatchStatus.PARKED,

@@ -3,7 +3,7 @@
 pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.stores",
-    "tests.fixtures.events",
     "tests.fixtures.dagster",
     "tests.fixtures.stack",
+    "tests.fixtures.homes",
 ]

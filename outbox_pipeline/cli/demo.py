@@ -49,7 +49,9 @@ def demo(
         day, report = _hold(settings, stack, event_count=events)
         is_clean = report.comparison.is_clean
         _show(report, as_json=as_json)
-        if not is_clean:
+        if is_clean:
+            typer.secho("Every committed event is where it belongs, exactly once.", fg="green", err=True)
+        else:
             complain(_accusation(report, day, settings))
         if not exits:
             _leave_up(url, stack)
@@ -77,7 +79,7 @@ def _display(event_count: int) -> "Iterator[Callable[[Look], None]]":
         if display.disable:
             yield _line_by_line()
             return
-        task = display.add_task("", total=event_count, published=0, delivered=0, quarantined=0, lag="–")
+        task = display.add_task("Opening the shop", total=event_count, published=0, delivered=0, quarantined=0, lag="–")
 
         def show(seen: "Look") -> None:
             done = seen.delivered + (seen.quarantined or 0)

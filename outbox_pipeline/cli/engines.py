@@ -78,6 +78,17 @@ def with_urls(settings: "Settings", urls: "EngineUrls") -> "Settings":
     return settings.model_copy(update=missing)
 
 
+def given_urls(settings: "Settings") -> tuple[dict[str, str], list[str]]:
+    """Return the URLs that are there by variable name, passwords included, and the names of those that are not."""
+    urls = {
+        "OUTBOX_POSTGRES_URL": settings.postgres_url,
+        "OUTBOX_CLICKHOUSE_URL": settings.clickhouse_url,
+        "OUTBOX_DAGSTER_URL": settings.dagster_url,
+    }
+    given = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
+    return given, [name for name in urls if name not in given]
+
+
 def require_embedded() -> None:
     """Raise ConfigurationError when the embedded engines are not installed."""
     try:

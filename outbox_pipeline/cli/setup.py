@@ -2,7 +2,7 @@
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings, running_settings
+from outbox_pipeline.cli.engines import given_urls, ready_settings, running_settings
 from outbox_pipeline.errors import ConfigurationError
 
 
@@ -42,12 +42,7 @@ def env() -> None:
     Example: `eval "$(outbox env)" && dagster dev`
     """
     settings = running_settings()
-    urls = {
-        "OUTBOX_POSTGRES_URL": settings.postgres_url,
-        "OUTBOX_CLICKHOUSE_URL": settings.clickhouse_url,
-        "OUTBOX_DAGSTER_URL": settings.dagster_url,
-    }
-    missing = [name for name, url in urls.items() if url is None]
+    values, missing = given_urls(settings)
     if missing:
         raise ConfigurationError(
             f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "
@@ -55,7 +50,6 @@ def env() -> None:
         )
     from outbox_pipeline.orchestration.instance import prepare_dagster_home
 
-    values = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
     values["OUTBOX_HOME"] = str(settings.home)
     values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
     for name, value in values.items():

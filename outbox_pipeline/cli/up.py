@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.engines import given_urls, ready_settings
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -68,18 +68,12 @@ def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "
 
 def dagster_environment(settings: "Settings") -> dict[str, str]:
     """Return the variables Dagster's processes need. Raises ConfigurationError when a URL is missing."""
-    urls = {
-        "OUTBOX_POSTGRES_URL": settings.postgres_url,
-        "OUTBOX_CLICKHOUSE_URL": settings.clickhouse_url,
-        "OUTBOX_DAGSTER_URL": settings.dagster_url,
-    }
-    missing = [name for name, url in urls.items() if url is None]
+    values, missing = given_urls(settings)
     if missing:
         raise ConfigurationError(
             f"{' and '.join(missing)} not set: Dagster needs its own database, "
             "for example postgresql+psycopg2://user@host/dagster."
         )
-    values = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
     return {**values, "OUTBOX_HOME": str(settings.home)}
 
 

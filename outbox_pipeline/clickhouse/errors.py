@@ -29,6 +29,7 @@ CONFIGURATION_CODES = frozenset(
 )
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, 407, 469})
+_QUOTES_CONTENT = ("Column values:", " before: ", "(while reading the value", "Buffer contents")
 #: `throwIf`, which only the fence in our inserts uses.
 FUNCTION_THROW_CODE = 395
 
@@ -49,7 +50,7 @@ def translated(where: str) -> Iterator[None]:
 def translate(error: Exception, where: str) -> OutboxError:
     """Return this package's error for one of the driver's."""
     code = error.code if isinstance(error, Error) else None
-    said = first_line(error)
+    said = _without_content(first_line(error))
     if code is None:
         return _without_code(error, where, said)
     if code == FUNCTION_THROW_CODE:
@@ -64,6 +65,13 @@ def translate(error: Exception, where: str) -> OutboxError:
     if code in DATA_CODES:
         return BatchDataError(f"{where} refuses the content: {said}")
     return InDoubtError(f"{where} may or may not have done this: {said}")
+
+
+def _without_content(said: str) -> str:
+    # ClickHouse quotes the offending row; contexts belong in no log and no ledger.
+    for marker in _QUOTES_CONTENT:
+        said = said.partition(marker)[0]
+    return said.rstrip(" .,:")
 
 
 def _without_code(error: Exception, where: str, said: str) -> OutboxError:

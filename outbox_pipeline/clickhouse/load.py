@@ -30,13 +30,13 @@ _INSERT_SETTINGS = {
 }
 
 #: What is sent; `loaded_at` is the server's.
-_SENT = {name: kind for name, kind in COLUMNS.items() if name != "loaded_at"}
-_STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in _SENT.items()).replace("'", "\\'")
+SENT_COLUMNS = {name: kind for name, kind in COLUMNS.items() if name != "loaded_at"}
+_STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in SENT_COLUMNS.items()).replace("'", "\\'")
 
 # Column names and types are constants of this package; values are parameters.
 _FENCED_INSERT = f"""
-INSERT INTO {{table:Identifier}} ({", ".join(_SENT)})
-SELECT {", ".join(_SENT)} FROM input('{_STRUCTURE}')
+INSERT INTO {{table:Identifier}} ({", ".join(SENT_COLUMNS)})
+SELECT {", ".join(SENT_COLUMNS)} FROM input('{_STRUCTURE}')
 WHERE throwIf(
     (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
     'a later attempt has fenced this one'
@@ -58,7 +58,7 @@ def insert_generation(
     An answer means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
     attempt has begun, else the kinds of `clickhouse.errors`.
     """
-    body = _as_arrow(_as_rows(events, batch_id, generation))
+    body = as_arrow(as_rows(events, batch_id, generation))
     settings = {
         **_INSERT_SETTINGS,
         "insert_deduplication_token": deduplication_token(client.table, batch_id, generation),
@@ -102,7 +102,8 @@ def delete_older_generations(client: EventLogClient, batch_id: UUID, generation:
     )
 
 
-def _as_arrow(rows: pa.Table) -> bytes:
+def as_arrow(rows: pa.Table) -> bytes:
+    """Return the rows as one Arrow file, the same bytes for the same rows."""
     # One record batch, so that ClickHouse makes one block of it: blocks commit one by one.
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -112,7 +113,8 @@ def _as_arrow(rows: pa.Table) -> bytes:
     return content
 
 
-def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
+def as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
+    """Return extracted events with the columns of the event log, in one chunk."""
     count = events.num_rows
     columns = {
         "event_type": events["event_type"],

@@ -87,6 +87,21 @@ def table_problem(client: EventLogClient) -> str | None:
     return _column_problem(client) or _window_problem(client, tables[0]["create_table_query"]) or _fence_problem(client)
 
 
+def durability_problem(client: EventLogClient) -> str | None:
+    """Return what could be lost in a power failure after ClickHouse has acknowledged it, None when nothing."""
+    tables = client.rows(
+        "SELECT create_table_query FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+    )
+    wanted = ("fsync_after_insert = 1", "fsync_part_directory = 1")
+    off = [setting for setting in wanted if tables and setting not in tables[0]["create_table_query"]]
+    if not off:
+        return None
+    return (
+        f"Table {client.table} does not write inserts to disk before answering, so a power failure can lose processed "
+        f"events: ALTER TABLE {client.table} MODIFY SETTING {', '.join(off)}."
+    )
+
+
 def _column_problem(client: EventLogClient) -> str | None:
     rows = client.rows(
         "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}"

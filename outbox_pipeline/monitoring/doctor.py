@@ -12,11 +12,11 @@ from itertools import combinations
 from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
-from outbox_pipeline.clickhouse.table import table_problem
+from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-from outbox_pipeline.postgres.overview import read_server, require_storage
+from outbox_pipeline.postgres.overview import read_server, read_switched_off, require_storage
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.cut import ledger_problem
 from outbox_pipeline.settings import Settings, shown_url, today
@@ -34,10 +34,12 @@ CHECKS = (
     "start date",
     "postgres",
     "postgres encoding",
+    "postgres durability",
     "schema",
     "ledger",
     "clickhouse",
     "clickhouse table",
+    "clickhouse durability",
     "clocks",
     "dagster storage",
 )
@@ -105,10 +107,11 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
         version, encoding = _read_postgres(engine, clocks)
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
-        yield from _skipped(["postgres encoding", "schema", "ledger"], "postgres")
+        yield from _skipped(["postgres encoding", "postgres durability", "schema", "ledger"], "postgres")
         return
     yield check_postgres_version(version, shown_url(settings.postgres_url))
     yield check_encoding(encoding)
+    yield _outcome("postgres durability", lambda: _check_postgres_durability(engine))
     schema = _outcome("schema", lambda: _check_schema(engine))
     yield schema
     if schema.ok:
@@ -141,6 +144,13 @@ def check_encoding(encoding: str) -> Check:
     return Check("postgres encoding", True, "The database's encoding is UTF8.")
 
 
+def _check_postgres_durability(engine: Engine) -> str:
+    with ledger_transaction(engine) as connection:
+        off = read_switched_off(connection, ["fsync", "full_page_writes"])
+    problem = f"PostgreSQL runs with {' and '.join(off)} off: a power failure can lose committed events. Turn it on."
+    return _fine(problem if off else None, "PostgreSQL writes what is committed to disk.")
+
+
 def _check_schema(engine: Engine) -> str:
     with ledger_transaction(engine) as connection:
         check_version(connection)
@@ -159,12 +169,16 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterato
         version = _read_clickhouse(client, clocks)
     except OutboxError as error:
         yield Check("clickhouse", False, _said(error))
-        yield from _skipped(["clickhouse table"], "clickhouse")
+        yield from _skipped(["clickhouse table", "clickhouse durability"], "clickhouse")
         return
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
         yield _outcome(
             "clickhouse table", lambda: _fine(table_problem(client), f"Table {client.table} has the expected columns.")
+        )
+        yield _outcome(
+            "clickhouse durability",
+            lambda: _fine(durability_problem(client), "ClickHouse writes what it has acknowledged to disk."),
         )
     finally:
         client.close()

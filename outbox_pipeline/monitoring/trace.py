@@ -167,7 +167,7 @@ def _explain_pending(life: RowMapping) -> str:
         return "It waits for the next batch to be cut."
     if life["gap_id"] is not None:
         return "It committed after later events had been cut, and joins the next batch."
-    return "The ledger has lost sight of its position: reconcile puts it back."
+    return "The ledger has lost sight of its position: this should not happen, run 'outbox doctor'."
 
 
 def _error(batch: TracedBatch | None) -> str:

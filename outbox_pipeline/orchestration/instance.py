@@ -6,6 +6,7 @@ from pathlib import Path
 #: Location name in `workspace.yaml`, the UI, and in every run key: never change it.
 LOCATION_NAME = "outbox_pipeline"
 DEFINITIONS_MODULE = "outbox_pipeline.orchestration.definitions"
+CODE_SERVER_MODULE = "outbox_pipeline.orchestration.code_server"
 
 
 def prepare_dagster_home(home: Path) -> Path:

@@ -21,7 +21,12 @@ from typing import Any
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.logs import log
-from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE, LOCATION_NAME, prepare_dagster_home
+from outbox_pipeline.orchestration.instance import (
+    CODE_SERVER_MODULE,
+    DEFINITIONS_MODULE,
+    LOCATION_NAME,
+    prepare_dagster_home,
+)
 from outbox_pipeline.processes import ProcessIdentity, end_process, identify, start_detached, wait_until
 
 _HOST = "127.0.0.1"
@@ -50,7 +55,7 @@ class StackPlan:
     def command(self, name: str) -> list[str]:
         """Return the command line of one of the processes."""
         web = ["dagster_webserver", "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
-        code = ["dagster", "api", "grpc", "-m", DEFINITIONS_MODULE, "-h", _HOST, "-p", str(self.code_port)]
+        code = [CODE_SERVER_MODULE, "api", "grpc", "-m", DEFINITIONS_MODULE, "-h", _HOST, "-p", str(self.code_port)]
         modules = {
             "code": [*code, "--location-name", LOCATION_NAME],
             "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],

@@ -21,6 +21,7 @@ class LedgerConditions:
 
     unclaimed: str
     is_own_cluster: bool
+    can_read_sequence: bool
     last_drawn: int
     last_known: int
     sequence_cache: int

@@ -92,6 +92,24 @@ def freeze(connection: Connection, lease: Lease, *, rejected: dict[int, list[str
     _require_one(connection, lease, statement)
 
 
+def refreeze(connection: Connection, lease: Lease, *, rejected: dict[int, list[str]], proof: Proof) -> int:
+    """Store another rejected set and its proof under the next generation, and return that generation.
+
+    What is sent has changed, so nothing of the generation before may count any more.
+    """
+    statement = (
+        update(batch)
+        .where(_is_held(lease), batch.c.rejected.is_not(None))
+        .values(
+            rejected={str(position): reasons for position, reasons in rejected.items()},
+            proof=proof.to_json(),
+            generation=batch.c.generation + 1,
+        )
+    )
+    _require_one(connection, lease, statement)
+    return connection.scalar(select(batch.c.generation).where(batch.c.batch_id == lease.batch_id)) or 0
+
+
 def raise_generation(connection: Connection, lease: Lease) -> int:
     """Start the next generation of the batch's content and return its number."""
     statement = update(batch).where(_is_held(lease)).values(generation=batch.c.generation + 1)
@@ -129,6 +147,7 @@ def fail_attempt(
             holder=None,
             lease_until=None,
             next_attempt_at=_NOW + wait,
+            failed_at=_NOW,
             last_error=error,
             last_error_kind=kind,
         )

@@ -85,6 +85,7 @@ batch = Table(
     Column("cut_at", DateTime(timezone=True), nullable=False),
     Column("requested_at", DateTime(timezone=True)),
     Column("started_at", DateTime(timezone=True)),
+    Column("failed_at", DateTime(timezone=True)),
     Column("processed_at", DateTime(timezone=True)),
 )
 

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 from datetime import date, timedelta
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -27,10 +28,22 @@ from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 
-_HOLDER = f"{socket.gethostname()}:{os.getpid()}:{uuid7()}"
+#: Kinds of failure that a server's recovery ends, in the ledger's words.
+PASSING_KINDS = ("transient", "in_doubt")
+
+
+@cache
+def _holder_of(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:{uuid7()}"
+
+
+def holder() -> str:
+    """Return the name under which this process holds leases: made after a fork, so no two processes share one."""
+    return _holder_of(os.getpid())
 
 
 def request_batches(
@@ -38,32 +51,37 @@ def request_batches(
 ) -> list[BatchRequest]:
     """Draw the next attempt of up to *most* due batches of these days, oldest first."""
     with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
-        return leases.request_due(
+        requests = leases.request_due(
             connection,
             most=most,
             request_seconds=settings.request_seconds,
             max_attempts=settings.max_attempts,
             days=days,
         )
+    if requests:
+        announce(Point.REQUESTED)
+    return requests
 
 
 def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str | None = None) -> Delivery:
     """Take the lease of a requested attempt. Raises LeaseLostError when the ledger has gone on without it."""
-    lease = Lease(batch_id, attempt, _HOLDER)
+    lease = Lease(batch_id, attempt, holder())
     with ledger_transaction(stores.engine) as connection:
         if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
+    announce(Point.LEASED)
     return Delivery(stores, lease)
 
 
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
     """Take a batch that nobody holds over under a new attempt. Raises LeaseLostError while another run holds it."""
     with ledger_transaction(stores.engine) as connection:
-        lease = leases.take_over(connection, batch_id, _HOLDER, lasting=stores.settings.lease, run_id=run_id)
+        lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
+    announce(Point.LEASED)
     return Delivery(stores, lease)
 
 

@@ -16,6 +16,7 @@ from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
 
@@ -57,6 +58,7 @@ def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
         if batch is None:
             return CutResult(cut, lingering)
         cut.append(batch)
+        announce(Point.CUT)
         if batch.is_last:
             break
     return CutResult(cut)
@@ -112,7 +114,8 @@ def _settle(connection: Connection) -> None:
 
 
 def _should_linger(picked: claim.PickedEvents, settings: Settings) -> bool:
-    is_full = picked.looked_count >= settings.batch_max_events or picked.context_bytes >= settings.batch_max_bytes
+    # Fewer picked than looked at: the bytes were used up, or another day has begun. Nothing can join this batch then.
+    is_full = picked.event_count >= settings.batch_max_events or picked.event_count < picked.looked_count
     # A negative age (a clock set back) waits for nothing.
     return not is_full and 0 <= picked.oldest_age_seconds < settings.linger_seconds
 
@@ -130,6 +133,11 @@ def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
         return (
             "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the "
             "other one may have delivered the same events. Nothing is cut until exactly one of them adopts the ledger."
+        )
+    if not conditions.can_read_sequence:
+        return (
+            "This role cannot read the sequence of outbox.event, so it cannot tell which positions exist: "
+            "GRANT SELECT ON SEQUENCE outbox.event_position_seq to it."
         )
     if conditions.last_drawn < conditions.last_known:
         return (

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from outbox_pipeline.batches import Batch, Lease, Proof
 from outbox_pipeline.clickhouse import load as store
+from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
 from outbox_pipeline.errors import BatchDataError, ProofError
 from outbox_pipeline.logs import log
@@ -22,8 +23,12 @@ from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.relay.heartbeat import Heartbeat
+from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.validation import Rules, validate_events
+
+#: Reason code of events that ClickHouse itself refused; its words follow after a colon.
+REFUSED_BY_CLICKHOUSE = "refused_by_clickhouse"
 
 #: Sendings of one batch in one attempt before it gives up; each is the whole row set.
 _MOST_SENDINGS = 3
@@ -114,6 +119,7 @@ class Delivery:
                 "deleted by hand or pruned. Restore them, then resume the batch."
             )
         self._events = events
+        announce(Point.EXTRACTED)
         return Extracted(events.num_rows, batch.context_bytes, time.monotonic() - started)
 
     def validate(self) -> Validated:
@@ -127,8 +133,10 @@ class Delivery:
             rejections = validate_events(self._table(), Rules.from_settings(self.stores.settings))
             rejected = {item.position: [str(reason) for reason in item.reasons] for item in rejections}
             proof = proof_of_table(without_positions(self._table(), rejected))
+            announce(Point.VALIDATED)
             with ledger_transaction(self.stores.engine) as connection:
                 leases.freeze(connection, self.lease, rejected=rejected, proof=proof)
+            announce(Point.FROZEN)
             batch = self.batch()
         accepted = self._accepted(batch)
         return Validated(accepted.num_rows, batch.rejected or {}, _count_types(accepted), was_frozen)
@@ -138,20 +146,27 @@ class Delivery:
 
         Looks before it sends anything a second time. Sends the same generation again first, because a late copy of an
         earlier request is then dropped; raises the generation only when ClickHouse took one and still shows other rows,
-        or when *reload* asks for it. Raises ProofError when that does not help.
+        or when *reload* asks for it. Events that ClickHouse refuses by itself are found and rejected, the rest goes on
+        as the next generation. Raises ProofError when that does not help.
         """
         started = time.monotonic()
         batch = self._frozen_batch()
         generation = batch.generation
         if self.lease.attempt > 1:
             store.raise_fence(self.stores.client, batch.batch_id, self.lease.attempt)
+            announce(Point.FENCED)
         if reload:
             generation = self._raise_generation()
         elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):
             return self._loaded(batch, generation, started, sent_bytes=0)
         sent_bytes = 0
         for _ in range(_MOST_SENDINGS):
-            sent_bytes += self._send(batch, generation)
+            try:
+                sent_bytes += self._send(batch, generation)
+            except BatchDataError as error:
+                generation = self._reject_refused(batch, error)
+                batch = self.batch()
+                continue
             if self._is_shown(batch, generation):
                 return self._loaded(batch, generation, started, sent_bytes=sent_bytes)
             log().warning("batch_resent", batch_id=str(batch.batch_id), generation=generation)
@@ -176,6 +191,8 @@ class Delivery:
             )
         with ledger_transaction(self.stores.engine) as connection:
             accepted, quarantined, processed_at = leases.mark_processed(connection, self.lease)
+            announce(Point.MARKING)
+        announce(Point.MARKED)
         self.close()
         lag = (processed_at - batch.oldest_recorded_at).total_seconds()
         seconds = time.monotonic() - self._started
@@ -201,25 +218,46 @@ class Delivery:
     def _send(self, batch: Batch, generation: int) -> int:
         accepted = self._accepted(batch)
         self._heartbeat.require_held()
+        announce(Point.SENDING)
         if generation > 0:
             store.delete_older_generations(self.stores.client, batch.batch_id, generation)
+            announce(Point.OLDER_DELETED)
         if accepted.num_rows == 0:
             return 0
         self._has_sent = True
-        return store.insert_generation(
+        sent_bytes = store.insert_generation(
             self.stores.client,
             accepted,
             batch_id=batch.batch_id,
             generation=generation,
             attempt=self.lease.attempt,
         )
+        announce(Point.SENT)
+        return sent_bytes
+
+    def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:
+        accepted = self._accepted(batch)
+        refused = find_refused(self.stores.client, accepted, batch.batch_id)
+        if not refused:
+            raise error
+        reasons = {position: [f"{REFUSED_BY_CLICKHOUSE}: {said}"] for position, said in refused.items()}
+        rejected = {**(batch.rejected or {}), **reasons}
+        proof = proof_of_table(without_positions(accepted, reasons))
+        with ledger_transaction(self.stores.engine) as connection:
+            generation = leases.refreeze(connection, self.lease, rejected=rejected, proof=proof)
+        announce(Point.REFROZEN)
+        return generation
 
     def _raise_generation(self) -> int:
         with ledger_transaction(self.stores.engine) as connection:
-            return leases.raise_generation(connection, self.lease)
+            generation = leases.raise_generation(connection, self.lease)
+        announce(Point.GENERATION_RAISED)
+        return generation
 
     def _is_shown(self, batch: Batch, generation: int) -> bool:
         self._is_proven = not self._differences(batch, generation)
+        if self._is_proven:
+            announce(Point.PROVEN)
         return self._is_proven
 
     def _differences(self, batch: Batch, generation: int) -> str:

@@ -49,9 +49,10 @@ def relay(
     call, its backoff decides. Raises what keeps everything from working: no schema, no table, a ledger that stopped.
     """
     require_ready(stores)
+    settings = stores.settings.model_copy(update={"linger_seconds": 0}) if until_empty else stores.settings
     result = RelayResult()
     while True:
-        cut = cut_batches(stores.engine, stores.settings, most=1)
+        cut = cut_batches(stores.engine, settings, most=1)
         requests = request_batches(stores.engine, stores.settings, most=1)
         for request in requests:
             delivery = start_requested(stores, request.batch_id, request.attempt)

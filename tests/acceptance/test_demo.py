@@ -5,24 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from outbox_pipeline.processes import wait_until
+from tests.fixtures.homes import processes_of
 
 pytestmark = [pytest.mark.embedded_only, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """Return a home of its own, all of whose processes are gone after the test."""
-    home = tmp_path / "home"
-    yield home
-    for process in processes_of(home):
-        process.kill()
 
 
 def start_demo(home: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -36,22 +26,9 @@ def start_demo(home: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Return the processes that name *home*, on their command line or in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), *process.environ().values()]
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if process.pid != os.getpid() and any(str(home) in word for word in words):
-            found.append(process)
-    return found
-
-
-def test_demo_delivers_every_event_once_and_leaves_nothing_running(home: Path) -> None:
+def test_demo_delivers_every_event_once_and_leaves_nothing_running(own_home: Path) -> None:
     """`outbox demo --exit --json` prints a clean report and nothing else, exits 0, and all its processes have ended."""
-    demo = start_demo(home, "--events", "300", "--exit", "--json")
+    demo = start_demo(own_home, "--events", "300", "--exit", "--json")
     output, talk = demo.communicate(timeout=240)
     report = json.loads(output)
 
@@ -62,12 +39,12 @@ def test_demo_delivers_every_event_once_and_leaves_nothing_running(home: Path) -
     assert report["quarantined"] == 5
     assert report["rolled_back"] > 0
     assert 0 < report["latency_p50_seconds"] <= report["latency_p95_seconds"] < report["seconds"]
-    assert processes_of(home) == []
+    assert processes_of(own_home) == []
 
 
-def test_interrupted_demo_ends_cleanly_and_is_no_success(home: Path) -> None:
+def test_interrupted_demo_ends_cleanly_and_is_no_success(own_home: Path) -> None:
     """Ctrl-C while the shop is open ends engines, Dagster and writers; without a report the exit code is 1."""
-    demo = start_demo(home, "--events", "300", "--exit", "--json")
+    demo = start_demo(own_home, "--events", "300", "--exit", "--json")
     assert demo.stderr is not None
     while "first event" not in (line := demo.stderr.readline()):
         assert line, "the demo ended before it opened"
@@ -76,4 +53,4 @@ def test_interrupted_demo_ends_cleanly_and_is_no_success(home: Path) -> None:
 
     assert (demo.returncode, output) == (1, ""), talk
     assert "Traceback" not in talk
-    assert wait_until(lambda: processes_of(home) == [], seconds=10)
+    assert wait_until(lambda: processes_of(own_home) == [], seconds=10)

@@ -233,3 +233,12 @@ def test_positions_the_sequence_has_not_drawn_are_never_a_gap(outbox_engine: Eng
 
     assert unclaimed == f"{{[1,{ahead}),[{ahead + 1},)}}"
     assert gap_rows == []
+
+
+def test_a_batch_full_by_bytes_does_not_linger(outbox_engine: Engine) -> None:
+    """When the next event would exceed the size limit nothing can join the batch, so it does not wait."""
+    publish(outbox_engine, 3, context='{"text": "' + "x" * 90 + '"}')
+
+    result = cut_batches(outbox_engine, Settings(linger_seconds=3600, batch_max_bytes=250), most=1)
+
+    assert result.event_count == 2

@@ -115,3 +115,20 @@ def test_a_second_cutter_waits_for_the_first(outbox_engine: Engine, other_engine
 
     assert len(refused) == 1
     assert_all_in_one_batch(outbox_engine)
+
+
+def test_what_commits_during_a_cut_waits_for_the_next(outbox_engine: Engine, other_engine: Engine) -> None:
+    """A call that has cut all it saw stops, rather than make a batch of the few events that came meanwhile."""
+    publish(outbox_engine, 3)
+
+    def publish_more(*_: object) -> None:
+        publish(other_engine, 1)
+
+    event.listen(outbox_engine, "commit", publish_more)
+    try:
+        first = cut_batches(outbox_engine, Settings(), most=4)
+    finally:
+        event.remove(outbox_engine, "commit", publish_more)
+
+    assert [batch.event_count for batch in first.batches] == [3]
+    assert cut_batches(outbox_engine, Settings(), most=4).event_count == 1

@@ -311,3 +311,23 @@ def test_the_first_attempt_needs_no_fence(stores: Stores, delivery: Delivery) ->
     deliver(delivery)
 
     assert stores.client.rows("SELECT count() AS n FROM {fence:Identifier}") == [{"n": 0}]
+
+
+def test_events_clickhouse_refuses_are_quarantined(stores: Stores) -> None:
+    """A row that ClickHouse's own check refuses is found among the others and held with its words; the rest arrives."""
+    publish(stores.engine, 40)
+    publish(stores.engine, 1, event_type="poison")
+    publish(stores.engine, 40)
+    publish(stores.engine, 2, event_type="poison", context='{"card": "4111"}')
+    stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+
+    result = relay(stores, until_empty=True)
+
+    with stores.engine.begin() as connection:
+        held = connection.execute(text("SELECT position, reasons FROM outbox.quarantined_event ORDER BY 1")).all()
+    assert (result.delivered_count, result.quarantined_count, result.failures) == (80, 3, ())
+    assert [row.position for row in held] == [41, 82, 83]
+    assert all(row.reasons[0].startswith("refused_by_clickhouse: ") for row in held)
+    assert all("no_poison" in row.reasons[0] and "4111" not in row.reasons[0] for row in held)
+    assert stores.client.rows("SELECT name FROM system.tables WHERE position(name, 'probe') > 0") == []
+    assert_each_exactly_once(stores.engine, stores.client)

@@ -448,3 +448,14 @@ def test_refused_query_says_what_clickhouse_says(outbox: Callable[..., Result]) 
     assert (result.exit_code, result.stdout) == (1, "")
     assert "nonsense" in result.stderr
     assert "outbox init" not in result.stderr
+
+
+def test_doctor_finds_a_table_that_forgets_in_a_power_failure(stores: Stores) -> None:
+    """A table that answers before its rows are on disk is named with the statement that changes it."""
+    stores.client.run("ALTER TABLE {table:Identifier} MODIFY SETTING fsync_after_insert = 0")
+
+    checks = {check.name: check for check in examine(stores.settings)}
+
+    assert checks["postgres durability"].ok
+    assert checks["clickhouse durability"].ok is False
+    assert "MODIFY SETTING fsync_after_insert = 1" in checks["clickhouse durability"].message

@@ -95,3 +95,12 @@ def test_settling_gaps_probes_only_the_gaps(fragmented: Engine) -> None:
 
     assert kinds <= {"Index Scan", "Index Only Scan"}
     assert touched <= 2_100
+
+
+def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> None:
+    """Counting the pending and finding the oldest of them reads the unclaimed stretches and not the table."""
+    with fragmented.begin() as connection:
+        kinds, touched = rows_read(connection, query_text("status"), {"most": 1_000_000})
+
+    assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+    assert touched <= 10_000

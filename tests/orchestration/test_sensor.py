@@ -100,3 +100,9 @@ def test_backpressure_stops_cutting(
     requested = [len(tick(instance, pipeline(stores)).run_requests or []) for _ in range(3)]
 
     assert requested == [2, 0, 0]
+
+
+def test_sensor_is_due_at_each_look_of_the_daemon() -> None:
+    """Dagster looks every 5 s and skips a sensor whose last tick is a hair younger than its interval."""
+    assert outbox_sensor.minimum_interval_seconds is not None
+    assert outbox_sensor.minimum_interval_seconds < 5

@@ -4,6 +4,8 @@ SELECT unclaimed.positions::text AS unclaimed,
            AND unclaimed.database_oid = database.oid
            AND unclaimed.timeline
                = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS is_own_cluster,
+       has_sequence_privilege('outbox.event_position_seq', 'USAGE')
+           OR has_sequence_privilege('outbox.event_position_seq', 'SELECT') AS can_read_sequence,
        coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_drawn,
        coalesce((SELECT max(last_position) FROM outbox.batch), 0) AS last_known,
        (SELECT seqcache FROM pg_sequence WHERE seqrelid = 'outbox.event_position_seq'::regclass) AS sequence_cache,

@@ -74,6 +74,7 @@ CREATE TABLE outbox.batch (
     cut_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     requested_at    timestamptz,
     started_at      timestamptz,
+    failed_at       timestamptz,
     processed_at    timestamptz,
     CONSTRAINT batch_positions_belong_to_one_batch EXCLUDE USING gist (positions WITH &&),
     CONSTRAINT batch_has_events CHECK (processed_at IS NOT NULL OR NOT isempty(positions)),
@@ -88,6 +89,7 @@ CREATE TABLE outbox.batch (
 CREATE INDEX batch_open ON outbox.batch (status, cut_at) WHERE status <> 'processed';
 CREATE INDEX batch_last_position ON outbox.batch (last_position);
 CREATE INDEX batch_recorded_on ON outbox.batch (recorded_on);
+CREATE INDEX batch_processed_at ON outbox.batch (processed_at);
 
 COMMENT ON TABLE outbox.batch IS 'The ledger: one row a batch, the unit of delivery. Leases and heartbeats stay out of the indexes.';
 COMMENT ON COLUMN outbox.batch.positions IS 'Set when the batch is cut. Marking takes rejected events out; nothing else changes it.';
@@ -99,6 +101,7 @@ COMMENT ON COLUMN outbox.batch.failures IS 'Attempts since the last success or r
 COMMENT ON COLUMN outbox.batch.generation IS 'Which sending of the content counts in ClickHouse. Raised only when ClickHouse took one and the proof still failed, or on a reload.';
 COMMENT ON COLUMN outbox.batch.holder IS 'The process that holds the lease, while delivering.';
 COMMENT ON COLUMN outbox.batch.lease_until IS 'When a silent request or run is given up; moved on by heartbeats.';
+COMMENT ON COLUMN outbox.batch.failed_at IS 'When an attempt last ended in an error. Newer than every processed_at and transient: one batch probes.';
 COMMENT ON COLUMN outbox.batch.rejected IS 'Positions refused by validation with their reasons, frozen before the first insert; emptied into quarantined_event by marking.';
 COMMENT ON COLUMN outbox.batch.proof IS 'What ClickHouse must show for this batch: counts and checksums, frozen together with the rejected positions.';
 
@@ -158,7 +161,7 @@ BEGIN
     IF NOT removed <@ settled THEN
         RAISE EXCEPTION 'outbox.event: these positions are not delivered yet and cannot be deleted: %',
             left((removed - settled)::text, 200)
-            USING HINT = 'Delete only events of processed batches (outbox prune).', ERRCODE = 'restrict_violation';
+            USING HINT = 'Delete only events of processed batches.', ERRCODE = 'restrict_violation';
     END IF;
     RETURN NULL;
 END $$;

@@ -1,0 +1,44 @@
+"""Dagster's command line for the code server of `outbox up`, with runs that start in half a second instead of four.
+
+Dagster starts each run in a fresh interpreter, which spends most of a small batch's latency, and of its processor time,
+on imports. Here runs are forked from a process that has done them once. Invariant: that process opens no connection and
+starts no Python thread, so a run shares nothing with another but code. (NumPy's OpenBLAS and Arrow's jemalloc each have
+a thread there; both libraries end theirs for a fork and start it again in the child.)
+
+Only on Linux: elsewhere forking after such imports is unsafe, and runs start the slow way.
+"""
+
+import multiprocessing
+import sys
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+
+from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE
+
+#: What every run imports: the definitions, the storage, and the function a run starts with.
+_PRELOADED = [DEFINITIONS_MODULE, "dagster_postgres", "dagster._grpc.impl"]
+
+
+def fork_runs() -> None:
+    """Let this process fork where Dagster asks for a fresh interpreter, and start importing for that at once.
+
+    Dagster's server has no setting for it: it asks `multiprocessing` for "spawn". Its multiprocess executor does offer
+    "forkserver", so its code is fit to be forked.
+    """
+    get_context = multiprocessing.get_context
+
+    def get_forking_context(method: str | None = None) -> BaseContext:
+        return get_context("forkserver" if method == "spawn" else method)
+
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.get_context = get_forking_context  # type: ignore[assignment]
+    forkserver.ensure_running()
+
+
+if __name__ == "__main__":
+    if sys.platform == "linux":
+        fork_runs()
+
+    from dagster._cli import main
+
+    main()  # type: ignore[no-untyped-call]

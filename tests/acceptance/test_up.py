@@ -1,0 +1,65 @@
+"""`outbox up`: one stack on a home, nothing left behind, and a killed one is survived at the next start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from outbox_pipeline.processes import ProcessIdentity, wait_until
+from tests.fixtures.homes import processes_of
+
+pytestmark = [pytest.mark.embedded_only, pytest.mark.timeout(240)]
+
+_START_SECONDS = 90
+
+
+def start(home: Path) -> "subprocess.Popen[str]":
+    """Start `outbox up` and return it once the UI's address is printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--port", "0"],
+        env={**environment, "OUTBOX_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "Dagster UI: http://127.0.0.1:" in process.stdout.readline()
+    return process
+
+
+def stop(process: "subprocess.Popen[str]", number: signal.Signals) -> int:
+    """Send a signal and return the exit code."""
+    process.send_signal(number)
+    code = process.wait(timeout=60)
+    assert process.stdout is not None
+    process.stdout.close()
+    return code
+
+
+def stack_processes(home: Path) -> dict[str, ProcessIdentity]:
+    """Return Dagster's processes as the stack has recorded them."""
+    state = json.loads((home / "stack.json").read_text())
+    return {name: ProcessIdentity(**recorded) for name, recorded in state["processes"].items()}
+
+
+def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Path) -> None:
+    """A second start joins; after kill -9 the next start ends what was left; SIGTERM leaves no process and no lock."""
+    first = start(own_home)
+    second = start(own_home)
+    assert second.wait(timeout=_START_SECONDS) == 0, "the second start says it runs already and ends"
+
+    stop(first, signal.SIGKILL)
+    orphans = stack_processes(own_home)
+    third = start(own_home)
+
+    assert all(not process.is_alive() for process in orphans.values())
+    assert all(process.is_alive() for process in stack_processes(own_home).values())
+
+    assert stop(third, signal.SIGTERM) == 0
+    assert wait_until(lambda: not processes_of(own_home), seconds=20), processes_of(own_home)
+    assert not (own_home / "stack.json").exists()

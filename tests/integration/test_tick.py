@@ -1,0 +1,79 @@
+"""The scheduler's look: one batch probes after a passing failure, and then everything goes at once."""
+
+from datetime import date
+
+import pytest
+from sqlalchemy import text
+
+from outbox_pipeline.batches import BatchRequest
+from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError
+from outbox_pipeline.relay.attempts import end_failed, start_requested
+from outbox_pipeline.relay.loop import deliver
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.relay.tick import Tick, plan_tick
+from tests.fixtures.events import publish
+
+EVER = (date.min, date.max)
+
+
+def tick(stores: Stores) -> Tick:
+    """Plan one tick with batches of one event."""
+    settings = stores.settings.model_copy(update={"batch_max_events": 1, "lease_seconds": 30})
+    return plan_tick(stores.engine, settings, days=EVER)
+
+
+def fail(stores: Stores, request: BatchRequest, error: OutboxError) -> None:
+    """Let a requested run fail, and its backoff be over."""
+    end_failed(start_requested(stores, request.batch_id, request.attempt), error)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET next_attempt_at = now() WHERE status = 'failed'"))
+
+
+def succeed(stores: Stores, request: BatchRequest) -> None:
+    """Let a requested run deliver its batch."""
+    deliver(start_requested(stores, request.batch_id, request.attempt))
+
+
+def test_after_an_outage_one_batch_probes_then_all_drain(stores: Stores) -> None:
+    """Failures for a passing reason are followed by single requests until one is delivered; then by all at once."""
+    publish(stores.engine, 3)
+    first = tick(stores).requests
+    for request in first:
+        fail(stores, request, TransientError("ClickHouse is away"))
+
+    probe = tick(stores)
+    meanwhile = tick(stores)
+    fail(stores, probe.requests[0], TransientError("still away"))
+    second_probe = tick(stores)
+    succeed(stores, second_probe.requests[0])
+    rest = tick(stores)
+
+    assert [len(item.requests) for item in (probe, meanwhile, second_probe, rest)] == [1, 0, 1, 2]
+    assert (probe.is_probing, rest.is_probing) == (True, False)
+    assert "one at a time" in meanwhile.summary()
+
+
+def test_a_failure_of_another_kind_holds_nobody_up(stores: Stores) -> None:
+    """A batch that fails for its own reason is retried beside the others."""
+    publish(stores.engine, 3)
+    first = tick(stores).requests
+    fail(stores, first[0], ConfigurationError("no table"))
+    for request in first[1:]:
+        succeed(stores, request)
+
+    publish(stores.engine, 2)
+
+    assert len(tick(stores).requests) == 3
+
+
+@pytest.mark.parametrize("days", [(date(2030, 1, 1), date(2030, 1, 2)), (date(2020, 1, 1), date(2020, 1, 2))])
+def test_a_batch_of_a_day_without_partition_is_held_back(stores: Stores, days: tuple[date, date]) -> None:
+    """Such a batch is not requested, is counted and named, and does not use up the room of others."""
+    publish(stores.engine, 1)
+
+    found = plan_tick(stores.engine, stores.settings, days=days)
+    later = plan_tick(stores.engine, stores.settings, days=days)
+
+    assert found.requests == later.requests == []
+    assert (later.held_back_count, later.open_count) == (1, 0)
+    assert "no partition" in later.summary()

@@ -1,0 +1,171 @@
+"""The documentation says what is true of the code: commands, settings, moves, reasons, tests, links and snippets."""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from outbox_pipeline.batches import MOVES
+from outbox_pipeline.cli import main
+from outbox_pipeline.settings import Settings
+from outbox_pipeline.validation import Reason
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
+
+_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+_CALL = re.compile(r"(?:^|[\s(|])outbox (?P<command>[a-z][\w-]*)(?P<rest>[^|;&)\n]*)", re.MULTILINE)
+_LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_ROW = re.compile(r"^\| `(?P<name>[^`|]+)` \| (?P<rest>.+) \|$", re.MULTILINE)
+
+
+def read(page: Path) -> str:
+    """Return the text of a page."""
+    return page.read_text(encoding="utf-8")
+
+
+def fences(page: Path, *languages: str) -> list[str]:
+    """Return the code blocks in these languages."""
+    return [match["body"] for match in _FENCE.finditer(read(page)) if match["language"] in languages]
+
+
+def calls(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield command and arguments wherever `outbox COMMAND` is written as code."""
+    spans = _SPAN.findall(_FENCE.sub("", read(page)))
+    for code in [*fences(page, "sh", ""), *spans]:
+        for match in _CALL.finditer(code):
+            yield match["command"], match["rest"].partition("#")[0]
+
+
+def rows(page: Path) -> dict[str, list[str]]:
+    """Return the table rows whose first cell is code: its text and the other cells."""
+    return {match["name"]: match["rest"].split(" | ") for match in _ROW.finditer(read(page))}
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors GitHub makes of a page's headings."""
+    headings = _HEADING.findall(_FENCE.sub("", read(page)))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def default_of(name: str) -> str:
+    """Return a setting's default as the README writes it."""
+    value = Settings.model_fields[name].default
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return "empty" if value is None else f"`{value}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_docs_exists(page: Path) -> None:
+    """What a reader copies is a command, with options it has."""
+    for command, rest in calls(page):
+        assert command in COMMANDS, f"outbox {command}"
+        known = {option for parameter in COMMANDS[command].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= known, f"outbox {command}{rest}"
+
+
+def test_every_command_is_documented() -> None:
+    """The README's table of commands lists each of them."""
+    listed = {name.split()[1] for name in rows(PAGES[0]) if name.startswith("outbox ")}
+
+    assert listed == set(COMMANDS)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    """The README's table of settings is the class Settings: names, order and defaults."""
+    listed = {name: cells[0] for name, cells in rows(PAGES[0]).items() if name.startswith("OUTBOX_")}
+
+    assert list(listed.items()) == [(f"OUTBOX_{name.upper()}", default_of(name)) for name in Settings.model_fields]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_variable_in_the_docs_exists(page: Path) -> None:
+    """No page speaks of an OUTBOX_ variable that nobody reads."""
+    named = set(re.findall(r"OUTBOX_[A-Z][A-Z_]*", read(page)))
+
+    assert named <= {f"OUTBOX_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_move_of_a_batch_is_drawn_and_explained() -> None:
+    """The state diagram and the table of moves in architecture.md are `batches.MOVES`."""
+    page = ROOT / "docs" / "architecture.md"
+    moves = {f"{before} → {after}" for before, after in MOVES}
+    drawn = re.findall(r"^ +(\w+) --> (\w+)$", "".join(fences(page, "mermaid")), re.MULTILINE)
+
+    assert {f"{before} → {after}" for before, after in drawn} == moves
+    assert {name: cells for name, cells in rows(page).items() if " → " in name}.keys() == moves
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_in_the_docs_exists(page: Path) -> None:
+    """A promise that names its test names one that is there."""
+    for path, name in re.findall(r"([\w/]+\.py)::(\w+)", read(page)):
+        assert f"def {name}(" in read(ROOT / "tests" / path), f"{path}::{name}"
+
+
+def test_each_guarantee_names_a_test() -> None:
+    """Every heading under "What is guaranteed" has at least one test."""
+    text = read(ROOT / "docs" / "guarantees.md")
+    promised = text.partition("## What is guaranteed\n")[2].partition("\n## ")[0].split("\n### ")[1:]
+
+    assert promised
+    assert all(".py::test_" in promise for promise in promised)
+
+
+def test_every_reason_is_documented() -> None:
+    """publishing.md has a row for each reason an event is quarantined for, in their order, and for no other."""
+    page = ROOT / "docs" / "publishing.md"
+    text = read(page).partition("## Quarantine\n")[2]
+
+    assert [match["name"] for match in _ROW.finditer(text)] == [str(reason) for reason in Reason]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of this repository, and every anchor a heading in it."""
+    for target in _LINK.findall(_FENCE.sub("", read(page))):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert file.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_snippets_compile_and_import_what_exists(page: Path) -> None:
+    """A snippet is Python, and takes from this package what it has."""
+    for snippet in fences(page, "python"):
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("outbox_pipeline"):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_in_the_docs_exist(page: Path) -> None:
+    """`make TARGET` is in the Makefile."""
+    text = "\n".join([*fences(page, "sh", ""), *_SPAN.findall(_FENCE.sub("", read(page)))])
+    targets = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.MULTILINE))
+
+    assert set(re.findall(r"(?:^|\s)make ([a-z-]+)", text)) <= targets
+
+
+def test_linger_table_is_arithmetic() -> None:
+    """The most runs a day are the day's seconds through the linger time, or through the tick without one."""
+    text = read(ROOT / "docs" / "operating.md")
+    table = re.findall(r"^\| (\d+) \| [^|]+ \| ([\d,]+) \|$", text, re.MULTILINE)
+    tick = Settings.model_fields["sensor_interval_seconds"].default
+
+    assert len(table) > 3
+    for linger, most in table:
+        assert int(most.replace(",", "")) == 86_400 // max(int(linger), tick)
