@@ -55,6 +55,10 @@ class FencedError(OutboxError):
     """ClickHouse refused an insert because a later attempt on the same batch is on record there."""
 
 
+class QuarantineError(OutboxError):
+    """What was asked of the quarantine does not fit what is held there; nothing was changed."""
+
+
 class PublishError(OutboxError, ValueError):
     """An event was refused before anything was written; the caller's transaction is as it was."""
 

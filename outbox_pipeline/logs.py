@@ -22,6 +22,8 @@ EVENTS = frozenset(
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
+        "events_discarded",
+        "events_requeued",
         "lease_not_renewed",
         "process_killed",
         "process_restarted",

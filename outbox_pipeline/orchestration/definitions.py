@@ -4,6 +4,12 @@ import dagster as dg
 
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
 from outbox_pipeline.orchestration.jobs import deliver_batch
+from outbox_pipeline.orchestration.quarantine import (
+    discard_quarantined,
+    quarantine_empty,
+    quarantine_sensor,
+    requeue_quarantined,
+)
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 
@@ -15,8 +21,9 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     )
     return dg.Definitions(
         assets=[OUTBOX, event_log],
-        jobs=[deliver_batch],
-        sensors=[outbox_sensor],
+        asset_checks=[quarantine_empty],
+        jobs=[deliver_batch, requeue_quarantined, discard_quarantined],
+        sensors=[outbox_sensor, quarantine_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from outbox_pipeline.quarantine import Held, Requeued
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
 from outbox_pipeline.relay.replay import Outcome, Replayed
 
@@ -83,6 +84,21 @@ def of_replay(replayed: Sequence[Replayed]) -> Metadata:
         **{f"batches_{outcome.replace(' ', '_')}": count for outcome, count in counts.items()},
         "by_batch": _table([_of_one(item) for item in told]),
     }
+
+
+def of_held(held: Held) -> Metadata:
+    """Show how many events are held, or were before the change, for which reasons and since when."""
+    since = {} if held.oldest_at is None else {"oldest_held_at": dg.MetadataValue.timestamp(held.oldest_at)}
+    return {"held": held.count, "reasons": dg.MetadataValue.json(held.by_reason), **since}
+
+
+def of_requeue(held: Held, done: Requeued) -> Metadata:
+    """Show what was requeued and what stays held."""
+    refused: list[dict[str, int | str]] = [
+        {"batch_id": str(item.batch_id), "events": item.event_count, "why": item.why}
+        for item in done.refused[:_TYPES_SHOWN]
+    ]
+    return {**of_held(held), "requeued": done.count, "refused": _table(refused)}
 
 
 def _of_one(item: Replayed) -> dict[str, int | str]:

@@ -1,0 +1,187 @@
+"""Quarantine in the UI: a check that is yellow while events are held, and jobs that requeue or discard them.
+
+The jobs change nothing before somebody turns their dry run off. The check is reported by a sensor, without a run: a
+run process every few minutes for one count would cost more than the delivery it watches.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import dagster as dg
+from pydantic import Field
+
+from outbox_pipeline import quarantine
+from outbox_pipeline.errors import OutboxError, QuarantineError, first_line
+from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.postgres.quarantine import Filter
+
+QUARANTINE_EMPTY = "quarantine_empty"
+
+_MAX_RUNTIME_SECONDS = 600
+_REPORTED_EVERY_SECONDS = 600
+_NEXT_STEP = "Look with 'outbox quarantine list', fix the cause, then run requeue_quarantined or discard_quarantined."
+
+
+class ChoiceConfig(dg.Config):
+    """Which held events are meant, and whether anything is changed."""
+
+    event_ids: list[str] = Field(
+        default=[], description="Events by id, or by their number in quarantine. Leave the other filters empty then."
+    )
+    event_type: str = Field(default="", description="Only events of this type.")
+    reason: str = Field(default="", description="Only events refused for this reason, e.g. context_too_large.")
+    since: str = Field(default="", description="Only events held since this UTC date or time or later.")
+    until: str = Field(default="", description="Only events held before this UTC date or time.")
+    batch_id: str = Field(default="", description="Only events that this batch refused.")
+    everything: bool = Field(default=False, description="All held events; needed when no filter is given.")
+    dry_run: bool = Field(default=True, description="Only count what matches. Set to false to change it.")
+
+    def chosen(self) -> Filter:
+        """Return the filter. Raises QuarantineError when it cannot be read, or leaves open what is meant."""
+        wanted = quarantine.parse_filter(
+            self.event_ids,
+            event_type=self.event_type,
+            reason=self.reason,
+            since=self.since,
+            until=self.until,
+            batch_id=self.batch_id,
+        )
+        if wanted == Filter() and not self.everything:
+            raise QuarantineError("No filter is given: name events, choose a filter, or set everything to true.")
+        return wanted
+
+
+class DiscardConfig(ChoiceConfig):
+    """Which held events are given up, and why."""
+
+    note: str = Field(description="Why these events are given up; kept with each of them.")
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
+def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Give held events back to delivery: the next batch validates them anew and delivers them, or holds them again.
+
+    One transaction: a run that dies has changed nothing or everything. Events of a batch that is being delivered
+    again at this moment stay held and are named.
+    """
+    with _one_sentence():
+        chosen = quarantine.preview(pipeline.engine, config.chosen())
+        context.add_output_metadata(metadata.of_held(chosen.held))
+        if _is_dry(context, config, chosen.held):
+            return
+        done = quarantine.requeue(pipeline.engine, chosen.wanted)
+        context.log.info(f"Requeued {done.count} events; outbox_sensor puts them into the next batch.")
+        for refusal in done.refused:
+            context.log.warning(f"{refusal.event_count} events of batch {refusal.batch_id} stay held: {refusal.why}.")
+        context.add_output_metadata(metadata.of_requeue(chosen.held, done))
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
+def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Give held events up for good and keep the note with each of them; they will never be delivered.
+
+    One transaction: a run that dies has changed nothing or everything. The events stay in outbox.event until they
+    are pruned.
+    """
+    with _one_sentence():
+        chosen = quarantine.preview(pipeline.engine, config.chosen())
+        context.add_output_metadata(metadata.of_held(chosen.held))
+        if _is_dry(context, config, chosen.held):
+            return
+        count = quarantine.discard(pipeline.engine, chosen.wanted, note=config.note)
+        context.log.info(f"Discarded {count} events.")
+        context.add_output_metadata({**metadata.of_held(chosen.held), "discarded": count})
+
+
+@dg.job(
+    description=(
+        "Deliver events that validation refused, once the cause is fixed (e.g. OUTBOX_CONTEXT_MAX_BYTES or "
+        "OUTBOX_EVENT_TYPES). Run it as it is first: it only counts. Then choose events, set dry_run to false and run "
+        "it again. What is still bad comes back into quarantine, so trying costs nothing."
+    ),
+    config=dg.RunConfig(ops={"requeue_held": ChoiceConfig(everything=True)}),
+    run_tags={"dagster/max_runtime": str(_MAX_RUNTIME_SECONDS)},
+)
+def requeue_quarantined() -> None:
+    """Requeue what its config chooses."""
+    requeue_held()
+
+
+@dg.job(
+    description=(
+        "Give up events that validation refused and that nobody needs. This cannot be taken back: a discarded event "
+        "is never delivered. Run it with dry_run true first to see how many it means; the note is required and says "
+        "why to whoever looks later."
+    ),
+    run_tags={"dagster/max_runtime": str(_MAX_RUNTIME_SECONDS)},
+)
+def discard_quarantined() -> None:
+    """Discard what its config chooses."""
+    discard_held()
+
+
+@dg.asset_check(
+    asset=EVENT_LOG,
+    name=QUARANTINE_EMPTY,
+    description=(
+        "No event is held in quarantine. Yellow while some are: they were refused by validation and wait for somebody "
+        "to requeue or discard them; all others are delivered. quarantine_sensor keeps it fresh."
+    ),
+)
+def quarantine_empty(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """Count what is held; a warning, because nothing that is good is kept waiting by it."""
+    held = quarantine.count_held(pipeline.engine)
+    return dg.AssetCheckResult(
+        passed=held.count == 0,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=_told(held),
+        metadata=metadata.of_held(held),
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Reports the check quarantine_empty of event_log: at once when what is held changes, and every ten minutes "
+        "otherwise. One count in PostgreSQL, no run."
+    ),
+)
+def quarantine_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
+    """Report the check; the cursor is what was reported last, and in which ten minutes."""
+    held = quarantine.count_held(pipeline.engine)
+    cursor = f"{int(datetime.now(UTC).timestamp()) // _REPORTED_EVERY_SECONDS} {held.summary()}"
+    if context.cursor == cursor:
+        return dg.SensorResult(skip_reason=f"Unchanged: {held.summary()}.")
+    evaluation = dg.AssetCheckEvaluation(
+        asset_key=EVENT_LOG,
+        check_name=QUARANTINE_EMPTY,
+        passed=held.count == 0,
+        severity=dg.AssetCheckSeverity.WARN,
+        blocking=False,
+        description=_told(held),
+        metadata=dict(metadata.of_held(held)),
+    )
+    return dg.SensorResult(asset_events=[evaluation], skip_reason=f"Check reported: {held.summary()}.", cursor=cursor)
+
+
+def _told(held: quarantine.Held) -> str:
+    return f"{held.summary()}. {_NEXT_STEP}" if held.count else "Nothing is held."
+
+
+def _is_dry(context: dg.OpExecutionContext, config: ChoiceConfig, held: quarantine.Held) -> bool:
+    if config.dry_run:
+        context.log.info(f"Dry run, nothing was changed: {held.summary()}. Set dry_run to false to go on.")
+    return config.dry_run
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Fail with the sentence of an error of ours; a person started the run and reads it, so nothing is retried."""
+    try:
+        yield
+    except OutboxError as error:
+        raise dg.Failure(description=first_line(error), allow_retries=False) from error
