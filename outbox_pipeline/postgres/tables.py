@@ -86,6 +86,7 @@ batch = Table(
     Column("requested_at", DateTime(timezone=True)),
     Column("started_at", DateTime(timezone=True)),
     Column("processed_at", DateTime(timezone=True)),
+    Column("foreign_positions", INT8MULTIRANGE, nullable=False),
 )
 
 quarantined_event = Table(

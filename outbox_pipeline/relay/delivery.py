@@ -202,7 +202,7 @@ class Delivery:
         accepted = self._accepted(batch)
         self._heartbeat.require_held()
         if generation > 0:
-            store.delete_older_generations(self.stores.client, batch.batch_id, generation)
+            store.delete_older_generations(self.stores.client, batch, generation)
         if accepted.num_rows == 0:
             return 0
         self._has_sent = True
