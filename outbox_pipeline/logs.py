@@ -23,6 +23,7 @@ EVENTS = frozenset(
         "batch_resent",
         "clickhouse_unreachable",
         "lease_not_renewed",
+        "ledger_adopted",
         "process_killed",
         "process_restarted",
     }

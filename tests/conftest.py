@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fixtures.events",
     "tests.fixtures.dagster",
     "tests.fixtures.stack",
+    "tests.fixtures.lives",
 ]
