@@ -24,7 +24,7 @@ AND NOT arrayExists(
 
 def own_windows(batch: Batch, first: int = 0, last: int = LAST_POSITION) -> Iterator[dict[str, Any]]:
     """Yield parameters of `OWN_ROWS` that cover each own row between two positions once; nearly always one set."""
-    foreign = batch.foreign_positions
+    foreign = tuple(stretch for stretch in batch.foreign_positions if stretch[0] <= last and stretch[1] > first)
     while len(foreign) > MOST_STRETCHES:
         here, foreign = foreign[:MOST_STRETCHES], foreign[MOST_STRETCHES:]
         end = here[-1][1]

@@ -39,8 +39,16 @@ class StagedBatch:
 
 
 def create_stage(connection: Connection) -> None:
-    """Create the temporary table of this transaction, and let the transaction wait for ClickHouse without a limit."""
-    connection.execute(text("SELECT set_config('idle_in_transaction_session_timeout', '0', true)"))
+    """Create the temporary table of this transaction, and lift the limits that a sensor's tick needs and this does not.
+
+    The transaction waits for ClickHouse, and its sets grow with what the other life delivered.
+    """
+    connection.execute(
+        text(
+            "SELECT set_config('statement_timeout', '0', true),"
+            " set_config('idle_in_transaction_session_timeout', '0', true)"
+        )
+    )
     connection.execute(
         text(
             "CREATE TEMPORARY TABLE shown_row (batch_id uuid NOT NULL, position bigint NOT NULL, is_ours boolean"

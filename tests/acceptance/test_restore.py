@@ -3,7 +3,7 @@
 "There" is the life that went on after the backup, "here" the one that was restored from it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -14,9 +14,9 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from outbox_pipeline.adopt import adopt
-from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.cli import main
-from outbox_pipeline.clickhouse import load
+from outbox_pipeline.clickhouse import load, own_rows
 from outbox_pipeline.errors import FencedError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -62,16 +62,16 @@ def everything(stores: Stores) -> tuple[object, ...]:
     return (*ledger, log, stores.client.rows("SELECT * FROM {fence:Identifier} ORDER BY batch_id, attempt"))
 
 
-def all_batches(stores: Stores) -> list[object]:
+def all_batches(stores: Stores) -> list[Batch]:
     """Return every batch of the ledger."""
     with ledger_transaction(stores.engine) as connection:
-        return list(read_batches(connection, batch_table.c.batch_id.is_not(None)))
+        return read_batches(connection, batch_table.c.batch_id.is_not(None))
 
 
-def assert_whole(stores: Stores, *, lost: set[UUID] = frozenset()) -> None:  # type: ignore[assignment]
-    """Check that all events here, and those that only ClickHouse has, are there exactly once, and that replay agrees."""
+def assert_whole(stores: Stores, *, lost: Set[UUID] = frozenset()) -> None:
+    """Check that all events here, and those only ClickHouse has, are there exactly once, and that replay agrees."""
     assert_each_exactly_once(stores.engine, stores.client, committed_ids(stores.engine) | lost)
-    outcomes = {done.outcome for done in replay(stores, all_batches(stores))}  # type: ignore[arg-type]
+    outcomes = {done.outcome for done in replay(stores, all_batches(stores))}
     assert outcomes <= {Outcome.PROVEN}
     pending = "SELECT count(*) FROM outbox.event_status WHERE status NOT IN ('processed', 'held')"
     assert value(stores, pending) == 0
@@ -88,7 +88,7 @@ def test_a_restored_ledger_stops_until_it_is_adopted(stores: Stores, restore: Re
     for go_on in (
         lambda: cut_batches(here.engine, here.settings, most=1),
         lambda: request_batches(here.engine, here.settings, most=1),
-        lambda: start_unrequested(here, in_flight.batch_id),  # type: ignore[attr-defined]
+        lambda: start_unrequested(here, in_flight.batch_id),
     ):
         with pytest.raises(LedgerError, match="outbox adopt"):
             go_on()
@@ -163,11 +163,18 @@ def _double_a_row(here: Stores) -> None:
     here.client.run("INSERT INTO {table:Identifier} SELECT * FROM {table:Identifier} WHERE position = 4")
 
 
+@pytest.mark.parametrize("most_stretches", [1, own_rows.MOST_STRETCHES])
 @pytest.mark.parametrize("damage", [_lose_a_row, _double_a_row])
 def test_a_batch_of_both_kinds_can_be_repaired(
-    stores: Stores, restore: Restore, backup: Path, damage: Callable[[Stores], None]
+    stores: Stores,
+    restore: Restore,
+    backup: Path,
+    damage: Callable[[Stores], None],
+    most_stretches: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Adopted events of a mixed batch are proven and redelivered as any others; lost events' rows are never touched."""
+    monkeypatch.setattr(own_rows, "MOST_STRETCHES", most_stretches)
     here, lost = _mixed_lives(stores, restore, backup)
     kept = "SELECT * FROM {table:Identifier} WHERE position IN (1, 3, 5) ORDER BY position"
     before = here.client.rows(kept)
@@ -175,8 +182,8 @@ def test_a_batch_of_both_kinds_can_be_repaired(
     result = adopt(here)
     assert_whole(here, lost=lost)
     damage(here)
-    (repaired,) = replay(here, all_batches(here))  # type: ignore[arg-type]
-    (reloaded,) = replay(here, all_batches(here), reload=True)  # type: ignore[arg-type]
+    (repaired,) = replay(here, all_batches(here))
+    (reloaded,) = replay(here, all_batches(here), reload=True)
 
     assert (result.adopted_events, result.strange_rows) == (2, 3)
     assert (repaired.outcome, reloaded.outcome) == (Outcome.REDELIVERED, Outcome.REDELIVERED)
@@ -209,6 +216,27 @@ def test_a_gap_of_the_other_life_is_settled(
     assert_whole(here, lost=set() if commits_before else ids)
 
 
+def test_a_transaction_here_is_not_taken_for_a_holder_of_the_other_life(
+    stores: Stores, restore: Restore, backup: Path
+) -> None:
+    """Virtual transaction ids of two clusters can be equal; a gap of the other life waits for nobody here."""
+    with stores.engine.connect() as late:
+        publish_in(late)
+        publish(stores.engine, 3)
+        relay(stores, until_empty=True)
+        here = restore(back_up(stores, backup))
+    with here.engine.connect() as publisher:
+        publish_in(publisher)
+        holders = "(SELECT array_agg(virtualtransaction) FROM pg_locks WHERE relation = 'outbox.event'::regclass)"
+        with here.engine.begin() as connection:
+            connection.execute(text(f"UPDATE outbox.gap SET holders = {holders}"))
+
+        result = adopt(here)
+        cut_batches(here.engine, here.settings, most=1)
+
+        assert (result.gap_count, value(here, "SELECT count(*) FROM outbox.gap")) == (1, 0)
+
+
 def test_a_pending_gap_is_delivered_here(stores: Stores, restore: Restore, backup: Path) -> None:
     """An event that committed into a gap before the backup, and that nobody delivered, is delivered here."""
     with stores.engine.connect() as late:
@@ -235,7 +263,7 @@ def test_a_batch_in_flight_is_taken_further_than_the_other_life_took_it(
     relay(stores)
     for _ in range(2):
         (there,) = all_batches(stores)
-        deliver(start_unrequested(stores, there.batch_id), reload=True)  # type: ignore[attr-defined]
+        deliver(start_unrequested(stores, there.batch_id), reload=True)
     here = restore(backup)
     before = here.client.rows("SELECT * FROM {table:Identifier} ORDER BY position")
 
@@ -245,7 +273,7 @@ def test_a_batch_in_flight_is_taken_further_than_the_other_life_took_it(
 
     assert (result.raised_batches, result.adopted_batches) == (2, 0)
     assert (done.delivered_count, done.failures) == (3, ())
-    assert (batch.attempt, batch.generation) == (4, 2)  # type: ignore[attr-defined]
+    assert (batch.attempt, batch.generation) == (4, 2)
     assert here.client.rows("SELECT * FROM {table:Identifier} ORDER BY position") == before
     assert_whole(here)
 
@@ -263,7 +291,7 @@ def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
     (batch,) = all_batches(here)
 
     with pytest.raises(FencedError):
-        send_late(stores, batch.batch_id)  # type: ignore[attr-defined]
+        send_late(stores, batch.batch_id)
     assert_whole(here)
 
 
@@ -282,7 +310,7 @@ def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Res
     adopt(here)
 
     with pytest.raises(FencedError):
-        send_late(stores, there.batch_id)  # type: ignore[attr-defined]
+        send_late(stores, there.batch_id)
     assert_whole(here)
 
 
@@ -297,7 +325,7 @@ def test_a_batch_left_unfinished_there_is_finished_here(stores: Stores, restore:
     )
 
     result = adopt(here)
-    before = [batch.status for batch in all_batches(here)]  # type: ignore[attr-defined]
+    before = [batch.status for batch in all_batches(here)]
     relay(here, until_empty=True)
 
     assert (result.adopted_events, result.unfinished_batches) == (3, 1)
@@ -309,7 +337,7 @@ def test_a_batch_left_unfinished_there_is_finished_here(stores: Stores, restore:
 def test_an_event_requeued_by_the_other_life_is_not_delivered_again(
     stores: Stores, restore: Restore, backup: Path, is_judged_before: bool
 ) -> None:
-    """Held in quarantine or still in flight in the backup, an event that went on in another batch there is done here."""
+    """Held in quarantine or in flight in the backup, an event that went on in another batch there is done here."""
     strict = replace(stores, settings=stores.settings.model_copy(update={"event_types": frozenset({"known"})}))
     publish(stores.engine, event_type="known")
     publish(stores.engine)
@@ -389,6 +417,34 @@ def test_batches_that_clickhouse_lost_are_counted_for_a_replay(stores: Stores, r
     result = adopt(here)
 
     assert (result.incomplete_batches, result.adopted_batches, result.strange_rows) == (1, 0, 0)
+
+
+_COPY = (
+    "INSERT INTO {table:Identifier} SELECT * REPLACE (toUUID('00000000-0000-7000-8000-000000000000') AS batch_id)"
+    " FROM {table:Identifier}"
+)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_events_delivered_twice_before_are_named(
+    stores: Stores, restore: Restore, backup: Path, is_known: bool
+) -> None:
+    """When two lives delivered before anybody adopted, one batch gets the events and the doubles are reported."""
+    publish(stores.engine, 3)
+    if not is_known:
+        back_up(stores, backup)
+    relay(stores, until_empty=True)
+    if is_known:
+        back_up(stores, backup)
+    stores.client.run(_COPY)
+    here = restore(backup)
+
+    result = adopt(here)
+    delivered = relay(here, until_empty=True).delivered_count
+
+    assert (result.adopted_events, result.doubled_events) == (0 if is_known else 3, 3)
+    assert set(result.doubled_samples) == committed_ids(here.engine)
+    assert delivered == 0
 
 
 @pytest.fixture
