@@ -56,6 +56,9 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
     (BatchStatus.PROCESSED, BatchStatus.DELIVERING): "a replay found ClickHouse different and delivers again",
 }
 
+#: The highest position a sequence can draw.
+LAST_POSITION = 2**63 - 1
+
 #: Statuses in which the batch's events are on their way.
 IN_FLIGHT = frozenset({BatchStatus.CUT, BatchStatus.REQUESTED, BatchStatus.DELIVERING, BatchStatus.FAILED})
 
@@ -91,6 +94,18 @@ class Proof:
         """Read what `to_json` wrote."""
         return cls(**stored)
 
+    def plus(self, other: Self) -> Self:
+        """Return the proof of both row sets together; they must have no row in common."""
+        return type(self)(
+            row_count=self.row_count + other.row_count,
+            id_sum=(self.id_sum + other.id_sum) % 2**64,
+            id_xor_high=self.id_xor_high ^ other.id_xor_high,
+            id_xor_low=self.id_xor_low ^ other.id_xor_low,
+            position_sum=(self.position_sum + other.position_sum) % 2**64,
+            time_sum=(self.time_sum + other.time_sum) % 2**64,
+            context_sum=(self.context_sum + other.context_sum) % 2**64,
+        )
+
     def differences(self, found: "Proof") -> str:
         """Say in words how *found* differs from this expectation; empty when it does not."""
         mine, theirs = asdict(self), asdict(found)
@@ -110,7 +125,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Batch:
-    """One ledger row, without its positions."""
+    """One ledger row, without its positions.
+
+    `foreign_positions` are half-open stretches in order, empty unless the batch was adopted from another life.
+    """
 
     batch_id: UUID
     recorded_on: date
@@ -130,6 +148,7 @@ class Batch:
     last_error: str | None
     run_id: str | None
     processed_at: datetime | None
+    foreign_positions: tuple[tuple[int, int], ...]
 
     @property
     def is_frozen(self) -> bool:

@@ -25,6 +25,7 @@ EVENTS = frozenset(
         "events_discarded",
         "events_requeued",
         "lease_not_renewed",
+        "ledger_adopted",
         "process_killed",
         "process_restarted",
     }

@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fixtures.dagster",
     "tests.fixtures.stack",
     "tests.fixtures.homes",
+    "tests.fixtures.lives",
 ]

@@ -1,6 +1,6 @@
 """Open a client on the ClickHouse server, and say whether it answers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +37,14 @@ class EventLogClient:
         with translated(self.where):
             result = self.driver.query(statement, parameters={**self.names, **(parameters or {})})
             return list(result.named_results())
+
+    def blocks(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Iterator[list[Sequence[Any]]]:
+        """Yield a query's rows block by block as they arrive; for answers too large to be held at once."""
+        with translated(self.where):
+            stream = self.driver.query_row_block_stream(statement, parameters={**self.names, **(parameters or {})})
+            with stream:
+                for block in stream:
+                    yield list(block)
 
     def run(
         self,

@@ -11,7 +11,9 @@ from uuid import UUID
 
 import pyarrow as pa
 
+from outbox_pipeline.batches import Batch
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.own_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.errors import InDoubtError
 
@@ -43,6 +45,8 @@ WHERE throwIf(
 ) = 0
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
+
+_DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {OWN_ROWS} AND generation < {{generation:UInt32}}"  # noqa: S608
 
 
 def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
@@ -90,16 +94,17 @@ def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
         )
 
 
-def delete_older_generations(client: EventLogClient, batch_id: UUID, generation: int) -> None:
+def delete_older_generations(client: EventLogClient, batch: Batch, generation: int) -> None:
     """Delete the batch's rows of generations below *generation* and wait until they are gone.
 
     A run frozen before this statement can wake up an hour later and do no harm: newer rows are out of its reach.
     """
-    client.run(
-        "DELETE FROM {table:Identifier} WHERE batch_id = {batch_id:UUID} AND generation < {generation:UInt32}",
-        {"batch_id": str(batch_id), "generation": generation},
-        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
-    )
+    for window in own_windows(batch):
+        client.run(
+            _DELETE_OLDER,
+            {**window, "generation": generation},
+            settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
+        )
 
 
 def as_arrow(rows: pa.Table) -> bytes:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Update, and_, case, func, or_, select, update
 from sqlalchemy.engine import RowMapping
 
-from outbox_pipeline.batches import Batch, BatchRequest, BatchStatus, Lease, Proof
+from outbox_pipeline.batches import LAST_POSITION, Batch, BatchRequest, BatchStatus, Lease, Proof
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, LedgerError
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch
@@ -203,6 +203,8 @@ def _as_batch(row: RowMapping) -> Batch:
         values["rejected"] = {int(position): reasons for position, reasons in values["rejected"].items()}
     if values["proof"] is not None:
         values["proof"] = Proof.from_json(values["proof"])
+    stretches = values["foreign_positions"]
+    values["foreign_positions"] = tuple((one.lower, one.upper or LAST_POSITION) for one in stretches)
     return Batch(**values)
 
 

@@ -87,6 +87,7 @@ batch = Table(
     Column("started_at", DateTime(timezone=True)),
     Column("failed_at", DateTime(timezone=True)),
     Column("processed_at", DateTime(timezone=True)),
+    Column("foreign_positions", INT8MULTIRANGE, nullable=False),
 )
 
 quarantined_event = Table(

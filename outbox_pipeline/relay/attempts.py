@@ -27,6 +27,7 @@ from outbox_pipeline.ids import uuid7
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
@@ -49,8 +50,12 @@ def holder() -> str:
 def request_batches(
     engine: Engine, settings: Settings, *, most: int, days: tuple[date, date] = (date.min, date.max)
 ) -> list[BatchRequest]:
-    """Draw the next attempt of up to *most* due batches of these days, oldest first."""
+    """Draw the next attempt of up to *most* due batches of these days, oldest first.
+
+    Raises LedgerError when the ledger belongs to another cluster.
+    """
     with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
+        require_own_cluster(connection)
         requests = leases.request_due(
             connection,
             most=most,
@@ -64,9 +69,13 @@ def request_batches(
 
 
 def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str | None = None) -> Delivery:
-    """Take the lease of a requested attempt. Raises LeaseLostError when the ledger has gone on without it."""
+    """Take the lease of a requested attempt.
+
+    Raises LeaseLostError when the ledger has gone on without it, LedgerError when it belongs to another cluster.
+    """
     lease = Lease(batch_id, attempt, holder())
     with ledger_transaction(stores.engine) as connection:
+        require_own_cluster(connection)
         if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
@@ -75,8 +84,12 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
 
 
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
-    """Take a batch that nobody holds over under a new attempt. Raises LeaseLostError while another run holds it."""
+    """Take a batch that nobody holds over under a new attempt.
+
+    Raises LeaseLostError while another run holds it, LedgerError when the ledger belongs to another cluster.
+    """
     with ledger_transaction(stores.engine) as connection:
+        require_own_cluster(connection)
         lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)

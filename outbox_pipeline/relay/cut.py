@@ -127,12 +127,20 @@ def require_sound(conditions: claim.LedgerConditions) -> None:
         raise LedgerError(problem)
 
 
+def require_own_cluster(connection: Connection) -> None:
+    """Raise LedgerError where an attempt must not begin: the other life may be delivering the same batch."""
+    conditions = claim.read_conditions(connection)
+    if not conditions.is_own_cluster:
+        require_sound(conditions)
+
+
 def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
     """Return the sentence for the first condition that does not hold, None when the ledger is sound."""
     if not conditions.is_own_cluster:
         return (
             "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the "
-            "other one may have delivered the same events. Nothing is cut until exactly one of them adopts the ledger."
+            "other one may have delivered the same events. Nothing is cut or delivered here until you stop the other "
+            "one for good and run 'outbox adopt' on this one."
         )
     if not conditions.can_read_sequence:
         return (

@@ -220,7 +220,7 @@ class Delivery:
         self._heartbeat.require_held()
         announce(Point.SENDING)
         if generation > 0:
-            store.delete_older_generations(self.stores.client, batch.batch_id, generation)
+            store.delete_older_generations(self.stores.client, batch, generation)
             announce(Point.OLDER_DELETED)
         if accepted.num_rows == 0:
             return 0

@@ -198,7 +198,7 @@ def test_a_frozen_delete_of_an_old_run_cannot_touch_newer_rows(stores: Stores, d
     third.load(reload=True)
     third.mark()
 
-    load.delete_older_generations(stores.client, delivery.lease.batch_id, 1)
+    load.delete_older_generations(stores.client, delivery.batch(), 1)
 
     assert_each_exactly_once(stores.engine, stores.client)
 

@@ -1,0 +1,232 @@
+"""Let a ledger go on in another cluster than the one it was written in: after a restore, a failover, or in a clone.
+
+The life that went on elsewhere delivered events that are still pending here. ClickHouse knows them: what stands there
+under the same position and the same event id as here is delivered, and becomes a batch of this ledger; what does not
+is reported and never touched.
+
+Invariant: everything happens in one ledger transaction, identity last. Until it commits the ledger stays stopped.
+What is written to ClickHouse before that only refuses late inserts of the other life.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.load import raise_fence
+from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
+from outbox_pipeline.clickhouse.shown import ShownBatch, fenced_attempts, rows_beyond, shown_batches, shown_rows
+from outbox_pipeline.clickhouse.table import check_table
+from outbox_pipeline.errors import InDoubtError
+from outbox_pipeline.logs import log
+from outbox_pipeline.postgres import adoption, claim
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.relay.stores import Stores
+
+#: Rows of each kind that a report names.
+MOST_SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class StrangeRow:
+    """A row in ClickHouse that no event here answers for."""
+
+    position: int
+    event_id: UUID
+    batch_id: UUID
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What adopting found and did, or with `is_dry_run` would do.
+
+    `adopted_*`: batches of the other life with events that are pending here, now processed; `unfinished_batches`:
+    those of them that ClickHouse does not show whole, left to a run. `raised_batches`: batches whose attempt or
+    generation the other life had carried further. `incomplete_batches`: processed here, but ClickHouse shows fewer rows
+    or none; a replay delivers them again. `strange_*`: rows of unknown batches that match no event here.
+    `doubled_*`: events that another batch here delivers as well. `gap_count`: gaps the next cut settles.
+    `sequence_*`: where the sequence stood and stands. `last_loaded_at`: the newest row of an unknown batch.
+    """
+
+    was_own: bool = False
+    is_dry_run: bool = False
+    adopted_batches: int = 0
+    adopted_events: int = 0
+    unfinished_batches: int = 0
+    raised_batches: int = 0
+    incomplete_batches: int = 0
+    strange_batches: int = 0
+    strange_rows: int = 0
+    strange_samples: list[StrangeRow] = field(default_factory=list)
+    doubled_events: int = 0
+    doubled_samples: list[UUID] = field(default_factory=list)
+    gap_count: int = 0
+    sequence_before: int = 0
+    sequence_after: int = 0
+    last_loaded_at: datetime | None = None
+
+
+@dataclass
+class _Survey:
+    """What one pass over the event log leaves to look into; grows with the batches that are not as this ledger says."""
+
+    unknown: dict[UUID, ShownBatch] = field(default_factory=dict)
+    further: dict[UUID, int] = field(default_factory=dict)
+    fenced: dict[UUID, int] = field(default_factory=dict)
+    incomplete_count: int = 0
+    highest_position: int = 0
+
+
+def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
+    """Make the ledger this cluster's own; with *dry_run* only find out what that would do.
+
+    Does nothing when the ledger is its own already. The other life must be stopped: what it delivers later is not seen.
+    Raises ConfigurationError or TransientError when either side is not ready, InDoubtError while the other life still
+    inserts; the ledger is then as it was.
+    """
+    check_table(stores.client)
+    with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:
+        check_version(connection)
+        claim.lock_unclaimed(connection)
+        if claim.read_conditions(connection).is_own_cluster:
+            return Adoption(was_own=True, is_dry_run=dry_run)
+        result = _adopt(connection, stores, dry_run=dry_run)
+        if dry_run:
+            connection.rollback()
+            return result
+        adoption.adopt_cluster(connection)
+    log().info("ledger_adopted", batches=result.adopted_batches, events=result.adopted_events)
+    return result
+
+
+def _adopt(connection: Connection, stores: Stores, *, dry_run: bool) -> Adoption:
+    adoption.create_stage(connection)
+    survey = _survey(connection, stores.client)
+    result = _stage_unknown(connection, stores.client, survey)
+    doubled = adoption.disown_settled(connection)
+    gap_count = adoption.release_positions(connection)
+    raised_count = _catch_up(connection, stores.client, survey)
+    staged = adoption.read_staged(connection)
+    unfinished = [one for one in staged if not _insert(connection, stores, survey, staged=one, dry_run=dry_run)]
+    before = claim.read_last_drawn(connection)
+    return replace(
+        result,
+        is_dry_run=dry_run,
+        adopted_batches=len(staged),
+        adopted_events=sum(one.event_count for one in staged),
+        unfinished_batches=len(unfinished),
+        raised_batches=raised_count,
+        doubled_events=len(doubled),
+        doubled_samples=[event_id for _, event_id in doubled[:MOST_SAMPLES]],
+        gap_count=gap_count,
+        sequence_before=before,
+        sequence_after=_set_sequence(connection, before, survey.highest_position, dry_run=dry_run),
+    )
+
+
+def _survey(connection: Connection, client: EventLogClient) -> _Survey:
+    survey = _Survey(incomplete_count=adoption.count_delivered(connection))
+    for block in shown_batches(client):
+        known = adoption.read_known(connection, [shown.batch_id for shown in block])
+        for shown in block:
+            survey.highest_position = max(survey.highest_position, shown.last_position)
+            _sort(survey, shown, known.get(shown.batch_id))
+    return survey
+
+
+def _sort(survey: _Survey, shown: ShownBatch, known: adoption.KnownBatch | None) -> None:
+    if known is None:
+        survey.unknown[shown.batch_id] = shown
+        return
+    if shown.generation > known.generation:
+        survey.further[shown.batch_id] = shown.generation
+    if known.status == BatchStatus.PROCESSED and 0 < (known.accepted_count or 0) <= shown.row_count:
+        survey.incomplete_count -= 1
+
+
+def _stage_unknown(connection: Connection, client: EventLogClient, survey: _Survey) -> Adoption:
+    last_drawn = claim.read_last_drawn(connection)
+    samples: list[StrangeRow] = []
+    strange_batches = strange_rows = 0
+    for shown in survey.unknown.values():
+        found = list(_stage_batch(connection, client, shown=shown, up_to=last_drawn, most=MOST_SAMPLES - len(samples)))
+        samples += [StrangeRow(position, event_id, shown.batch_id) for position, event_id in found]
+        strange = shown.row_count - adoption.drop_unmatched(connection, shown.batch_id)
+        strange_rows += strange
+        strange_batches += strange > 0
+    return Adoption(
+        strange_batches=strange_batches,
+        strange_rows=strange_rows,
+        strange_samples=samples[:MOST_SAMPLES],
+        incomplete_batches=survey.incomplete_count,
+        last_loaded_at=max((shown.loaded_at for shown in survey.unknown.values()), default=None),
+    )
+
+
+def _stage_batch(
+    connection: Connection, client: EventLogClient, *, shown: ShownBatch, up_to: int, most: int
+) -> Iterator[tuple[int, UUID]]:
+    """Stage the rows that may stand here, and yield some that do not; no event here lies beyond *up_to*."""
+    if shown.first_position <= up_to:
+        for rows in shown_rows(client, shown, up_to=up_to):
+            yield from adoption.stage_rows(connection, shown.batch_id, rows, most=most)
+    if shown.last_position > up_to and most > 0:
+        yield from rows_beyond(client, shown, position=up_to, most=most)
+
+
+def _catch_up(connection: Connection, client: EventLogClient, survey: _Survey) -> int:
+    raised = adoption.raise_generations(connection, survey.further)
+    for fenced in fenced_attempts(client):
+        raised += adoption.raise_attempts(connection, fenced)
+        survey.fenced.update({batch_id: fenced[batch_id] for batch_id in fenced.keys() & survey.unknown.keys()})
+    adoption.make_open_look_first(connection)
+    return raised
+
+
+def _insert(
+    connection: Connection, stores: Stores, survey: _Survey, *, staged: adoption.StagedBatch, dry_run: bool
+) -> bool:
+    """Write a batch of the other life into the ledger; tell whether ClickHouse shows it whole, so that it is processed.
+
+    The fence comes before the look: what the other life may still send under this id is refused when it arrives.
+    """
+    shown = survey.unknown[staged.batch_id]
+    attempt = survey.fenced.get(staged.batch_id, 1) + 1
+    adoption.insert_adopted(
+        connection,
+        staged.batch_id,
+        attempt=attempt,
+        generation=shown.generation,
+        has_strangers=shown.row_count > staged.row_count,
+        first_day=stores.settings.start_date,
+    )
+    if not dry_run:
+        raise_fence(stores.client, staged.batch_id, attempt)
+    batch = read_batch(connection, staged.batch_id)
+    proof, older_count = proof_in_clickhouse(stores.client, batch, generation=batch.generation)
+    if proof.row_count != staged.row_count:
+        raise InDoubtError(
+            f"Batch {staged.batch_id} changes in ClickHouse while it is adopted: the other life still works. Nothing "
+            "was changed here; stop its relays and Dagster, then run 'outbox adopt' again."
+        )
+    is_whole = older_count == 0 and (proof.row_count, proof.position_sum) == (staged.event_count, staged.position_sum)
+    if is_whole:
+        # In this same transaction, so nobody ever sees the batch cut.
+        adoption.mark_adopted(connection, staged.batch_id, proof)
+    return is_whole
+
+
+def _set_sequence(connection: Connection, before: int, highest_position: int, *, dry_run: bool) -> int:
+    """Keep new events off positions under which ClickHouse has other ones: a position then names one event for ever."""
+    if highest_position <= before:
+        return before
+    target = highest_position + adoption.SEQUENCE_MARGIN
+    if not dry_run:
+        adoption.set_sequence(connection, target)
+    return target

@@ -1,0 +1,86 @@
+"""The command `adopt`: the way on for a ledger that stopped because it was restored, failed over or cloned."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from outbox_pipeline.adopt import Adoption
+    from outbox_pipeline.relay.stores import Stores
+
+_OWN = "The ledger is this cluster's own: there is nothing to adopt."
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("adopt")(adopt)
+
+
+def adopt(
+    is_confirmed: Annotated[bool, typer.Option("--yes", help="Adopt without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what adopting would do.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a restored, failed over or cloned outbox go on: learn from ClickHouse what its other life delivered.
+
+    Run it on exactly one of the lives, with the others stopped for good. What ClickHouse holds under the same position
+    and event id is processed from then on; rows it holds of events that do not exist here are reported and never
+    touched. On a terminal it shows what it found and asks.
+
+    Example: `outbox adopt --dry-run`
+    """
+    from outbox_pipeline.relay.stores import open_stores
+
+    with ready_settings() as settings, open_stores(settings) as stores:
+        result = _adopt(stores, is_confirmed=is_confirmed, dry_run=dry_run)
+    if as_json:
+        print_json(result)
+    elif result.was_own:
+        typer.echo(_OWN)
+    else:
+        print_facts(_facts(result))
+
+
+def _adopt(stores: "Stores", *, is_confirmed: bool, dry_run: bool) -> "Adoption":
+    from outbox_pipeline.adopt import adopt as adopt_ledger
+
+    if not (is_confirmed or dry_run):
+        found = adopt_ledger(stores, dry_run=True)
+        if found.was_own:
+            return found
+        _confirm(found)
+    return adopt_ledger(stores, dry_run=dry_run)
+
+
+def _confirm(found: "Adoption") -> None:
+    if not sys.stdin.isatty():
+        raise ConfigurationError(
+            "Adopting needs a yes, and nobody is at a terminal: look with 'outbox adopt --dry-run', stop the other "
+            "life for good, then run 'outbox adopt --yes'."
+        )
+    for name, value in _facts(found):
+        typer.echo(f"{name}: {shown(value)}", err=True)
+    typer.confirm("Is the other life stopped for good, and shall this one go on?", abort=True, err=True)
+
+
+def _facts(result: "Adoption") -> list[tuple[str, object]]:
+    facts: list[tuple[str, object]] = [
+        ("dry run" if result.is_dry_run else "adopted", "nothing was changed" if result.is_dry_run else "yes"),
+        ("delivered elsewhere", f"{result.adopted_events:,} events in {result.adopted_batches:,} batches"),
+        ("… to be finished here", f"{result.unfinished_batches:,} batches"),
+        ("carried further elsewhere", f"{result.raised_batches:,} batches"),
+        ("only in ClickHouse", f"{result.strange_rows:,} rows in {result.strange_batches:,} batches, left alone"),
+        ("in ClickHouse twice", f"{result.doubled_events:,} events"),
+        ("processed here, not whole there", f"{result.incomplete_batches:,} batches, to be replayed"),
+        ("gaps to settle", result.gap_count),
+        ("sequence", f"{result.sequence_before:,} → {result.sequence_after:,}"),
+        ("newest row of the other life", result.last_loaded_at),
+    ]
+    facts += [("  e.g. only in ClickHouse", f"{row.event_id} at {row.position:,}") for row in result.strange_samples]
+    facts += [("  e.g. twice", event_id) for event_id in result.doubled_samples]
+    return facts

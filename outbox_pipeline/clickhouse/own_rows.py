@@ -1,0 +1,43 @@
+"""Which rows of the event log a batch answers for: the one condition that proofs and deletes share.
+
+Invariant: under the id of an adopted batch there may be rows of events that this outbox does not have; they are neither
+counted for the batch nor touched on its behalf. Any other row under a batch's id is its own, wherever it stands.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from outbox_pipeline.batches import LAST_POSITION, Batch
+
+#: Stretches of foreign positions named in one statement; they travel in the request's address, which has an end.
+MOST_STRETCHES = 500
+
+#: The condition; its parameters come from `own_windows`.
+OWN_ROWS = """
+batch_id = {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
+AND NOT arrayExists(
+    (since, until) -> position >= since AND position < until,
+    {foreign_since:Array(UInt64)}, {foreign_until:Array(UInt64)}
+)
+""".strip()
+
+
+def own_windows(batch: Batch, first: int = 0, last: int = LAST_POSITION) -> Iterator[dict[str, Any]]:
+    """Yield parameters of `OWN_ROWS` that cover each own row between two positions once; nearly always one set."""
+    foreign = tuple(stretch for stretch in batch.foreign_positions if stretch[0] <= last and stretch[1] > first)
+    while len(foreign) > MOST_STRETCHES:
+        here, foreign = foreign[:MOST_STRETCHES], foreign[MOST_STRETCHES:]
+        end = here[-1][1]
+        yield _window(batch, (first, end - 1), here)
+        first = end
+    yield _window(batch, (first, last), foreign)
+
+
+def _window(batch: Batch, bounds: tuple[int, int], foreign: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    return {
+        "batch_id": str(batch.batch_id),
+        "first_position": bounds[0],
+        "last_position": bounds[1],
+        "foreign_since": [since for since, _ in foreign],
+        "foreign_until": [until for _, until in foreign],
+    }

@@ -1,0 +1,71 @@
+"""What the event log holds batch by batch, whoever wrote it: what a ledger that has lost part of its past asks.
+
+Nothing here changes a row. Answers are streamed block by block; whoever reads them keeps only what it needs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+
+_BATCHES = """
+SELECT batch_id, count(), min(position), max(position), max(generation), max(loaded_at)
+FROM {table:Identifier}
+GROUP BY batch_id
+"""
+
+_ROWS = """
+SELECT position, event_id
+FROM {table:Identifier}
+WHERE batch_id = {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
+"""
+
+
+@dataclass(frozen=True)
+class ShownBatch:
+    """One batch as ClickHouse shows it; `generation` is the highest among its rows."""
+
+    batch_id: UUID
+    row_count: int
+    first_position: int
+    last_position: int
+    generation: int
+    loaded_at: datetime
+
+
+def shown_batches(client: EventLogClient) -> Iterator[list[ShownBatch]]:
+    """Yield every batch in the event log, some ten thousand at a time.
+
+    One scan of the narrow columns; ClickHouse keeps one entry a batch in memory for it.
+    """
+    for block in client.blocks(_BATCHES):
+        yield [ShownBatch(*row) for row in block]
+
+
+def shown_rows(client: EventLogClient, shown: ShownBatch, *, up_to: int) -> Iterator[list[tuple[int, UUID]]]:
+    """Yield position and event id of a batch's rows up to a position, in blocks and in no order."""
+    bounds = {"first_position": shown.first_position, "last_position": min(shown.last_position, up_to)}
+    for block in client.blocks(_ROWS, {"batch_id": str(shown.batch_id), **bounds}):
+        yield [(int(position), event_id) for position, event_id in block]
+
+
+def rows_beyond(client: EventLogClient, shown: ShownBatch, *, position: int, most: int) -> list[tuple[int, UUID]]:
+    """Return position and event id of at most *most* of a batch's rows above a position, lowest first."""
+    rows = client.rows(
+        f"{_ROWS} ORDER BY position LIMIT {{most:UInt32}}",
+        {
+            "batch_id": str(shown.batch_id),
+            "first_position": position + 1,
+            "last_position": shown.last_position,
+            "most": most,
+        },
+    )
+    return [(int(row["position"]), row["event_id"]) for row in rows]
+
+
+def fenced_attempts(client: EventLogClient) -> Iterator[dict[UUID, int]]:
+    """Yield the highest attempt on record for each batch that ever took more than one."""
+    for block in client.blocks("SELECT batch_id, max(attempt) FROM {fence:Identifier} GROUP BY batch_id"):
+        yield {batch_id: int(attempt) for batch_id, attempt in block}

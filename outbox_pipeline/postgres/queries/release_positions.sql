@@ -1,0 +1,39 @@
+-- Take events that another life delivered out of what is pending here: unclaimed, gaps, open batches, quarantine, in lock order.
+-- Everybody who held a gap lived in the other life, so all gaps lose their holders and the next cut settles them.
+WITH owned AS (
+    SELECT coalesce(range_agg(int8range(position, position + 1)), '{}'::int8multirange) AS positions
+    FROM pg_temp.shown_row WHERE is_ours
+),
+claimed AS (
+    UPDATE outbox.unclaimed SET positions = unclaimed.positions - owned.positions FROM owned
+),
+looked AS (
+    DELETE FROM outbox.gap RETURNING positions, observed_at
+),
+kept AS (
+    INSERT INTO outbox.gap (positions, holders, observed_at)
+    SELECT looked.positions - owned.positions, '{}', looked.observed_at
+    FROM looked CROSS JOIN owned
+    WHERE NOT isempty(looked.positions - owned.positions)
+    RETURNING gap_id
+),
+shrunk AS (
+    UPDATE outbox.batch
+    SET positions = batch.positions - owned.positions,
+        event_count = batch.event_count - (
+            SELECT sum(upper(stretch) - lower(stretch)) FROM unnest(batch.positions * owned.positions) AS stretch)
+    FROM owned
+    WHERE batch.proof IS NULL AND batch.positions && owned.positions AND NOT batch.positions <@ owned.positions
+),
+emptied AS (
+    DELETE FROM outbox.batch USING owned
+    WHERE batch.proof IS NULL AND batch.positions <@ owned.positions
+),
+resolved AS (
+    UPDATE outbox.quarantined_event
+    SET status = 'requeued', resolved_at = coalesce(resolved_at, clock_timestamp()),
+        note = 'Another life of this outbox requeued and delivered it; adopted.'
+    FROM owned
+    WHERE status <> 'requeued' AND owned.positions @> quarantined_event.position
+)
+SELECT count(*) FROM kept

@@ -1,0 +1,502 @@
+"""After a restore or in a clone, nothing that another life delivered is delivered again, and nothing is lost.
+
+"There" is the life that went on after the backup, "here" the one that was restored from it.
+"""
+
+from collections.abc import Callable, Set
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from outbox_pipeline.adopt import adopt
+from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.cli import main
+from outbox_pipeline.clickhouse import load, own_rows
+from outbox_pipeline.errors import FencedError, LedgerError
+from outbox_pipeline.monitoring.doctor import examine
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.postgres.leases import read_batches
+from outbox_pipeline.postgres.tables import batch as batch_table
+from outbox_pipeline.relay.attempts import request_batches, start_unrequested
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.loop import deliver, relay
+from outbox_pipeline.relay.replay import Outcome, replay
+from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
+from tests.fixtures.lives import Restore, back_up, cloned
+from tests.fixtures.servers import Servers
+
+pytestmark = pytest.mark.embedded_only
+
+_LEDGER = """
+SELECT (SELECT jsonb_agg(batch ORDER BY batch_id) FROM outbox.batch)::text,
+       (SELECT jsonb_agg(gap ORDER BY gap_id) FROM outbox.gap)::text,
+       (SELECT jsonb_agg(unclaimed) FROM outbox.unclaimed)::text,
+       (SELECT last_value FROM outbox.event_position_seq)
+"""
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Path:
+    """Where a test writes its backup."""
+    return tmp_path / "outbox.dump"
+
+
+def value(stores: Stores, statement: str) -> object:
+    """Return one value from PostgreSQL."""
+    with stores.engine.begin() as connection:
+        return connection.scalar(text(statement))
+
+
+def everything(stores: Stores) -> tuple[object, ...]:
+    """Return the whole ledger and the whole event log with its fence, to compare before and after."""
+    with stores.engine.begin() as connection:
+        ledger = tuple(connection.execute(text(_LEDGER)).one())
+    log = stores.client.rows("SELECT * FROM {table:Identifier} ORDER BY batch_id, position")
+    return (*ledger, log, stores.client.rows("SELECT * FROM {fence:Identifier} ORDER BY batch_id, attempt"))
+
+
+def all_batches(stores: Stores) -> list[Batch]:
+    """Return every batch of the ledger."""
+    with ledger_transaction(stores.engine) as connection:
+        return read_batches(connection, batch_table.c.batch_id.is_not(None))
+
+
+def assert_whole(stores: Stores, *, lost: Set[UUID] = frozenset()) -> None:
+    """Check that all events here, and those only ClickHouse has, are there exactly once, and that replay agrees."""
+    assert_each_exactly_once(stores.engine, stores.client, committed_ids(stores.engine) | lost)
+    outcomes = {done.outcome for done in replay(stores, all_batches(stores))}
+    assert outcomes <= {Outcome.PROVEN}
+    pending = "SELECT count(*) FROM outbox.event_status WHERE status NOT IN ('processed', 'held')"
+    assert value(stores, pending) == 0
+
+
+def test_a_restored_ledger_stops_until_it_is_adopted(stores: Stores, restore: Restore, backup: Path) -> None:
+    """Nothing is cut, requested or taken over from a restored ledger; the error and doctor name the command."""
+    publish(stores.engine, 2)
+    cut_batches(stores.engine, stores.settings, most=1)
+    here = restore(back_up(stores, backup))
+    (in_flight,) = all_batches(here)
+    (ledger,) = [check for check in examine(here.settings) if check.name == "ledger"]
+
+    for go_on in (
+        lambda: cut_batches(here.engine, here.settings, most=1),
+        lambda: request_batches(here.engine, here.settings, most=1),
+        lambda: start_unrequested(here, in_flight.batch_id),
+    ):
+        with pytest.raises(LedgerError, match="outbox adopt"):
+            go_on()
+    assert not ledger.ok
+    assert "outbox adopt" in ledger.message
+
+
+def test_what_the_other_life_delivered_is_not_delivered_again(stores: Stores, restore: Restore, backup: Path) -> None:
+    """Events pending in the backup and delivered there are processed here; those published later there are reported."""
+    publish(stores.engine, 5)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 4)
+    back_up(stores, backup)
+    lost = set(publish(stores.engine, 3))
+    relay(stores, until_empty=True)
+    lost |= set(publish(stores.engine, 2))
+    relay(stores, until_empty=True)
+    here = restore(backup)
+    # Published before anybody adopts: these take positions that lost events have in ClickHouse.
+    publish(here.engine, 2)
+
+    result = adopt(here)
+    delivered = relay(here, until_empty=True).delivered_count
+
+    assert (result.adopted_batches, result.adopted_events, result.unfinished_batches) == (1, 4, 0)
+    assert (result.strange_batches, result.strange_rows) == (2, 5)
+    assert {row.event_id for row in result.strange_samples} == lost
+    assert (result.incomplete_batches, result.doubled_events) == (0, 0)
+    assert delivered == 2
+    assert_whole(here, lost=lost)
+
+
+def test_new_positions_lie_beyond_those_of_lost_events(stores: Stores, restore: Restore, backup: Path) -> None:
+    """After adopting, no event is given a position under which ClickHouse has another one."""
+    publish(stores.engine, 2)
+    back_up(stores, backup)
+    lost = set(publish(stores.engine, 3))
+    relay(stores, until_empty=True)
+    here = restore(backup)
+
+    result = adopt(here)
+    publish(here.engine, 2)
+    relay(here, until_empty=True)
+
+    assert result.sequence_after > 5 > result.sequence_before
+    positions = stores.client.rows("SELECT count() AS n, uniqExact(position) AS u FROM {table:Identifier}")[0]
+    assert positions == {"n": 7, "u": 7}
+    assert_whole(here, lost=lost)
+
+
+def _mixed_lives(stores: Stores, restore: Restore, backup: Path) -> tuple[Stores, set[UUID]]:
+    """Make one batch there of events known here (2, 4) and lost ones before, between and behind (1, 3, 5)."""
+    first, second = stores.engine.connect(), stores.engine.connect()
+    lost = set(publish_in(first))
+    publish(stores.engine)
+    lost |= set(publish_in(second))
+    publish(stores.engine)
+    back_up(stores, backup)
+    for late in (first, second):
+        late.commit()
+        late.close()
+    lost |= set(publish(stores.engine))
+    relay(stores, until_empty=True)
+    return restore(backup), lost
+
+
+def _lose_a_row(here: Stores) -> None:
+    here.client.run("DELETE FROM {table:Identifier} WHERE position = 4", settings={"lightweight_deletes_sync": 2})
+
+
+def _double_a_row(here: Stores) -> None:
+    here.client.run("INSERT INTO {table:Identifier} SELECT * FROM {table:Identifier} WHERE position = 4")
+
+
+@pytest.mark.parametrize("most_stretches", [1, own_rows.MOST_STRETCHES])
+@pytest.mark.parametrize("damage", [_lose_a_row, _double_a_row])
+def test_a_batch_of_both_kinds_can_be_repaired(
+    stores: Stores,
+    restore: Restore,
+    backup: Path,
+    damage: Callable[[Stores], None],
+    most_stretches: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Adopted events of a mixed batch are proven and redelivered as any others; lost events' rows are never touched."""
+    monkeypatch.setattr(own_rows, "MOST_STRETCHES", most_stretches)
+    here, lost = _mixed_lives(stores, restore, backup)
+    kept = "SELECT * FROM {table:Identifier} WHERE position IN (1, 3, 5) ORDER BY position"
+    before = here.client.rows(kept)
+
+    result = adopt(here)
+    assert_whole(here, lost=lost)
+    damage(here)
+    (repaired,) = replay(here, all_batches(here))
+    (reloaded,) = replay(here, all_batches(here), reload=True)
+
+    assert (result.adopted_events, result.strange_rows) == (2, 3)
+    assert (repaired.outcome, reloaded.outcome) == (Outcome.REDELIVERED, Outcome.REDELIVERED)
+    assert here.client.rows(kept) == before
+    assert_whole(here, lost=lost)
+
+
+@pytest.mark.parametrize("commits_before", [True, False])
+def test_a_gap_of_the_other_life_is_settled(
+    stores: Stores, restore: Restore, backup: Path, commits_before: bool
+) -> None:
+    """Nobody of the other life holds a gap here: what the backup has of it is kept apart from what it does not have."""
+    late = stores.engine.connect()
+    ids = set(publish_in(late))
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    if commits_before:
+        late.commit()
+    back_up(stores, backup)
+    late.commit()
+    late.close()
+    relay(stores, until_empty=True)
+    here = restore(backup)
+
+    result = adopt(here)
+    delivered = relay(here, until_empty=True).delivered_count
+
+    assert (result.adopted_events, result.strange_rows) == ((1, 0) if commits_before else (0, 1))
+    assert (delivered, value(here, "SELECT count(*) FROM outbox.gap")) == (0, 0)
+    assert_whole(here, lost=set() if commits_before else ids)
+
+
+def test_a_transaction_here_is_not_taken_for_a_holder_of_the_other_life(
+    stores: Stores, restore: Restore, backup: Path
+) -> None:
+    """Virtual transaction ids of two clusters can be equal; a gap of the other life waits for nobody here."""
+    with stores.engine.connect() as late:
+        publish_in(late)
+        publish(stores.engine, 3)
+        relay(stores, until_empty=True)
+        here = restore(back_up(stores, backup))
+    with here.engine.connect() as publisher:
+        publish_in(publisher)
+        holders = "(SELECT array_agg(virtualtransaction) FROM pg_locks WHERE relation = 'outbox.event'::regclass)"
+        with here.engine.begin() as connection:
+            connection.execute(text(f"UPDATE outbox.gap SET holders = {holders}"))
+
+        result = adopt(here)
+        cut_batches(here.engine, here.settings, most=1)
+
+        assert (result.gap_count, value(here, "SELECT count(*) FROM outbox.gap")) == (1, 0)
+
+
+def test_a_pending_gap_is_delivered_here(stores: Stores, restore: Restore, backup: Path) -> None:
+    """An event that committed into a gap before the backup, and that nobody delivered, is delivered here."""
+    with stores.engine.connect() as late:
+        publish_in(late)
+        publish(stores.engine, 3)
+        relay(stores, until_empty=True)
+        late.commit()
+    here = restore(back_up(stores, backup))
+
+    adopt(here)
+    delivered = relay(here, until_empty=True).delivered_count
+
+    assert delivered == 1
+    assert_whole(here)
+
+
+def test_a_batch_in_flight_is_taken_further_than_the_other_life_took_it(
+    stores: Stores, restore: Restore, backup: Path
+) -> None:
+    """A batch cut in the backup and delivered there by later attempts and generations is found, not sent again."""
+    publish(stores.engine, 3)
+    cut_batches(stores.engine, stores.settings, most=1)
+    back_up(stores, backup)
+    relay(stores)
+    for _ in range(2):
+        (there,) = all_batches(stores)
+        deliver(start_unrequested(stores, there.batch_id), reload=True)
+    here = restore(backup)
+    before = here.client.rows("SELECT * FROM {table:Identifier} ORDER BY position")
+
+    result = adopt(here)
+    done = relay(here, until_empty=True)
+    (batch,) = all_batches(here)
+
+    assert (result.raised_batches, result.adopted_batches) == (2, 0)
+    assert (done.delivered_count, done.failures) == (3, ())
+    assert (batch.attempt, batch.generation) == (4, 2)
+    assert here.client.rows("SELECT * FROM {table:Identifier} ORDER BY position") == before
+    assert_whole(here)
+
+
+def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
+    stores: Stores, restore: Restore, backup: Path
+) -> None:
+    """The first attempt here counts as a second one: it looks first, and fences what the other life may still send."""
+    publish(stores.engine, 3)
+    cut_batches(stores.engine, stores.settings, most=1)
+    here = restore(back_up(stores, backup))
+
+    adopt(here)
+    relay(here, until_empty=True)
+    (batch,) = all_batches(here)
+
+    with pytest.raises(FencedError):
+        send_late(stores, batch.batch_id)
+    assert_whole(here)
+
+
+def send_late(there: Stores, batch_id: UUID) -> None:
+    """Send a batch as the other life's first attempt, frozen until now, would."""
+    events = extract_events(there.engine, batch_id)
+    load.insert_generation(there.client, events, batch_id=batch_id, generation=0, attempt=1)
+
+
+def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Restore, backup: Path) -> None:
+    """A request of the other life that was frozen until after the adoption cannot double what was adopted."""
+    publish(stores.engine, 3)
+    here = restore(back_up(stores, backup))
+    relay(stores, until_empty=True)
+    (there,) = all_batches(stores)
+    adopt(here)
+
+    with pytest.raises(FencedError):
+        send_late(stores, there.batch_id)
+    assert_whole(here)
+
+
+def test_a_batch_left_unfinished_there_is_finished_here(stores: Stores, restore: Restore, backup: Path) -> None:
+    """A batch the other life left with rows of two generations is adopted open, and a run here makes it right."""
+    publish(stores.engine, 3)
+    here = restore(back_up(stores, backup))
+    relay(stores, until_empty=True)
+    here.client.run(
+        "INSERT INTO {table:Identifier} SELECT * REPLACE (generation + 1 AS generation) FROM {table:Identifier}"
+        " WHERE position <> 2"
+    )
+
+    result = adopt(here)
+    before = [batch.status for batch in all_batches(here)]
+    relay(here, until_empty=True)
+
+    assert (result.adopted_events, result.unfinished_batches) == (3, 1)
+    assert before == [BatchStatus.CUT]
+    assert_whole(here)
+
+
+@pytest.mark.parametrize("is_judged_before", [True, False])
+def test_an_event_requeued_by_the_other_life_is_not_delivered_again(
+    stores: Stores, restore: Restore, backup: Path, is_judged_before: bool
+) -> None:
+    """Held in quarantine or in flight in the backup, an event that went on in another batch there is done here."""
+    strict = replace(stores, settings=stores.settings.model_copy(update={"event_types": frozenset({"known"})}))
+    publish(stores.engine, event_type="known")
+    publish(stores.engine)
+    cut_batches(stores.engine, stores.settings, most=1)
+    if not is_judged_before:
+        back_up(stores, backup)
+    relay(strict, until_empty=True)
+    if is_judged_before:
+        back_up(stores, backup)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.quarantined_event SET status = 'requeued', resolved_at = now()"))
+        connection.execute(text("UPDATE outbox.unclaimed SET positions = positions + '{[2,3)}'"))
+    relay(stores, until_empty=True)
+    here = restore(backup)
+
+    result = adopt(here)
+    relay(here, until_empty=True)
+
+    assert (result.adopted_batches, result.adopted_events) == (1, 1)
+    assert_whole(here)
+
+
+def test_a_clone_stops_and_is_adopted_the_same_way(stores: Stores, servers: Servers) -> None:
+    """Two databases of one cluster are two lives: a copy beside the original stops, and can be adopted."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 4)
+    with cloned(stores, servers) as here:
+        relay(stores, until_empty=True)
+        with pytest.raises(LedgerError, match="outbox adopt"):
+            cut_batches(here.engine, here.settings, most=1)
+
+        result = adopt(here)
+        publish(here.engine, 2)
+        relay(here, until_empty=True)
+
+        assert result.adopted_events == 4
+        assert_whole(here)
+
+
+def test_adopting_again_changes_nothing(stores: Stores, restore: Restore, backup: Path) -> None:
+    """A ledger that is its cluster's own is left as it is."""
+    publish(stores.engine, 3)
+    here = restore(back_up(stores, backup))
+    relay(stores, until_empty=True)
+    adopt(here)
+    before = everything(here)
+
+    again = adopt(here)
+
+    assert again.was_own
+    assert everything(here) == before
+
+
+def test_a_dry_run_changes_nothing_and_tells_the_same(stores: Stores, restore: Restore, backup: Path) -> None:
+    """What a dry run says is what adopting then does."""
+    here, _ = _mixed_lives(stores, restore, backup)
+    before = everything(here)
+
+    found = adopt(here, dry_run=True)
+    after = everything(here)
+    done = adopt(here)
+
+    assert after == before
+    assert found == replace(done, is_dry_run=True)
+
+
+def test_batches_that_clickhouse_lost_are_counted_for_a_replay(stores: Stores, restore: Restore, backup: Path) -> None:
+    """What the ledger holds processed and ClickHouse does not show is left to a replay, and said."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 2)
+    relay(stores, until_empty=True)
+    here = restore(back_up(stores, backup))
+    here.client.run("DELETE FROM {table:Identifier} WHERE position = 2", settings={"lightweight_deletes_sync": 2})
+
+    result = adopt(here)
+
+    assert (result.incomplete_batches, result.adopted_batches, result.strange_rows) == (1, 0, 0)
+
+
+_COPY = (
+    "INSERT INTO {table:Identifier} SELECT * REPLACE (toUUID('00000000-0000-7000-8000-000000000000') AS batch_id)"
+    " FROM {table:Identifier}"
+)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_events_delivered_twice_before_are_named(
+    stores: Stores, restore: Restore, backup: Path, is_known: bool
+) -> None:
+    """When two lives delivered before anybody adopted, one batch gets the events and the doubles are reported."""
+    publish(stores.engine, 3)
+    if not is_known:
+        back_up(stores, backup)
+    relay(stores, until_empty=True)
+    if is_known:
+        back_up(stores, backup)
+    stores.client.run(_COPY)
+    here = restore(backup)
+
+    result = adopt(here)
+    delivered = relay(here, until_empty=True).delivered_count
+
+    assert (result.adopted_events, result.doubled_events) == (0 if is_known else 3, 3)
+    assert set(result.doubled_samples) == committed_ids(here.engine)
+    assert delivered == 0
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run `outbox adopt` on a life and return exit code, stdout and stderr."""
+
+    def run(life: Stores, *arguments: str, clickhouse_url: SecretStr | None = None) -> tuple[int, str, str]:
+        urls = {"POSTGRES": life.settings.postgres_url, "CLICKHOUSE": clickhouse_url or life.settings.clickhouse_url}
+        for name, url in urls.items():
+            assert url
+            monkeypatch.setenv(f"OUTBOX_{name}_URL", url.get_secret_value())
+        result = CliRunner().invoke(main.app, ["adopt", *arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+def test_the_command_needs_a_yes(
+    stores: Stores, restore: Restore, backup: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Without a terminal and --yes nothing is adopted; with --yes it is, and a second call says that it was."""
+    publish(stores.engine, 3)
+    here = restore(back_up(stores, backup))
+    relay(stores, until_empty=True)
+    before = everything(here)
+
+    refused = command(here)
+    after = everything(here)
+    adopted = command(here, "--yes")
+    again = command(here)
+
+    assert refused[:2] == (1, "")
+    assert "--yes" in refused[2]
+    assert after == before
+    assert adopted[0] == 0
+    assert "3 events in 1 batches" in adopted[1]
+    assert again[0] == 0
+    assert "nothing to adopt" in again[1]
+    assert_whole(here)
+
+
+def test_without_clickhouse_nothing_is_adopted(
+    stores: Stores, restore: Restore, backup: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """What the other life delivered cannot be guessed: with ClickHouse away it is one sentence, and nothing changes."""
+    publish(stores.engine, 3)
+    here = restore(back_up(stores, backup))
+    before = everything(here)
+
+    code, said, complaint = command(here, "--yes", clickhouse_url=SecretStr("http://127.0.0.1:1"))
+
+    assert (code, said) == (1, "")
+    assert "cannot be reached" in complaint
+    assert complaint.count("\n") == 1
+    assert everything(here) == before
