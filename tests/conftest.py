@@ -5,6 +5,7 @@ pytest_plugins = [
     "tests.fixtures.stores",
     "tests.fixtures.events",
     "tests.fixtures.children",
+    "tests.fixtures.proxy",
     "tests.fixtures.dagster",
     "tests.fixtures.stack",
 ]
