@@ -3,6 +3,9 @@
 pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.stores",
+    "tests.fixtures.events",
+    "tests.fixtures.children",
+    "tests.fixtures.proxy",
     "tests.fixtures.dagster",
     "tests.fixtures.stack",
     "tests.fixtures.homes",

@@ -4,11 +4,12 @@ A code that is in no list is in doubt: the rows may have been written, so the ca
 Code numbers are ClickHouse's own (`src/Common/ErrorCodes.cpp` in its repository).
 """
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error, OperationalError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error
 from urllib3.exceptions import ConnectTimeoutError, HTTPError
 
 from outbox_pipeline.errors import (
@@ -79,14 +80,21 @@ def _without_code(error: Exception, where: str, said: str) -> OutboxError:
     refused = _never_arrived(error)
     if refused is not None:
         return TransientError(f"{where} cannot be reached ({refused}): check that it runs and OUTBOX_CLICKHOUSE_URL.")
+    status = _http_status(said)
     said = f"{where}: {said}"
-    if isinstance(error, OperationalError) and any(status in said for status in ("429", "503")):
+    if status in (429, 503):
         return TransientError(f"ClickHouse is busy: {said}")
-    if "401" in said or "403" in said:
+    if status in (401, 403):
         return ConfigurationError(f"ClickHouse refuses the credentials: {said}. Check OUTBOX_CLICKHOUSE_URL.")
-    if "status 404" in said:
+    if status == 404:
         return ConfigurationError(f"What answers there is no ClickHouse server: {said}. Check OUTBOX_CLICKHOUSE_URL.")
     return InDoubtError(f"The connection to ClickHouse broke: {said}")
+
+
+def _http_status(said: str) -> int | None:
+    # The driver keeps the status only in these words; bare digits could be a port's or a database name's.
+    found = re.search(r"received HTTP status (\d{3})\b", said)
+    return int(found[1]) if found else None
 
 
 def _never_arrived(error: BaseException | None) -> str | None:

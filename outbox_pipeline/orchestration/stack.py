@@ -36,11 +36,12 @@ _GRACE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class StackPlan:
-    """Where a stack's files are and which ports it uses."""
+    """Where a stack's files are, which ports it uses, and the module whose definitions it serves."""
 
     home: Path
     web_port: int
     code_port: int
+    module: str = DEFINITIONS_MODULE
 
     @property
     def url(self) -> str:
@@ -55,7 +56,7 @@ class StackPlan:
     def command(self, name: str) -> list[str]:
         """Return the command line of one of the processes."""
         web = ["dagster_webserver", "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
-        code = [CODE_SERVER_MODULE, "api", "grpc", "-m", DEFINITIONS_MODULE, "-h", _HOST, "-p", str(self.code_port)]
+        code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "-h", _HOST, "-p", str(self.code_port)]
         modules = {
             "code": [*code, "--location-name", LOCATION_NAME],
             "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],
@@ -123,14 +124,16 @@ class DagsterStack:
 
 
 @contextmanager
-def dagster_stack(home: Path, environment: Mapping[str, str], *, port: int) -> Iterator[DagsterStack]:
+def dagster_stack(
+    home: Path, environment: Mapping[str, str], *, port: int, module: str = DEFINITIONS_MODULE
+) -> Iterator[DagsterStack]:
     """Run the stack during the block. *environment* holds the URLs; *port* is taken if free, else another.
 
     Raises TransientError when a stack runs on this home already.
     """
     with _only_one(home):
         _end_leftovers(home)
-        plan = StackPlan(home, free_port(port), free_port())
+        plan = StackPlan(home, free_port(port), free_port(), module)
         folder = prepare_dagster_home(home)
         _write_workspace(plan)
         stack = DagsterStack(plan, {**environment, "DAGSTER_HOME": str(folder), "PYTHONUNBUFFERED": "1"})

@@ -19,6 +19,9 @@ from outbox_pipeline.settings import Settings, shown_url
 #: Bounds a statement of the ledger; a sensor tick must fail cleanly long before Dagster gives it up at 60 s.
 STATEMENT_TIMEOUT_SECONDS = 30
 CONNECT_TIMEOUT_SECONDS = 5
+#: Ends the session of a process that froze or lost its machine with the ledger's rows locked; else they stay locked
+#: until the kernel gives the connection up, two hours by default.
+IDLE_TIMEOUT_SECONDS = 30
 
 _TRANSIENT_STATES = (
     "08",
@@ -26,7 +29,8 @@ _TRANSIENT_STATES = (
     "57P",
     "40",
     "55P03",
-)  # connection, resources, shutdown, rollback, lock timeout
+    "25P03",
+)  # connection, resources, shutdown, rollback, lock timeout, idle timeout
 _CONFIGURATION_STATES = (
     "28",
     "3D",
@@ -65,8 +69,13 @@ def libpq_uri(engine: Engine) -> str:
 
 
 @contextmanager
-def ledger_transaction(engine: Engine, *, lock_timeout_seconds: float = 5) -> Iterator[Connection]:
+def ledger_transaction(
+    engine: Engine, *, lock_timeout_seconds: float = 5, idle_seconds: float = IDLE_TIMEOUT_SECONDS
+) -> Iterator[Connection]:
     """Open a transaction with what the ledger's correctness rests on, commit it at the end, translate what fails.
+
+    Between its statements the block may be busy with other things for *idle_seconds*, 0 for as long as it likes; then
+    the server ends the session and the transaction with it.
 
     Raises LedgerError when the server did not grant READ COMMITTED, TransientError or ConfigurationError as
     `translate` sorts them.
@@ -76,9 +85,14 @@ def ledger_transaction(engine: Engine, *, lock_timeout_seconds: float = 5) -> It
             text(
                 "SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', :lock, true),"
                 " set_config('statement_timeout', :statement, true), set_config('TimeZone', 'UTC', true),"
+                " set_config('idle_in_transaction_session_timeout', :idle, true),"
                 " current_setting('transaction_isolation') AS isolation"
             ),
-            {"lock": f"{lock_timeout_seconds * 1000:.0f}ms", "statement": f"{STATEMENT_TIMEOUT_SECONDS}s"},
+            {
+                "lock": f"{lock_timeout_seconds * 1000:.0f}ms",
+                "statement": f"{STATEMENT_TIMEOUT_SECONDS}s",
+                "idle": f"{idle_seconds * 1000:.0f}ms",
+            },
         ).one()
         if guard.isolation != "read committed":
             raise LedgerError(

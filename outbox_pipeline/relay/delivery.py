@@ -7,11 +7,13 @@ memory between steps. Nothing is marked on trust: the proof comes from ClickHous
 
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from sqlalchemy import Connection
 
 from outbox_pipeline.batches import Batch, Lease, Proof
 from outbox_pipeline.clickhouse import load as store
@@ -101,7 +103,7 @@ class Delivery:
 
     def batch(self) -> Batch:
         """Return the ledger's row as it is now."""
-        with ledger_transaction(self.stores.engine) as connection:
+        with self._ledger() as connection:
             return leases.read_batch(connection, self.lease.batch_id)
 
     def extract(self) -> Extracted:
@@ -134,7 +136,7 @@ class Delivery:
             rejected = {item.position: [str(reason) for reason in item.reasons] for item in rejections}
             proof = proof_of_table(without_positions(self._table(), rejected))
             announce(Point.VALIDATED)
-            with ledger_transaction(self.stores.engine) as connection:
+            with self._ledger() as connection:
                 leases.freeze(connection, self.lease, rejected=rejected, proof=proof)
             announce(Point.FROZEN)
             batch = self.batch()
@@ -189,7 +191,7 @@ class Delivery:
                 f"Batch {batch.batch_id} cannot be marked: {self._differences(batch, batch.generation)}. "
                 "Run its load step again."
             )
-        with ledger_transaction(self.stores.engine) as connection:
+        with self._ledger() as connection:
             accepted, quarantined, processed_at = leases.mark_processed(connection, self.lease)
             announce(Point.MARKING)
         announce(Point.MARKED)
@@ -198,6 +200,10 @@ class Delivery:
         seconds = time.monotonic() - self._started
         log().info("batch_processed", batch_id=str(batch.batch_id), accepted=accepted, quarantined=quarantined)
         return Marked(accepted, quarantined, processed_at, batch.context_bytes, lag, seconds)
+
+    def _ledger(self) -> AbstractContextManager[Connection]:
+        # Frozen with its row locked this process would keep the batch for ever: as long as the lease must do.
+        return ledger_transaction(self.stores.engine, idle_seconds=self.stores.settings.lease_seconds)
 
     def _table(self) -> pa.Table:
         if self._events is None:
@@ -243,13 +249,13 @@ class Delivery:
         reasons = {position: [f"{REFUSED_BY_CLICKHOUSE}: {said}"] for position, said in refused.items()}
         rejected = {**(batch.rejected or {}), **reasons}
         proof = proof_of_table(without_positions(accepted, reasons))
-        with ledger_transaction(self.stores.engine) as connection:
+        with self._ledger() as connection:
             generation = leases.refreeze(connection, self.lease, rejected=rejected, proof=proof)
         announce(Point.REFROZEN)
         return generation
 
     def _raise_generation(self) -> int:
-        with ledger_transaction(self.stores.engine) as connection:
+        with self._ledger() as connection:
             generation = leases.raise_generation(connection, self.lease)
         announce(Point.GENERATION_RAISED)
         return generation

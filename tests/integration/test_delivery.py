@@ -189,6 +189,39 @@ def test_a_crash_alone_does_not_raise_the_generation(stores: Stores, delivery: D
     assert_each_exactly_once(stores.engine, stores.client)
 
 
+def test_a_lost_answer_is_found_when_the_window_is_overrun(stores: Stores, delivery: Delivery) -> None:
+    """When ClickHouse has forgotten the token, looking first is what keeps the batch from being sent twice."""
+    stores.client.run("ALTER TABLE {table:Identifier} MODIFY SETTING non_replicated_deduplication_window = 1")
+    delivery.validate()
+    delivery._send(delivery.batch(), 0)
+    end_failed(delivery, RuntimeError("killed"))
+    publish(stores.engine, 1)
+    deliver(start(stores))
+
+    second = start_unrequested(stores, delivery.lease.batch_id)
+    loaded = second.load()
+    second.mark()
+
+    assert (loaded.was_there, loaded.sent_bytes, loaded.generation) == (True, 0, 0)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_batch_sent_twice_past_the_window_is_reduced(stores: Stores, delivery: Delivery) -> None:
+    """Should a forgotten token let the rows in twice, the proof shows it and the next generation replaces them."""
+    stores.client.run("ALTER TABLE {table:Identifier} MODIFY SETTING non_replicated_deduplication_window = 1")
+    delivery.validate()
+    delivery._send(delivery.batch(), 0)
+    publish(stores.engine, 1)
+    deliver(start(stores))
+    delivery._send(delivery.batch(), 0)
+    assert len(rows(stores)) == 201
+
+    deliver(second := again(stores, delivery))
+
+    assert generation(stores, second) == 1
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
 def test_a_frozen_delete_of_an_old_run_cannot_touch_newer_rows(stores: Stores, delivery: Delivery) -> None:
     """The repair of generation 1 deletes below it; arriving after generation 2 it finds nothing."""
     delivery.load()

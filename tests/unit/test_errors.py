@@ -68,6 +68,32 @@ def test_an_unknown_code_is_in_doubt() -> None:
     assert isinstance(translate(OperationalError("Connection reset by peer"), "there"), InDoubtError)
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (429, TransientError),
+        (503, TransientError),
+        (401, ConfigurationError),
+        (403, ConfigurationError),
+        (404, ConfigurationError),
+        (502, InDoubtError),
+    ],
+)
+def test_a_status_without_a_code_comes_from_something_in_between(status: int, kind: type[OutboxError]) -> None:
+    """A proxy that is busy or refuses us is told apart by its status; any other status leaves the outcome open."""
+    error = DatabaseError(f"HTTP driver received HTTP status {status}, server response: busy (for url http://host:1)")
+
+    assert type(translate(error, "there")) is kind
+
+
+@pytest.mark.parametrize("digits", ["401", "403", "404", "429", "503"])
+def test_digits_of_an_address_are_no_status(digits: str) -> None:
+    """A broken connection is in doubt whatever numbers its host, port and database are made of."""
+    error = OperationalError(f"Error ('Connection aborted.') executing HTTP request attempt 1 (http://host:4{digits})")
+
+    assert isinstance(translate(error, f"ClickHouse at http://host:4{digits}/t_{digits}"), InDoubtError)
+
+
 def test_one_number_with_two_meanings_is_told_apart_by_its_text() -> None:
     """Too many parts passes with time; too many partitions in one insert never does."""
     assert isinstance(translate(server_error(252, "Too many parts (300)"), "there"), TransientError)
