@@ -132,7 +132,7 @@ def preview(engine: Engine, wanted: Filter) -> Preview:
         events = store.read_quarantined(connection, wanted, status=QuarantineStatus.HELD)
         _require_held(connection, wanted, found=len(events))
         oldest_at = min((event.quarantined_at for event in events), default=None)
-    reasons = Counter(reason for event in events for reason in event.reasons)
+    reasons = Counter(reason.partition(":")[0] for event in events for reason in event.reasons)
     ids = frozenset(event.quarantine_id for event in events)
     return Preview(Held(len(events), dict(reasons.most_common()), oldest_at), Filter(quarantine_ids=ids))
 

@@ -118,9 +118,9 @@ def count_held(connection: Connection, wanted: Filter) -> tuple[int, datetime | 
 
 
 def count_reasons(connection: Connection, wanted: Filter) -> dict[str, int]:
-    """Return how many matching held events have each reason, most frequent first; an event may have several."""
+    """Return how many matching held events have each reason code, most frequent first; an event may have several."""
     reasons = (
-        select(func.unnest(quarantined_event.c.reasons).label("reason"))
+        select(_code(func.unnest(quarantined_event.c.reasons)).label("reason"))
         .where(*_conditions(wanted, QuarantineStatus.HELD))
         .subquery()
     )
@@ -174,12 +174,22 @@ def _conditions(wanted: Filter, status: QuarantineStatus | None = None) -> list[
         None if status is None else column.status == status,
         _named(wanted) if wanted.has_ids else None,
         None if wanted.event_type is None else column.event_type == wanted.event_type,
-        None if wanted.reason is None else literal(wanted.reason) == any_(column.reasons),
+        None if wanted.reason is None else _has_reason(wanted.reason),
         None if wanted.since is None else column.quarantined_at >= wanted.since,
         None if wanted.until is None else column.quarantined_at < wanted.until,
         None if wanted.batch_id is None else column.batch_id == wanted.batch_id,
     ]
     return [condition for condition in conditions if condition is not None]
+
+
+def _has_reason(code: str) -> ColumnElement[bool]:
+    reason = func.unnest(quarantined_event.c.reasons).column_valued("reason")
+    return select(literal(1)).where(_code(reason) == code).exists()
+
+
+def _code(reason: ColumnElement[str]) -> ColumnElement[str]:
+    # Some reasons carry words after their code: "refused_by_clickhouse: …".
+    return func.split_part(reason, ":", 1)
 
 
 def _named(wanted: Filter) -> ColumnElement[bool]:

@@ -226,6 +226,20 @@ def test_held_events_are_counted_by_reason(stores: Stores) -> None:
     assert datetime.now(UTC) - held.oldest_at < timedelta(minutes=5)
 
 
+def test_a_reason_is_found_by_its_code(stores: Stores) -> None:
+    """What ClickHouse said is kept with the reason; counts and filters go by the code before it."""
+    hold(stores, 2)
+    with stores.engine.begin() as connection:
+        said = "ARRAY['refused_by_clickhouse: Code ' || quarantine_id]"
+        connection.execute(text(f"UPDATE outbox.quarantined_event SET reasons = {said}"))
+    wanted = Filter(reason="refused_by_clickhouse")
+
+    assert len(list_held(stores.engine, wanted)) == 2
+    assert count_held(stores.engine, wanted).by_reason == {"refused_by_clickhouse": 2}
+    assert preview(stores.engine, wanted).held.by_reason == {"refused_by_clickhouse": 2}
+    assert list_held(stores.engine, Filter(reason="refused")) == []
+
+
 def test_show_gives_the_context_as_published(stores: Stores) -> None:
     """A person who asks sees the event byte for byte, with reasons and batch."""
     context = '{"b": 1.10,  "a": 1e400, "a": 2}'

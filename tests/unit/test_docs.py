@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from outbox_pipeline.batches import MOVES
 from outbox_pipeline.cli import main
@@ -46,6 +47,15 @@ def calls(page: Path) -> Iterator[tuple[str, str]]:
             yield match["command"], match["rest"].partition("#")[0]
 
 
+def parameters(command: str, rest: str) -> list[Any]:
+    """Return what a command takes; of a family, what its command that is named does."""
+    found = COMMANDS[command]
+    for word in rest.split()[:1] if isinstance(found, TyperGroup) else []:
+        assert word in found.commands, f"outbox {command} {word}"
+        found = found.commands[word]
+    return list(found.params)
+
+
 def rows(page: Path) -> dict[str, list[str]]:
     """Return the table rows whose first cell is code: its text and the other cells."""
     return {match["name"]: match["rest"].split(" | ") for match in _ROW.finditer(read(page))}
@@ -70,17 +80,8 @@ def test_every_command_in_the_docs_exists(page: Path) -> None:
     """What a reader copies is a command, with options it has."""
     for command, rest in calls(page):
         assert command in COMMANDS, f"outbox {command}"
-        known = {option for parameter in _parameters(command, rest) for option in parameter.opts}
+        known = {option for parameter in parameters(command, rest) for option in parameter.opts}
         assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= known, f"outbox {command}{rest}"
-
-
-def _parameters(command: str, rest: str) -> list[Any]:
-    found: Any = COMMANDS[command]
-    words = rest.split()
-    if words and hasattr(found, "commands"):
-        assert words[0] in found.commands, f"outbox {command} {words[0]}"
-        found = found.commands[words[0]]
-    return list(found.params)
 
 
 def test_every_command_is_documented() -> None:
