@@ -3,6 +3,10 @@
 "There" is the life that went on after the backup, "here" the one that was restored from it.
 """
 
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +81,14 @@ def assert_whole(stores: Stores, *, lost: Set[UUID] = frozenset()) -> None:
     assert value(stores, pending) == 0
 
 
+def claimed_twice(stores: Stores) -> object:
+    """Return how many batches have positions that are unclaimed or in a gap too; a cut would heal that silently."""
+    pending = "(SELECT positions FROM outbox.unclaimed UNION ALL SELECT positions FROM outbox.gap)"
+    return value(
+        stores, f"SELECT count(*) FROM outbox.batch JOIN {pending} AS place ON place.positions && batch.positions"
+    )
+
+
 def test_a_restored_ledger_stops_until_it_is_adopted(stores: Stores, restore: Restore, backup: Path) -> None:
     """Nothing is cut, requested or taken over from a restored ledger; the error and doctor name the command."""
     publish(stores.engine, 2)
@@ -111,8 +123,10 @@ def test_what_the_other_life_delivered_is_not_delivered_again(stores: Stores, re
     publish(here.engine, 2)
 
     result = adopt(here)
+    overlapping = claimed_twice(here)
     delivered = relay(here, until_empty=True).delivered_count
 
+    assert overlapping == 0
     assert (result.adopted_batches, result.adopted_events, result.unfinished_batches) == (1, 4, 0)
     assert (result.strange_batches, result.strange_rows) == (2, 5)
     assert {row.event_id for row in result.strange_samples} == lost
@@ -209,8 +223,10 @@ def test_a_gap_of_the_other_life_is_settled(
     here = restore(backup)
 
     result = adopt(here)
+    overlapping = claimed_twice(here)
     delivered = relay(here, until_empty=True).delivered_count
 
+    assert overlapping == 0
     assert (result.adopted_events, result.strange_rows) == ((1, 0) if commits_before else (0, 1))
     assert (delivered, value(here, "SELECT count(*) FROM outbox.gap")) == (0, 0)
     assert_whole(here, lost=set() if commits_before else ids)
@@ -484,6 +500,38 @@ def test_the_command_needs_a_yes(
     assert again[0] == 0
     assert "nothing to adopt" in again[1]
     assert_whole(here)
+
+
+@pytest.mark.parametrize(("answer", "is_adopted"), [("n", False), ("y", True)])
+def test_on_a_terminal_it_shows_what_it_found_and_asks(
+    stores: Stores, restore: Restore, backup: Path, answer: str, is_adopted: bool
+) -> None:
+    """Only a yes adopts, and before the question stands what would be done."""
+    publish(stores.engine, 3)
+    here = restore(back_up(stores, backup))
+    relay(stores, until_empty=True)
+    assert here.settings.postgres_url
+    assert here.settings.clickhouse_url
+    urls = {
+        "OUTBOX_POSTGRES_URL": here.settings.postgres_url.get_secret_value(),
+        "OUTBOX_CLICKHOUSE_URL": here.settings.clickhouse_url.get_secret_value(),
+    }
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "outbox_pipeline.cli.main", "adopt"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **urls},
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(ours)
+    os.close(theirs)
+
+    assert "3 events in 1 batches" in done.stderr
+    assert done.returncode == (0 if is_adopted else 1)
+    assert adopt(here, dry_run=True).was_own is is_adopted
 
 
 def test_without_clickhouse_nothing_is_adopted(
