@@ -210,8 +210,10 @@ def test_a_gap_of_the_other_life_is_settled(
     stores: Stores, restore: Restore, backup: Path, commits_before: bool
 ) -> None:
     """Nobody of the other life holds a gap here: what the backup has of it is kept apart from what it does not have."""
-    late = stores.engine.connect()
-    ids = set(publish_in(late))
+    with stores.engine.connect() as never:
+        publish_in(never)
+        late = stores.engine.connect()
+        ids = set(publish_in(late))
     publish(stores.engine, 3)
     relay(stores, until_empty=True)
     if commits_before:
