@@ -73,8 +73,8 @@ class Proof:
     """What exactly a batch's rows in ClickHouse add up to.
 
     Sums and hashes are modulo 2**64, so both sides may add in any order; `context_sum` adds the CRC-32 of each context.
-    Two row sets with the same proof differ with a chance that does not matter; an added, missing, doubled or altered
-    row changes it.
+    A row that is added, missing or doubled changes it, and so does one whose id, position, time or context is altered.
+    Type, environment and version of an event are not in it.
     """
 
     row_count: int
