@@ -3,7 +3,7 @@
 import dagster as dg
 
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
-from outbox_pipeline.orchestration.jobs import deliver_batch
+from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
     discard_quarantined,
     quarantine_empty,
@@ -22,7 +22,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     return dg.Definitions(
         assets=[OUTBOX, event_log],
         asset_checks=[quarantine_empty],
-        jobs=[deliver_batch, requeue_quarantined, discard_quarantined],
+        jobs=[deliver_batch, resume_parked_batches, requeue_quarantined, discard_quarantined],
         sensors=[outbox_sensor, quarantine_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.

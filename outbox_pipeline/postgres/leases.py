@@ -162,6 +162,11 @@ def note_error(connection: Connection, lease: Lease, *, error: str, kind: str) -
     connection.execute(update(batch).where(_is_held(lease)).values(last_error=error, last_error_kind=kind))
 
 
+def parked_batches(connection: Connection) -> list[Batch]:
+    """Return the batches that wait for a person, oldest first."""
+    return read_batches(connection, batch.c.status == BatchStatus.PARKED)
+
+
 def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
     """Move parked batches (or the one named) to failed and due at once; return how many."""
     statement = (
