@@ -68,8 +68,8 @@ def test_an_insert_frozen_past_lease_and_window_is_refused(stores: Stores, child
     overrun_window(stores)
     failure = awakened(zombie)
 
-    assert FENCED in failure
     assert_each_exactly_once(stores.engine, stores.client)
+    assert FENCED in failure
 
 
 def test_an_insert_held_in_the_network_is_refused(stores: Stores, children: Children, proxy: FaultyProxy) -> None:
@@ -87,8 +87,8 @@ def test_an_insert_held_in_the_network_is_refused(stores: Stores, children: Chil
     held.release()
     failure = awakened(zombie)
 
-    assert FENCED in failure
     assert_each_exactly_once(stores.engine, stores.client)
+    assert FENCED in failure
 
 
 def test_a_repair_frozen_before_its_delete_takes_nothing(stores: Stores, children: Children) -> None:
@@ -101,8 +101,8 @@ def test_a_repair_frozen_before_its_delete_takes_nothing(stores: Stores, childre
     recover(stores)
     failure = awakened(zombie)
 
-    assert FENCED in failure
     assert_each_exactly_once(stores.engine, stores.client)
+    assert FENCED in failure
 
 
 def test_a_delete_held_in_the_network_takes_nothing(stores: Stores, children: Children, proxy: FaultyProxy) -> None:
@@ -135,8 +135,8 @@ def test_a_repair_frozen_behind_its_delete_adds_nothing(stores: Stores, children
     overrun_window(stores)
     failure = awakened(zombie)
 
-    assert FENCED in failure
     assert_each_exactly_once(stores.engine, stores.client)
+    assert FENCED in failure
 
 
 @pytest.mark.parametrize("point", [Point.VALIDATED, Point.PROVEN])
@@ -148,8 +148,8 @@ def test_the_ledger_refuses_a_process_that_was_overtaken(stores: Stores, childre
     recover(stores)
     failure = awakened(zombie)
 
-    assert LOST in failure
     assert_each_exactly_once(stores.engine, stores.client)
+    assert LOST in failure
 
 
 def test_a_deploy_while_a_process_is_frozen_changes_nothing(stores: Stores, children: Children) -> None:
@@ -162,9 +162,9 @@ def test_a_deploy_while_a_process_is_frozen_changes_nothing(stores: Stores, chil
     recover(Stores(stores.engine, stores.client, stricter))
     failure = awakened(zombie)
 
+    assert_each_exactly_once(stores.engine, stores.client)
     assert LOST in failure
     assert len(quarantined_ids(stores.engine)) == 5
-    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def about_to_mark(stores: Stores, children: Children) -> Child:
@@ -195,9 +195,9 @@ def test_two_processes_awake_on_one_batch(
     second.go_on()
     second_failures = second.result()["failures"]
 
+    assert_each_exactly_once(stores.engine, stores.client)
     assert LOST in failure
     assert second_failures == []
-    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def test_a_process_frozen_in_a_transaction_holds_nobody_up(stores: Stores, children: Children) -> None:
