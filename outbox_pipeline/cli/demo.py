@@ -134,7 +134,7 @@ def _accusation(report: "Report", day: "ShopDay", settings: "Settings") -> str:
 def _leave_up(url: str, stack: "DagsterStack | None") -> None:
     typer.echo(
         f"\nDagster UI: {url}\n"
-        f"  1. What was delivered, with a point in each plot for every batch:  {url}/assets/event_log\n"
+        f"  1. What was delivered (Plots, then Events: a point for every batch):  {url}/assets/event_log\n"
         f"  2. What the sensor saw and started at each tick:  {url}/locations/outbox_pipeline/sensors/outbox_sensor\n"
         f"  3. The runs, one a batch, with the time of each step:  {url}/runs",
         err=True,

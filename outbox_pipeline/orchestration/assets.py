@@ -50,8 +50,8 @@ def one_config_for_all_ops(value: DeliveryConfig) -> dict[str, Any]:
     name=EVENT_LOG.path[-1],
     description=(
         "Events in ClickHouse, each exactly once. A run delivers one batch (started by outbox_sensor), or without a "
-        "batch id proves its whole day and repairs what differs (the backfill page). The plots show rows, lag and "
-        "speed of each batch; the day's colour is its latest run."
+        "batch id proves its whole day and repairs what differs (the backfill page). Plots → Events shows rows, "
+        "lag and speed of each batch; the day's colour is its latest run."
     ),
     partitions_def=recorded_days,
     config=one_config_for_all_ops,

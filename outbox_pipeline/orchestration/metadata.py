@@ -20,7 +20,7 @@ def of_extract(extracted: Extracted) -> Metadata:
     return {
         "events": extracted.event_count,
         "context_bytes": extracted.context_bytes,
-        "seconds": extracted.seconds,
+        "seconds": round(extracted.seconds, 3),
         "events_per_second": _rate(extracted.event_count, extracted.seconds),
     }
 
@@ -52,9 +52,9 @@ def of_load(loaded: Loaded) -> Metadata:
     return {
         "rows": loaded.row_count,
         "sent_bytes": loaded.sent_bytes,
-        "generation": loaded.generation,
+        "generation": dg.MetadataValue.text(str(loaded.generation)),
         "was_already_there": loaded.was_there,
-        "seconds": loaded.seconds,
+        "seconds": round(loaded.seconds, 3),
         "rows_per_second": _rate(loaded.row_count, loaded.seconds),
         "proof": dg.MetadataValue.json({name: str(value) for name, value in loaded.proof.to_json().items()}),
     }
@@ -65,8 +65,8 @@ def of_mark(marked: Marked, *, day_row_count: int) -> Metadata:
     return {
         "rows_loaded": marked.accepted_count,
         "events_quarantined": marked.quarantined_count,
-        "lag_seconds": marked.lag_seconds,
-        "delivery_seconds": marked.seconds,
+        "lag_seconds": round(marked.lag_seconds, 3),
+        "delivery_seconds": round(marked.seconds, 3),
         "rows_per_second": _rate(marked.accepted_count, marked.seconds),
         "context_bytes": marked.context_bytes,
         "dagster/partition_row_count": day_row_count,
@@ -80,7 +80,7 @@ def of_replay(replayed: Sequence[Replayed]) -> Metadata:
     told = [item for item in replayed if item.outcome != Outcome.PROVEN][:_TYPES_SHOWN]
     return {
         "batches": len(replayed),
-        "rows": sum(item.row_count for item in replayed),
+        "day_rows": sum(item.row_count for item in replayed),
         **{f"batches_{outcome.replace(' ', '_')}": count for outcome, count in counts.items()},
         "by_batch": _table([_of_one(item) for item in told]),
     }

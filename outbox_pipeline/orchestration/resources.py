@@ -100,5 +100,5 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
             return UUID(text)
         except ValueError:
             raise ConfigurationError(
-                f"Run config batch_id {text!r} is no UUID: take it from 'outbox status'."
+                f"Run config batch_id {text!r} is no UUID: take it from the tag outbox/batch_id of a run."
             ) from None

@@ -18,11 +18,18 @@ from outbox_pipeline.settings import load_settings
 BATCH_ID_TAG = "outbox/batch_id"
 ATTEMPT_TAG = "outbox/attempt"
 
+#: The cursor while ClickHouse answers; otherwise it is the time since when it does not.
+_ANSWERING = "ClickHouse answers"
+
 
 def _minimum_interval_seconds() -> int:
     # Dagster looks at sensors every 5 s and skips one whose last tick is younger than this by a millisecond, so the
     # wanted pause itself would often become twice as long.
     return max(1, load_settings().sensor_interval_seconds - 1)
+
+
+def _away_since(cursor: str | None) -> str | None:
+    return None if cursor in (None, "", _ANSWERING) else cursor
 
 
 @dg.sensor(
@@ -39,15 +46,16 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     try:
         require_answer(pipeline.settings)
     except TransientError as error:
-        since = (context.cursor or "").strip() or datetime.now(UTC).isoformat(timespec="seconds")
+        since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days())
     if tick.held_back_count:
         context.log.warning(f"Held back: {tick.summary()}")
     requests = _run_requests(tick.requests)
-    # An empty cursor would not be stored; a space forgets the outage.
     return dg.SensorResult(
-        run_requests=requests, skip_reason=None if requests else f"Nothing due: {tick.summary()}.", cursor=" "
+        run_requests=requests,
+        skip_reason=None if requests else f"No batch is due: {tick.summary()}.",
+        cursor=_ANSWERING,
     )
 
 

@@ -62,7 +62,7 @@ def _replay_one(stores: Stores, batch: Batch, *, reload: bool, run_id: str | Non
     differences = proof_differences(stores, batch, generation=batch.generation)
     if not differences and not reload:
         return Replayed(batch.batch_id, Outcome.PROVEN, batch.accepted_count or 0)
-    return _redeliver(stores, batch, differences or "reload was asked for", reload=reload, run_id=run_id)
+    return _redeliver(stores, batch, differences or "Reload was asked for.", reload=reload, run_id=run_id)
 
 
 def _redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool, run_id: str | None) -> Replayed:

@@ -138,7 +138,7 @@ def test_an_empty_day_succeeds(instance: dg.DagsterInstance, stores: Stores) -> 
     result = execute(instance, run_config(), day="2026-02-03")
 
     (check,) = result.get_asset_check_evaluations()
-    assert (check.passed, check.metadata["batches"].value, check.metadata["rows"].value) == (True, 0, 0)
+    assert (check.passed, check.metadata["batches"].value, check.metadata["day_rows"].value) == (True, 0, 0)
 
 
 def test_reload_sends_a_whole_day_again(instance: dg.DagsterInstance, stores: Stores) -> None:
