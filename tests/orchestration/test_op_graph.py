@@ -196,10 +196,13 @@ def test_a_failed_attempt_says_what_to_do(instance: dg.DagsterInstance, stores: 
     assert "outbox init" in str(batch_row(stores)[2])
 
 
-@pytest.mark.parametrize("batch_id", ["not-a-uuid", "00000000-0000-0000-0000-000000000000"])
-def test_a_wrong_batch_id_is_named(instance: dg.DagsterInstance, stores: Stores, batch_id: str) -> None:
+@pytest.mark.parametrize(
+    ("batch_id", "hint"),
+    [("not-a-uuid", "tag outbox/batch_id"), ("00000000-0000-0000-0000-000000000000", "outbox status")],
+)
+def test_a_wrong_batch_id_is_named(instance: dg.DagsterInstance, stores: Stores, batch_id: str, hint: str) -> None:
     """A run started by hand for a batch that does not exist fails with a sentence."""
     result = execute(instance, run_config(batch_id), raise_on_error=False)
 
     assert not result.success
-    assert "outbox status" in str(result.failure_data_for_node("event_log.extract_batch").user_failure_data)  # type: ignore[union-attr]
+    assert hint in str(result.failure_data_for_node("event_log.extract_batch").user_failure_data)  # type: ignore[union-attr]
