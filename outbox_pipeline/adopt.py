@@ -91,7 +91,9 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     inserts; the ledger is then as it was.
     """
     check_table(stores.client)
-    with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:
+    # It waits for ClickHouse's answers between its statements, and they may take long.
+    lock_timeout = stores.settings.lock_timeout_seconds
+    with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:
         check_version(connection)
         claim.lock_unclaimed(connection)
         if claim.read_conditions(connection).is_own_cluster:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     max_cuts_per_tick: int = Field(4, ge=1, description="Batches cut in one sensor tick at most")
     lease_seconds: float = Field(30, ge=2, description="How long a batch stays with a run that has gone silent")
     request_seconds: float = Field(
-        120, ge=5, description="How long a requested run may take to start before another is"
+        45, ge=5, description="How long a run may take to start, its time in Dagster's queue not counted"
     )
     retry_base_seconds: float = Field(5, gt=0, description="First wait after a failed attempt; doubles with each")
     retry_max_seconds: float = Field(300, gt=0, description="Longest wait between attempts")

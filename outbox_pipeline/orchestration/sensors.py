@@ -11,12 +11,10 @@ from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.jobs import deliver_batch
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import deliverable_days
+from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG, tend_requests
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import load_settings
-
-BATCH_ID_TAG = "outbox/batch_id"
-ATTEMPT_TAG = "outbox/attempt"
 
 #: The cursor while ClickHouse answers; otherwise it is the time since when it does not.
 _ANSWERING = "ClickHouse answers"
@@ -48,6 +46,7 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     except TransientError as error:
         since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
+    tend_requests(context.instance, pipeline)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days())
     if tick.held_back_count:
         context.log.warning(f"Held back: {tick.summary()}")

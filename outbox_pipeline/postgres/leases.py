@@ -47,6 +47,24 @@ def request_due(
     ]
 
 
+def read_requested(connection: Connection, *, older_than_seconds: float) -> list[tuple[UUID, int, float]]:
+    """Return batch, attempt and age in seconds of requests that no run has taken up yet. Changes nothing."""
+    age = func.extract("epoch", _NOW - batch.c.requested_at)
+    statement = select(batch.c.batch_id, batch.c.attempt, age).where(
+        batch.c.status == BatchStatus.REQUESTED, age > older_than_seconds
+    )
+    return [(batch_id, attempt, float(seconds)) for batch_id, attempt, seconds in connection.execute(statement)]
+
+
+def set_request_end(connection: Connection, batch_id: UUID, attempt: int, *, lasting: timedelta) -> None:
+    """Let a request wait for *lasting* from now, or with zero give it up; nothing when a run has taken it up."""
+    connection.execute(
+        update(batch)
+        .where(batch.c.batch_id == batch_id, batch.c.attempt == attempt, batch.c.status == BatchStatus.REQUESTED)
+        .values(lease_until=_NOW + lasting)
+    )
+
+
 def take_lease(connection: Connection, lease: Lease, *, lasting: timedelta, run_id: str | None) -> bool:
     """Move a requested batch to delivering for exactly this attempt; False when it is not ours to take."""
     statement = (
