@@ -1,16 +1,20 @@
 """The conditions the ledger rests on: each is enforced, and a ledger that cannot be trusted stops with a sentence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from pydantic import SecretStr
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import LedgerError, TransientError
-from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
-from tests.fixtures.events import publish
+from tests.fixtures.events import assert_each_exactly_once, publish, publish_in
 
 
 def setting(connection: Connection, name: str) -> str:
@@ -30,6 +34,70 @@ def test_a_ledger_transaction_ignores_the_database_defaults(outbox_engine: Engin
         assert setting(connection, "transaction_isolation") == "read committed"
         assert setting(connection, "synchronous_commit") == "on"
         assert setting(connection, "lock_timeout") == "3s"
+
+
+@pytest.fixture
+def careless_engine(postgres_url: str) -> Iterator[Engine]:
+    """The engine of a role whose transactions are REPEATABLE READ and commit asynchronously, unless told otherwise."""
+    name = f"careless_{uuid4().hex[:12]}"
+    owner = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    url = make_url(postgres_url).set(username=name, password=name)
+    engine = create_outbox_engine(Settings(postgres_url=SecretStr(url.render_as_string(hide_password=False))))
+    with owner.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{name}'"))
+        connection.execute(text(f"ALTER ROLE {name} SET default_transaction_isolation = 'repeatable read'"))
+        connection.execute(text(f"ALTER ROLE {name} SET synchronous_commit = off"))
+        yield engine
+        engine.dispose()
+        connection.execute(text(f"DROP ROLE {name}"))
+    owner.dispose()
+
+
+def test_a_ledger_transaction_ignores_the_defaults_of_its_role(careless_engine: Engine, outbox_engine: Engine) -> None:
+    """A role with dangerous defaults cuts late commits and rollbacks as any other does."""
+    with ledger_transaction(careless_engine) as connection:
+        assert setting(connection, "transaction_isolation") == "read committed"
+        assert setting(connection, "synchronous_commit") == "on"
+    with outbox_engine.connect() as slow:
+        publish_in(slow)
+        publish(outbox_engine)
+        first = cut_batches(careless_engine, Settings(), most=1)
+        slow.commit()
+
+    second = cut_batches(careless_engine, Settings(), most=1)
+
+    assert (first.event_count, second.event_count) == (1, 1)
+
+
+def test_a_clock_set_back_over_midnight_loses_no_day(stores: Stores) -> None:
+    """Events recorded on the day before the last cut one's go into batches of their own day, and all arrive."""
+    days = [(2, "00:00:01"), (1, "23:59:58"), (2, "00:00:02"), (1, "23:59:59"), (2, "00:00:03")]
+    cut = []
+    for day, time in days:
+        record_at(stores.engine, f"2026-03-0{day} {time}Z", 2)
+        cut += cut_batches(stores.engine, stores.settings, most=1).batches
+    for day, time in days:
+        record_at(stores.engine, f"2026-03-0{day} {time}Z", 2)
+    cut += cut_batches(stores.engine, stores.settings, most=9).batches
+
+    relay(stores, until_empty=True)
+
+    assert [(batch.recorded_on.day, batch.event_count) for batch in cut] == [
+        *((day, 2) for day, _ in days),
+        (2, 6),
+        (1, 4),
+    ]
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def record_at(engine: Engine, recorded_at: str, count: int) -> None:
+    """Publish events that the database's clock, as it stood, recorded at this time."""
+    statement = text(
+        "INSERT INTO outbox.event (event_type, event_date_time, environment, event_context, recorded_at)"
+        " SELECT 't', CAST(:at AS timestamptz), 'test', '{}', CAST(:at AS timestamptz) FROM generate_series(1, :count)"
+    )
+    with engine.begin() as connection:
+        connection.execute(statement, {"at": recorded_at, "count": count})
 
 
 def test_an_engine_with_another_isolation_is_refused(postgres_url: str) -> None:

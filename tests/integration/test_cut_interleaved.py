@@ -3,8 +3,7 @@
 Racing threads rarely hit the windows that matter; this walks through all of them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
@@ -13,27 +12,10 @@ from outbox_pipeline.errors import TransientError
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish, publish_in
+from tests.fixtures.interleave import at_statement
 
 # More than a cut has; boundaries beyond its last statement are simply not reached.
 _BOUNDARIES = range(14)
-
-
-@contextmanager
-def at_statement(engine: Engine, number: int, act: Callable[[], None]) -> Iterator[None]:
-    """Call *act* once, just before the engine executes its statement of this number inside the block."""
-    seen = 0
-
-    def before(*_: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == number + 1:
-            act()
-
-    event.listen(engine, "before_cursor_execute", before)
-    try:
-        yield
-    finally:
-        event.remove(engine, "before_cursor_execute", before)
 
 
 @pytest.fixture
