@@ -38,7 +38,7 @@ class EventFileError(OutboxError):
 
     def __init__(self, name: str, line_number: int, reason: str) -> None:
         """Name the place as compilers do: `FILE:LINE: reason`."""
-        super().__init__(f"{name}:{line_number}: {reason}")
+        super().__init__(f"{name}:{line_number}: {reason.rstrip('.')}. Nothing of this file was published.")
         self.line_number = line_number
 
 
@@ -61,7 +61,7 @@ def read_events(stream: BinaryIO, name: str, *, context_max_bytes: int) -> Itera
 def parse_event(line: str, *, context_max_bytes: int) -> EventRow:
     """Return the row for one line. Raises PublishError or ValueError with what is wrong with it."""
     try:
-        values, context = _members(line)
+        values, context = _members(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:

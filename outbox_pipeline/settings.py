@@ -108,11 +108,15 @@ def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], nam
     if value is not None and not value.get_secret_value().startswith(wanted):
         raise ValueError(f"{name} must start with {' or '.join(wanted)}")
     if value is not None:
-        _require_port(value.get_secret_value(), name)
+        _require_readable(value.get_secret_value(), name)
     return value
 
 
-def _require_port(url: str, name: str) -> None:
+def _require_readable(url: str, name: str) -> None:
+    credentials = url.partition("://")[2].partition("?")[0].rpartition("@")[0]
+    if "@" in credentials or "/" in credentials:
+        # Read as they stand, the end of the password would be taken for the host, and shown.
+        raise ValueError(f"{name} has a password with @ or / in it: write them as %40 and %2F")
     try:
         _ = urlsplit(url).port
     except ValueError:
@@ -135,7 +139,9 @@ def load_settings() -> Settings:
 def _problem(item: dict[str, object]) -> str:
     location = item["loc"]
     field = str(location[0]) if isinstance(location, list) and location else "settings"
-    return f"OUTBOX_{field.upper()}: {item['msg']}"
+    said = str(item["msg"]).removeprefix("Value error, ")
+    variable = f"OUTBOX_{field.upper()}"
+    return said if said.startswith(variable) else f"{variable}: {said}"
 
 
 @lru_cache(maxsize=1)

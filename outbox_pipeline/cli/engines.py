@@ -43,6 +43,7 @@ def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterat
     configure_logs(given)
     for driver in _TALKATIVE:
         logging.getLogger(driver).setLevel(logging.CRITICAL)
+    _require_no_stale_urls(given)
     wants_postgres = postgres and given.postgres_url is None
     wants_clickhouse = clickhouse and given.clickhouse_url is None
     if not (wants_postgres or wants_clickhouse):
@@ -87,6 +88,20 @@ def given_urls(settings: "Settings") -> tuple[dict[str, str], list[str]]:
     }
     given = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
     return given, [name for name in urls if name not in given]
+
+
+def _require_no_stale_urls(settings: "Settings") -> None:
+    url = settings.postgres_url.get_secret_value() if settings.postgres_url else ""
+    if f"host={settings.home}" not in url:
+        return
+    require_embedded()
+    from outbox_pipeline.embedded.engines import running_engines
+
+    if running_engines(settings.home).postgres is None:
+        raise ConfigurationError(
+            "The URLs come from 'outbox env', and the engines they lead to have stopped: start them with 'outbox up' "
+            "in another shell, or unset OUTBOX_POSTGRES_URL OUTBOX_CLICKHOUSE_URL OUTBOX_DAGSTER_URL."
+        )
 
 
 def require_embedded() -> None:

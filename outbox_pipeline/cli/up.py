@@ -41,7 +41,10 @@ def up(
     """
     with interruptible(), ready_settings() as settings:
         if engines_only:
-            typer.echo('Engines are up. In another terminal: eval "$(outbox env)"; dagster dev', err=True)
+            _require_embedded_url()
+            typer.echo(
+                'Engines are up. In another terminal: eval "$(outbox env)"; dagster dev. Ctrl-C ends them.', err=True
+            )
             threading.Event().wait()
         with running_dagster(settings, port=port) as (url, stack):
             typer.echo(f"Dagster UI: {url}")
@@ -61,8 +64,12 @@ def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "
     if url is not None:
         yield url, None
         return
+    environment = dagster_environment(settings)
+    _require_servers(settings)
     typer.echo("Starting Dagster: code server, daemon, webserver …", err=True)
-    with dagster_stack(settings.home, dagster_environment(settings), port=port) as stack:
+    with dagster_stack(settings.home, environment, port=port) as stack:
+        if port not in (0, stack.plan.web_port):
+            typer.echo(f"Port {port} is taken.", err=True)
         yield stack.plan.url, stack
 
 
@@ -75,6 +82,27 @@ def dagster_environment(settings: "Settings") -> dict[str, str]:
             "for example postgresql+psycopg2://user@host/dagster."
         )
     return {**values, "OUTBOX_HOME": str(settings.home)}
+
+
+def _require_embedded_url() -> None:
+    from outbox_pipeline.settings import load_settings
+
+    if not given_urls(load_settings())[1]:
+        raise ConfigurationError("There is no engine to start: all three URLs are set.")
+
+
+def _require_servers(settings: "Settings") -> None:
+    # Dagster's own processes would answer a server that is away with pages of traceback.
+    from outbox_pipeline.clickhouse.client import require_answer
+    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.overview import require_storage
+    from outbox_pipeline.postgres.schema import check_version
+
+    with ledger_transaction(create_outbox_engine(settings, pooled=False)) as connection:
+        check_version(connection)
+    require_answer(settings)
+    if settings.dagster_url is not None:
+        require_storage(settings.dagster_url.get_secret_value())
 
 
 def watch(stack: "DagsterStack") -> None:

@@ -202,7 +202,7 @@ def check_clickhouse_version(version: str, shown: str) -> Check:
 
 def _dagster_check(settings: Settings) -> Check:
     if settings.dagster_url is None:
-        return Check("dagster storage", None, "Not set: without OUTBOX_DAGSTER_URL the embedded engine keeps the runs.")
+        return Check("dagster storage", None, "Not set: 'outbox up' needs OUTBOX_DAGSTER_URL, 'outbox relay' does not.")
     try:
         require_storage(settings.dagster_url.get_secret_value())
     except OutboxError as error:
