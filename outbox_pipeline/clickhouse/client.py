@@ -9,7 +9,7 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.clickhouse.errors import translated
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, InDoubtError, TransientError
 from outbox_pipeline.settings import Settings, shown_url
 
 #: Longest wait for the answer to an insert; after it the outcome is in doubt.
@@ -107,12 +107,16 @@ def clickhouse_client(settings: Settings) -> Iterator[EventLogClient]:
 
 
 def require_answer(settings: Settings, *, timeout_seconds: float = 2) -> None:
-    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer in time."""
-    client = open_client(settings, timeout_seconds=timeout_seconds)
+    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer, or not in time."""
     try:
-        client.rows("SELECT 1")
-    finally:
-        client.close()
+        client = open_client(settings, timeout_seconds=timeout_seconds)
+        try:
+            client.rows("SELECT 1")
+        finally:
+            client.close()
+    except InDoubtError as error:
+        # A question changes nothing, so an answer that got lost leaves no doubt.
+        raise TransientError(f"ClickHouse does not answer: {error}") from error
 
 
 def _address(url: str) -> dict[str, Any]:

@@ -28,11 +28,12 @@ TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
 CONFIGURATION_CODES = frozenset(
     {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 291, 344, 452, 495, 497, 516, 620}
 )
-#: The content of the request itself: parsing, types, values, constraints.
-DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, 407, 469})
-_QUOTES_CONTENT = ("Column values:", " before: ", "(while reading the value", "Buffer contents")
-#: `throwIf`, which only the fence in our inserts uses.
+#: `throwIf`, and the words by which the fence in our inserts is told from anybody else's.
 FUNCTION_THROW_CODE = 395
+FENCED_WORDS = "a later attempt has fenced this one"
+#: The content of the request itself: parsing, types, values, constraints.
+DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
+_QUOTES_CONTENT = ("Column values:", " before: ", "(while reading the value", "Buffer contents")
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def translate(error: Exception, where: str) -> OutboxError:
     said = _without_content(first_line(error))
     if code is None:
         return _without_code(error, where, said)
-    if code == FUNCTION_THROW_CODE:
+    if code == FUNCTION_THROW_CODE and FENCED_WORDS in said:
         return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
@@ -64,8 +65,16 @@ def translate(error: Exception, where: str) -> OutboxError:
     if code in CONFIGURATION_CODES:
         return ConfigurationError(f"{where} refuses this: {said}. Check URL, user and grants, or run 'outbox init'.")
     if code in DATA_CODES:
-        return BatchDataError(f"{where} refuses the content: {said}")
+        return BatchDataError(f"{where} refuses the content: {_refusal(error, code)}")
     return InDoubtError(f"{where} may or may not have done this: {said}")
+
+
+def _refusal(error: Exception, code: int) -> str:
+    # ClickHouse quotes the offending value in many ways; contexts belong in no log, no ledger and no UI. The name of
+    # the error and of the constraint say what to look for.
+    name = getattr(error, "name", None) or "error"
+    constraint = re.search(r"Constraint `(?P<name>[^`]+)`", str(error))
+    return f"{name} (code {code})" + (f", constraint {constraint['name']}" if constraint else "")
 
 
 def _without_content(said: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.errors import FENCED_WORDS
 from outbox_pipeline.clickhouse.own_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.errors import InDoubtError
@@ -41,7 +42,7 @@ INSERT INTO {{table:Identifier}} ({", ".join(SENT_COLUMNS)})
 SELECT {", ".join(SENT_COLUMNS)} FROM input('{_STRUCTURE}')
 WHERE throwIf(
     (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
-    'a later attempt has fenced this one'
+    '{FENCED_WORDS}'
 ) = 0
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format

@@ -1,5 +1,7 @@
 """The event log table: create it, and refuse one that could not carry the guarantee."""
 
+import re
+
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.errors import ConfigurationError
 
@@ -73,7 +75,7 @@ def check_table(client: EventLogClient) -> None:
 def table_problem(client: EventLogClient) -> str | None:
     """Return what is wrong with the table in one sentence, None when all is well."""
     tables = client.rows(
-        "SELECT engine, create_table_query FROM system.tables"
+        "SELECT engine, sorting_key, create_table_query FROM system.tables"
         " WHERE database = currentDatabase() AND name = {table:String}"
     )
     if not tables:
@@ -84,7 +86,12 @@ def table_problem(client: EventLogClient) -> str | None:
             f"Table {client.table} has engine {engine}: a replica's low count proves nothing, so only "
             f"{' and '.join(sorted(_ENGINES))} on one node are supported."
         )
-    return _column_problem(client) or _window_problem(client, tables[0]["create_table_query"]) or _fence_problem(client)
+    return (
+        _column_problem(client)
+        or _merge_problem(client, engine, tables[0]["sorting_key"])
+        or _window_problem(client, tables[0]["create_table_query"])
+        or _fence_problem(client)
+    )
 
 
 def durability_problem(client: EventLogClient) -> str | None:
@@ -117,11 +124,21 @@ def _column_problem(client: EventLogClient) -> str | None:
 
 
 def _window_problem(client: EventLogClient, create_statement: str) -> str | None:
-    if "non_replicated_deduplication_window" in create_statement:
+    window = re.search(r"non_replicated_deduplication_window = (\d+)", create_statement)
+    if window is not None and int(window[1]) > 0:
         return None
     return (
         f"Table {client.table} has no deduplication window: ALTER TABLE {client.table} MODIFY SETTING "
         f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}."
+    )
+
+
+def _merge_problem(client: EventLogClient, engine: str, sorting_key: str) -> str | None:
+    if engine != "ReplacingMergeTree" or "event_id" in sorting_key.split(", "):
+        return None
+    return (
+        f"Table {client.table} is a ReplacingMergeTree whose ORDER BY lacks event_id: merges would drop events that were "
+        "processed. Make it a MergeTree, or end its ORDER BY with event_id."
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import dagster as dg
 from pydantic import Field
 
-from outbox_pipeline.errors import FencedError, InDoubtError, LeaseLostError, OutboxError, TransientError, first_line
+from outbox_pipeline.errors import InDoubtError, LeaseLostError, OutboxError, TransientError, first_line
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_error
@@ -45,17 +45,32 @@ def delivering(
         if config.batch_id is not None:
             delivery = pipeline.delivery(config.batch_id, config.attempt, context.run)
         yield delivery
-    except (LeaseLostError, FencedError) as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+    except LeaseLostError as error:
+        raise _failure(error) from error
     except Exception as error:
         if _can_retry(context, error):
             _note(delivery, error)
             raise
-        if delivery is not None:
-            end_failed(delivery, error)
+        _end(delivery, error)
         if isinstance(error, OutboxError):
-            raise dg.Failure(description=first_line(error), allow_retries=False) from error
+            raise _failure(error) from error
         raise
+
+
+def _failure(error: OutboxError) -> dg.Failure:
+    # Dagster stores and shows the whole chain of causes, and a driver's words may quote an event.
+    error.__cause__ = error.__context__ = None
+    return dg.Failure(description=first_line(error), allow_retries=False)
+
+
+def _end(delivery: Delivery | None, error: Exception) -> None:
+    if delivery is None:
+        return
+    try:
+        end_failed(delivery, error)
+    except TransientError:
+        # PostgreSQL is away too: the lease runs out by itself, and the run still ends with its own error.
+        return
 
 
 def _can_retry(context: dg.OpExecutionContext, error: Exception) -> bool:

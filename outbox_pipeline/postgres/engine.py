@@ -23,14 +23,23 @@ CONNECT_TIMEOUT_SECONDS = 5
 #: until the kernel gives the connection up, two hours by default.
 IDLE_TIMEOUT_SECONDS = 30
 
+#: A server that is gone is noticed in seconds, also in the middle of an answer.
+_CONNECT_ARGUMENTS = {
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "application_name": "outbox-pipeline",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
 _TRANSIENT_STATES = (
     "08",
     "53",
-    "57P",
+    "57",
     "40",
     "55P03",
     "25P03",
-)  # connection, resources, shutdown, rollback, lock timeout, idle timeout
+)  # connection, resources, shutdown or timeout, rollback, lock timeout, idle timeout
 _CONFIGURATION_STATES = (
     "28",
     "3D",
@@ -51,13 +60,7 @@ def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
     return create_engine(
         settings.postgres_url.get_secret_value(),
         isolation_level="READ COMMITTED",
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "outbox-pipeline",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-        },
+        connect_args=_CONNECT_ARGUMENTS,
         hide_parameters=True,
         **({"pool_pre_ping": True, "pool_size": 4} if pooled else {"poolclass": NullPool}),
     )
@@ -65,7 +68,9 @@ def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
 
 def libpq_uri(engine: Engine) -> str:
     """Return the engine's URL for libpq clients such as ADBC. It holds the password: never show it."""
-    return make_url(engine.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    url = make_url(engine.url).set(drivername="postgresql")
+    patience = {name: str(value) for name, value in _CONNECT_ARGUMENTS.items()}
+    return url.update_query_dict(patience).render_as_string(hide_password=False)
 
 
 @contextmanager

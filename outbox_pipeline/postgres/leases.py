@@ -7,7 +7,7 @@ caller then gets LeaseLostError. The database's clock decides what has expired.
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Update, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, case, false, func, or_, select, update
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.batches import LAST_POSITION, Batch, BatchRequest, BatchStatus, Lease, Proof
@@ -83,11 +83,12 @@ def take_over(
     For runs that were not requested: re-executions, replays, and the next step of a run whose steps are processes of
     their own. None while another run holds it.
     """
+    is_same_run = false() if run_id is None else batch.c.run_id == run_id
     statement = (
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
         .values(attempt=batch.c.attempt + 1)
         .where(batch.c.batch_id == batch_id)
-        .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW, batch.c.run_id == run_id))
+        .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW, is_same_run))
         .returning(batch.c.attempt)
     )
     attempt = connection.scalar(statement)
@@ -142,13 +143,21 @@ def mark_processed(connection: Connection, lease: Lease) -> tuple[int, int, date
     """
     row = connection.execute(query("mark_processed"), _named(lease)).one_or_none()
     if row is None:
-        raise _lost(connection, lease)
+        return _marked_before(connection, lease)
     if row.held_count != row.quarantined_count:
         raise LedgerError(
             f"Batch {lease.batch_id} rejected {row.held_count} events but outbox.event holds only "
             f"{row.quarantined_count} of them: rows were deleted by hand. Nothing was marked; restore them."
         )
     return row.accepted_count, row.quarantined_count, row.processed_at
+
+
+def _marked_before(connection: Connection, lease: Lease) -> tuple[int, int, datetime]:
+    # The answer to this attempt's own commit may have been lost: then it is done, and nobody else can have done it.
+    found = read_batch(connection, lease.batch_id)
+    if (found.status, found.attempt) != (BatchStatus.PROCESSED, lease.attempt) or found.processed_at is None:
+        raise _lost(connection, lease)
+    return found.accepted_count or 0, found.rejected_count or 0, found.processed_at
 
 
 def fail_attempt(

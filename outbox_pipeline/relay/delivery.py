@@ -57,7 +57,7 @@ class Validated:
     @property
     def reasons(self) -> dict[str, int]:
         """How many events were rejected for each reason."""
-        return dict(Counter(reason for reasons in self.rejected.values() for reason in reasons))
+        return dict(Counter(reason.partition(":")[0] for reasons in self.rejected.values() for reason in reasons))
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,15 @@ class Delivery:
             generation = self._raise_generation()
         elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):
             return self._loaded(batch, generation, started, sent_bytes=0)
-        sent_bytes = 0
-        for _ in range(_MOST_SENDINGS):
+        sent_bytes, sendings = 0, 0
+        while sendings < _MOST_SENDINGS:
             try:
                 sent_bytes += self._send(batch, generation)
             except BatchDataError as error:
                 generation = self._reject_refused(batch, error)
                 batch = self.batch()
                 continue
+            sendings += 1
             if self._is_shown(batch, generation):
                 return self._loaded(batch, generation, started, sent_bytes=sent_bytes)
             log().warning("batch_resent", batch_id=str(batch.batch_id), generation=generation)

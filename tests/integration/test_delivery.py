@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
+from outbox_pipeline.clickhouse.table import table_problem
 from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
@@ -364,3 +365,33 @@ def test_events_clickhouse_refuses_are_quarantined(stores: Stores) -> None:
     assert all("no_poison" in row.reasons[0] and "4111" not in row.reasons[0] for row in held)
     assert stores.client.rows("SELECT name FROM system.tables WHERE position(name, 'probe') > 0") == []
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_table_without_window_is_refused(stores: Stores) -> None:
+    """A table in which repeated inserts would not be noticed is named with the statement that changes it."""
+    stores.client.run("ALTER TABLE {table:Identifier} MODIFY SETTING non_replicated_deduplication_window = 0")
+
+    assert "no deduplication window" in str(table_problem(stores.client))
+
+
+def test_a_table_that_merges_events_away_is_refused(stores: Stores) -> None:
+    """A ReplacingMergeTree is taken only when no two events are equal to it."""
+    name = stores.client.table
+    stores.client.run(f"CREATE TABLE other AS {name} ENGINE = ReplacingMergeTree ORDER BY event_type")
+    stores.client.run(f"EXCHANGE TABLES other AND {name}")
+
+    assert "merges would drop events" in str(table_problem(stores.client))
+
+
+def test_many_refused_events_do_not_hold_the_others_up(stores: Stores) -> None:
+    """However many events ClickHouse refuses, the rest of the batch is delivered in the same attempt."""
+    for _ in range(150):
+        publish(stores.engine, 3)
+        publish(stores.engine, 1, event_type="poison", context='{"pin": "4711"}')
+    stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("outbox_pipeline.clickhouse.probe._MOST_REQUESTS", 200)
+        result = relay(stores, until_empty=True)
+
+    assert (result.delivered_count, result.quarantined_count, result.failures) == (450, 150, ())

@@ -170,3 +170,26 @@ def test_a_batch_is_parked_after_its_last_attempt(outbox_engine: Engine, batch_i
     with ledger_transaction(outbox_engine) as connection:
         assert leases.resume_parked(connection) == 1
     assert [item.attempt for item in request(outbox_engine, max_attempts=3)] == [4]
+
+
+def test_a_run_without_id_takes_nothing_from_another(outbox_engine: Engine, batch_id: UUID) -> None:
+    """Two processes that are no Dagster runs are not the same run: the second is refused while the first holds."""
+    with ledger_transaction(outbox_engine) as connection:
+        first = leases.take_over(connection, batch_id, "one", lasting=LASTING, run_id=None)
+        second = leases.take_over(connection, batch_id, "two", lasting=LASTING, run_id=None)
+
+    assert first is not None
+    assert second is None
+
+
+def test_a_mark_whose_answer_was_lost_is_done(outbox_engine: Engine, batch_id: UUID) -> None:
+    """Marking again under the attempt that marked is the same success, not a lost lease."""
+    lease = Lease(batch_id, 1, "one")
+    request(outbox_engine)
+    take(outbox_engine, lease)
+    with ledger_transaction(outbox_engine) as connection:
+        leases.freeze(connection, lease, rejected={2: ["event_type_empty"]}, proof=Proof(2, 0, 0, 0, 0, 0, 0))
+        first = leases.mark_processed(connection, lease)
+
+    with ledger_transaction(outbox_engine) as connection:
+        assert leases.mark_processed(connection, lease) == first

@@ -1,5 +1,7 @@
 """The sensor asks for one run a due batch, and for none while ClickHouse is away."""
 
+import socket
+
 import dagster as dg
 import pytest
 from pydantic import SecretStr
@@ -106,3 +108,14 @@ def test_sensor_is_due_at_each_look_of_the_daemon() -> None:
     """Dagster looks every 5 s and skips a sensor whose last tick is a hair younger than its interval."""
     assert outbox_sensor.minimum_interval_seconds is not None
     assert outbox_sensor.minimum_interval_seconds < 5
+
+
+def test_a_clickhouse_that_hangs_is_away_too(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A server that takes the connection and says nothing is skipped like one that refuses it."""
+    publish(stores.engine, 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        result = tick(instance, pipeline(stores, clickhouse_url=f"http://127.0.0.1:{port}"))
+
+    assert not result.run_requests
+    assert "No runs while ClickHouse is away" in str(result.skip_reason)
