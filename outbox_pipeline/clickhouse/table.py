@@ -137,8 +137,8 @@ def _merge_problem(client: EventLogClient, engine: str, sorting_key: str) -> str
     if engine != "ReplacingMergeTree" or "event_id" in sorting_key.split(", "):
         return None
     return (
-        f"Table {client.table} is a ReplacingMergeTree whose ORDER BY lacks event_id: merges would drop events that were "
-        "processed. Make it a MergeTree, or end its ORDER BY with event_id."
+        f"Table {client.table} is a ReplacingMergeTree whose ORDER BY lacks event_id: merges would drop events that "
+        "were processed. Make it a MergeTree, or end its ORDER BY with event_id."
     )
 
 
