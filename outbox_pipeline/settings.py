@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     retry_base_seconds: float = Field(5, gt=0, description="First wait after a failed attempt; doubles with each")
     retry_max_seconds: float = Field(300, gt=0, description="Longest wait between attempts")
     max_attempts: int = Field(10, ge=1, description="Attempts after which a batch is parked for a person")
+    recheck_seconds: float = Field(
+        600, ge=1, description="How long after marking a batch that took several attempts is proved once more"
+    )
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
@@ -100,6 +103,11 @@ class Settings(BaseSettings):
     def lease(self) -> timedelta:
         """How long a lease lasts without a heartbeat."""
         return timedelta(seconds=self.lease_seconds)
+
+    @property
+    def recheck(self) -> timedelta:
+        """How long after marking a batch that took several attempts is proved once more."""
+        return timedelta(seconds=self.recheck_seconds)
 
 
 def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], name: str) -> SecretStr | None:
