@@ -10,4 +10,5 @@ pytest_plugins = [
     "tests.fixtures.stack",
     "tests.fixtures.homes",
     "tests.fixtures.lives",
+    "tests.fixtures.webhook",
 ]
