@@ -5,7 +5,7 @@ import sys
 from datetime import timedelta
 
 from outbox_pipeline.errors import InDoubtError, TransientError
-from outbox_pipeline.relay.attempts import backoff, error_kind, holder
+from outbox_pipeline.relay.attempts import backoff, error_kind
 from outbox_pipeline.settings import Settings
 
 
