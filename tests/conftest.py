@@ -7,8 +7,8 @@ pytest_plugins = [
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",
+    "tests.fixtures.webhook",
     "tests.fixtures.stack",
     "tests.fixtures.homes",
     "tests.fixtures.lives",
-    "tests.fixtures.webhook",
 ]

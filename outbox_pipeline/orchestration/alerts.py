@@ -103,7 +103,7 @@ WATCHES: dict[str, Watch] = {
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=20,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Tells OUTBOX_ALERT_WEBHOOK_URL of incidents, once when one opens and once when it ends: parked batches, lag "

@@ -2,17 +2,19 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from outbox_pipeline.monitoring.metrics import metrics_app, metrics_text, start_server
 from outbox_pipeline.monitoring.status import read_status
@@ -163,8 +165,25 @@ def test_a_ledger_that_hangs_does_not_hang_the_scrape(outbox_engine: Engine, set
         exposed, problem = metrics_text(settings)
 
     assert parsed(exposed)["outbox_up", ""] == 0
-    assert "PostgreSQL" in str(problem)
+    assert "statement timeout" in str(problem)
     assert time.monotonic() - started < 9
+
+
+def test_a_role_that_may_only_read_can_scrape(outbox_engine: Engine, settings: Settings) -> None:
+    """The grants that deploying.md names for metrics are enough."""
+    page = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
+    (grants,) = re.findall(r"^```sql\n(CREATE ROLE metrics .*?)```$", page, re.MULTILINE | re.DOTALL)
+    name = f"metrics_{uuid4().hex[:12]}"
+    assert settings.postgres_url is not None
+    url = make_url(settings.postgres_url.get_secret_value()).update_query_dict({"options": f"-c role={name}"})
+    publish(outbox_engine, 3)
+    execute(outbox_engine, re.sub(r"\bmetrics\b", name, grants))
+    try:
+        found = scrape(Settings(postgres_url=SecretStr(url.render_as_string(hide_password=False))))
+    finally:
+        execute(outbox_engine, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+    assert found["outbox_pending_events", ""] == 3
 
 
 def request(app: Any, **scope: Any) -> tuple[int, dict[bytes, bytes], bytes]:
