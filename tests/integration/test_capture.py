@@ -198,7 +198,8 @@ def test_weird_names_are_only_names(outbox_engine: Engine) -> None:
     run(
         outbox_engine,
         '''CREATE SCHEMA "Od'd ""Schema"''',
-        f"""CREATE TABLE {table} ("new_row" int, "one" int, "a'b\\c%%s""d" int, "select" int, nth int)""",  # %% is the driver's %
+        f"CREATE TABLE {table}"
+        """ ("new_row" int, "one" int, "a'b\\c%%s""d" int, "select" int, nth int)""",  # %% is the driver's %
         f"SELECT outbox.capture('{literal}')",
         f"INSERT INTO {table} VALUES (1, 2, 3, 4, 5)",
         f"UPDATE {table} SET nth = 6",

@@ -170,10 +170,28 @@ def test_a_producer_sees_ids_and_nothing_else(producer: Engine, outbox_engine: E
         assert list(connection.scalars(text("SELECT event_id FROM outbox.event"))) == event_ids
 
 
-@pytest.mark.parametrize("statement", ["SELECT outbox.publish('t', '{}')", EVENT, "SELECT event_id FROM outbox.event"])
-def test_a_role_outside_both_cannot_even_publish(login: Callable[..., Engine], statement: str) -> None:
-    """Nothing of the outbox is open to everybody."""
-    assert refusal(login(), statement) == "42501"
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT outbox.publish('t', '{}')",
+        "SELECT outbox.advance_positions(1000000)",
+        "SELECT outbox.capture('mine')",
+        "SELECT outbox.grant_roles()",
+        EVENT,
+        "SELECT event_id FROM outbox.event",
+    ],
+)
+def test_a_role_outside_both_cannot_even_publish(
+    login: Callable[..., Engine], outbox_engine: Engine, statement: str
+) -> None:
+    """Nothing of the outbox is open to everybody, not even to a role that may look into the schema."""
+    stranger = login()
+    with outbox_engine.begin() as connection:
+        connection.execute(text(f"GRANT USAGE ON SCHEMA outbox TO {stranger.url.username}"))
+        connection.execute(text("CREATE TABLE mine (id integer)"))
+        connection.execute(text(f"ALTER TABLE mine OWNER TO {stranger.url.username}"))
+
+    assert refusal(stranger, statement) == "42501"
 
 
 def test_the_pipeline_delivers_with_its_role_alone(stores: Stores, pipeline: Stores) -> None:
