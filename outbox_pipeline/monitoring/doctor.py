@@ -165,10 +165,11 @@ def grants_problem(*, role_name: str, group_exists: bool, missing: list[str], sc
     """Return the sentence for a role that lacks rights, None when it may do what delivery needs."""
     if not missing or not schema_exists:
         return None
-    first = "" if group_exists else "CREATE ROLE outbox_pipeline; "
+    create = "" if group_exists else "CREATE ROLE outbox_pipeline as a superuser, "
     return (
-        f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): as a superuser, "
-        f"{first}SELECT outbox.grant_roles(); GRANT outbox_pipeline TO {role_name}."
+        f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {create}"
+        "SELECT outbox.grant_roles() as the owner of schema outbox, "
+        f"then GRANT outbox_pipeline TO {role_name} as a superuser."
     )
 
 

@@ -33,6 +33,6 @@ missing AS (
     SELECT 102, format('TEMPORARY on database %I', current_database())
     WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
 )
-SELECT current_user::text AS role_name, to_regrole('outbox_pipeline') IS NOT NULL AS group_exists,
+SELECT quote_ident(current_user) AS role_name, to_regrole('outbox_pipeline') IS NOT NULL AS group_exists,
        EXISTS (SELECT FROM schema) AS schema_exists,
        ARRAY(SELECT grant_name FROM missing ORDER BY nth, grant_name) AS missing

@@ -41,7 +41,7 @@ BEGIN
     WHERE NOT EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = TG_RELID AND attname = name AND attnum > 0 AND NOT attisdropped);
     IF FOUND THEN
-        RAISE EXCEPTION 'Column % of %, named when it was captured, is gone or has another name', gone, TG_RELID::regclass
+        RAISE EXCEPTION 'Column % of captured table % is gone or has another name', gone, TG_RELID::regclass
             USING HINT = 'Call outbox.capture again with the columns it has now.', ERRCODE = 'undefined_column';
     END IF;
     -- row_to_json would call casts to json that any user can define for their own types, with this function's rights.
@@ -175,7 +175,7 @@ BEGIN
                 NULL;
             WHEN insufficient_privilege THEN
                 RAISE NOTICE 'Role % is missing and this user may not create it', role_name
-                    USING HINT = format('As a superuser: CREATE ROLE %I; SELECT outbox.grant_roles();', role_name);
+                    USING HINT = format('CREATE ROLE %I as a superuser, then SELECT outbox.grant_roles().', role_name);
                 CONTINUE;
         END;
         EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %I', role_name);
@@ -187,8 +187,8 @@ BEGIN
             ' metadata_version, trace_context) ON outbox.event TO %I', role_name);
     END LOOP;
     IF to_regrole('outbox_producer') IS NOT NULL THEN
-        GRANT EXECUTE ON FUNCTION outbox.capture, outbox.capture_refusal, outbox.release_capture, outbox.publish_captured
-            TO outbox_producer;
+        GRANT EXECUTE ON FUNCTION outbox.capture, outbox.release_capture, outbox.capture_refusal,
+            outbox.publish_captured TO outbox_producer;
     END IF;
     IF to_regrole('outbox_pipeline') IS NOT NULL THEN
         GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_pipeline;
