@@ -203,6 +203,22 @@ def test_a_role_outside_both_cannot_even_publish(
     assert refusal(stranger, statement) == "42501"
 
 
+def test_granting_again_closes_what_a_restore_without_privileges_opened(
+    login: Callable[..., Engine], outbox_engine: Engine
+) -> None:
+    """grant_roles leaves the rights as a migration does, whatever they were."""
+    stranger, producer = login(), login("outbox_producer")
+    with outbox_engine.begin() as connection:
+        connection.execute(text("GRANT USAGE ON SCHEMA outbox TO PUBLIC"))
+        connection.execute(text("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox TO PUBLIC"))
+        connection.execute(text("REVOKE ALL ON FUNCTION outbox.publish FROM outbox_producer"))
+        connection.execute(text("SELECT outbox.grant_roles()"))
+
+    with producer.begin() as connection:
+        connection.execute(text("SELECT outbox.publish('t', '{}')"))
+    assert refusal(stranger, "SELECT outbox.publish('t', '{}')") == "42501"
+
+
 def test_the_pipeline_delivers_with_its_role_alone(stores: Stores, pipeline: Stores) -> None:
     """Cut, late commits, delivery, quarantine, status, trace and doctor work, and every event arrives once."""
     with stores.engine.connect() as slow:

@@ -165,6 +165,8 @@ CREATE FUNCTION outbox.grant_roles() RETURNS void LANGUAGE plpgsql SET search_pa
 DECLARE
     role_name text;
 BEGIN
+    -- Here and not in the migration alone: a restore without privileges opens every function to everybody again.
+    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
     FOREACH role_name IN ARRAY ARRAY['outbox_producer', 'outbox_pipeline'] LOOP
         BEGIN
             IF to_regrole(role_name) IS NULL THEN
@@ -202,7 +204,6 @@ BEGIN
     END IF;
 END $$;
 
-COMMENT ON FUNCTION outbox.grant_roles IS 'Create the roles outbox_producer and outbox_pipeline where they are missing and may be created, and give them their rights here. Safe to repeat.';
+COMMENT ON FUNCTION outbox.grant_roles IS 'Create the roles outbox_producer and outbox_pipeline where they are missing and may be created, and give them, and nobody else, their rights here. Safe to repeat.';
 
-REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 SELECT outbox.grant_roles();
