@@ -3,6 +3,7 @@
 Invariant: nothing here locks or changes a row, so an operator may ask as often as they like while batches are cut.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -20,6 +21,11 @@ from outbox_pipeline.settings import shown_url
 def read_overview(connection: Connection, *, most: int) -> RowMapping:
     """Return the one row of `status.sql`; at most *most* pending events are counted."""
     return connection.execute(query("status"), {"most": most}).mappings().one()
+
+
+def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float]) -> RowMapping:
+    """Return the one row of `metrics.sql`; pending events are counted one by one up to *most*."""
+    return connection.execute(query("metrics"), {"most": most, "quantiles": list(quantiles)}).mappings().one()
 
 
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:
