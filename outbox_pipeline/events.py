@@ -164,7 +164,8 @@ def context_text(event: Event | Mapping[str, Any]) -> str:
     try:
         # A dict is the common case, and asking pydantic's classes who is theirs is slow.
         if type(event) is dict or not isinstance(event, Event):
-            return _plain_text(dict(event)) or _dumped(dict(event))
+            context = event if type(event) is dict else dict(event)
+            return _plain_text(context) or _dumped(context)
         context = event.model_dump(mode="json", by_alias=True)
         text = _plain_text(context) or _dumped(context)
         if "null" in text:
@@ -182,7 +183,8 @@ def _plain_text(context: dict[str, Any]) -> str | None:
         text = to_json(context).decode()
     except ValueError:
         return None
-    is_shallow = text.count("{") + text.count("[") <= DEPTH_MAX
+    # Each level opens and closes, so a short text needs no counting.
+    is_shallow = len(text) <= 2 * DEPTH_MAX or text.count("{") + text.count("[") <= DEPTH_MAX
     is_finite = "NaN" not in text and "Infinity" not in text
     is_readable = len(text) < _DIGITS_MAX or not _ENDLESS_NUMBER.search(text)
     return text if is_shallow and is_finite and is_readable and _is_plain(context) else None
