@@ -38,7 +38,7 @@ class Manner(NamedTuple):
 class Wire(NamedTuple):
     """One open connection as publishing needs it.
 
-    `execute` sends a step and returns how many rows it wrote, negative when that is not known yet; `errors` is what
+    `execute` sends a step and returns how many rows it wrote, negative when the driver does not say; `errors` is what
     it raises when the server refuses.
     """
 
