@@ -140,6 +140,7 @@ class Batch:
     status: BatchStatus
     attempt: int
     failures: int
+    transient_failures: int
     generation: int
     rejected: dict[int, list[str]] | None
     proof: Proof | None
@@ -148,6 +149,8 @@ class Batch:
     last_error: str | None
     run_id: str | None
     processed_at: datetime | None
+    proved_at: datetime | None
+    pruned_at: datetime | None
     foreign_positions: tuple[tuple[int, int], ...]
 
     @property

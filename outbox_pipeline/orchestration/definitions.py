@@ -10,6 +10,7 @@ from outbox_pipeline.orchestration.quarantine import (
     quarantine_sensor,
     requeue_quarantined,
 )
+from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 
@@ -22,8 +23,8 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     return dg.Definitions(
         assets=[OUTBOX, event_log],
         asset_checks=[quarantine_empty],
-        jobs=[deliver_batch, resume_parked_batches, requeue_quarantined, discard_quarantined],
-        sensors=[outbox_sensor, quarantine_sensor],
+        jobs=[deliver_batch, resume_parked_batches, requeue_quarantined, discard_quarantined, recheck_batches],
+        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,

@@ -155,6 +155,7 @@ def mark_adopted(connection: Connection, batch_id: UUID, proof: Proof) -> None:
             accepted_count=batch.c.event_count,
             rejected_count=0,
             processed_at=func.clock_timestamp(),
+            proved_at=func.clock_timestamp(),
         )
     )
     connection.execute(statement)

@@ -4,6 +4,7 @@ Invariant: each write names batch, attempt and holder and touches nothing when t
 caller then gets LeaseLostError. The database's clock decides what has expired.
 """
 
+from collections.abc import Collection
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
@@ -14,6 +15,9 @@ from outbox_pipeline.batches import LAST_POSITION, Batch, BatchRequest, BatchSta
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, LedgerError
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch
+
+#: How many times more often than by other failures a batch may fail because a server is in trouble.
+TRANSIENT_PATIENCE = 10
 
 _NOW = func.clock_timestamp()
 _SHOWN = [getattr(batch.c, name) for name in Batch.__dataclass_fields__]
@@ -163,14 +167,21 @@ def _marked_before(connection: Connection, lease: Lease) -> tuple[int, int, date
 def fail_attempt(
     connection: Connection, lease: Lease, *, error: str, kind: str, wait: timedelta, max_attempts: int
 ) -> BatchStatus | None:
-    """End the attempt: failed until *wait* is over, or parked at the limit. None when the lease was lost already."""
-    failures = batch.c.failures + 1
+    """End the attempt: failed until *wait* is over, or parked at the limit. None when the lease was lost already.
+
+    Transient failures are counted apart and allowed ten times as often: the batch is not to blame, yet they end too.
+    """
+    is_transient = kind == "transient"
+    failures = batch.c.failures + (0 if is_transient else 1)
+    transient_failures = batch.c.transient_failures + (1 if is_transient else 0)
+    is_enough = or_(failures >= max_attempts, transient_failures >= TRANSIENT_PATIENCE * max_attempts)
     statement = (
         update(batch)
         .where(_is_held(lease))
         .values(
-            status=case((failures >= max_attempts, BatchStatus.PARKED), else_=BatchStatus.FAILED),
+            status=case((is_enough, BatchStatus.PARKED), else_=BatchStatus.FAILED),
             failures=failures,
+            transient_failures=transient_failures,
             holder=None,
             lease_until=None,
             next_attempt_at=_NOW + wait,
@@ -189,6 +200,29 @@ def note_error(connection: Connection, lease: Lease, *, error: str, kind: str) -
     connection.execute(update(batch).where(_is_held(lease)).values(last_error=error, last_error_kind=kind))
 
 
+def note_proved(connection: Connection, batch_ids: Collection[UUID]) -> None:
+    """Keep that ClickHouse has just shown exactly the rows of these processed batches."""
+    connection.execute(
+        update(batch)
+        .where(batch.c.batch_id.in_(batch_ids), batch.c.status == BatchStatus.PROCESSED)
+        .values(proved_at=_NOW)
+    )
+
+
+def due_for_recheck(connection: Connection, *, delay: timedelta, most: int) -> list[Batch]:
+    """Return up to *most* batches that took more than one attempt and were not proved again *delay* after marking."""
+    return read_batches(
+        connection,
+        and_(
+            batch.c.status == BatchStatus.PROCESSED,
+            batch.c.attempt > 1,
+            batch.c.processed_at < _NOW - delay,
+            batch.c.proved_at < batch.c.processed_at + delay,
+        ),
+        most=most,
+    )
+
+
 def parked_batches(connection: Connection) -> list[Batch]:
     """Return the batches that wait for a person, oldest first."""
     return read_batches(connection, batch.c.status == BatchStatus.PARKED)
@@ -199,7 +233,7 @@ def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
     statement = (
         update(batch)
         .where(batch.c.status == BatchStatus.PARKED)
-        .values(status=BatchStatus.FAILED, failures=0, next_attempt_at=_NOW, holder=None)
+        .values(status=BatchStatus.FAILED, failures=0, transient_failures=0, next_attempt_at=_NOW, holder=None)
     )
     if batch_id is not None:
         statement = statement.where(batch.c.batch_id == batch_id)
@@ -214,9 +248,9 @@ def read_batch(connection: Connection, batch_id: UUID) -> Batch:
     return _as_batch(row)
 
 
-def read_batches(connection: Connection, where: ColumnElement[bool]) -> list[Batch]:
-    """Return the ledger's rows that satisfy a condition on the batch table, in the order they were cut."""
-    rows = connection.execute(select(*_SHOWN).where(where).order_by(batch.c.cut_at)).mappings()
+def read_batches(connection: Connection, where: ColumnElement[bool], *, most: int | None = None) -> list[Batch]:
+    """Return (*most* of) the ledger's rows that satisfy a condition on the batch table, in the order they were cut."""
+    rows = connection.execute(select(*_SHOWN).where(where).order_by(batch.c.cut_at).limit(most)).mappings()
     return [_as_batch(row) for row in rows]
 
 

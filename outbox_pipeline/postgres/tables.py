@@ -88,6 +88,9 @@ batch = Table(
     Column("failed_at", DateTime(timezone=True)),
     Column("processed_at", DateTime(timezone=True)),
     Column("foreign_positions", INT8MULTIRANGE, nullable=False),
+    Column("transient_failures", Integer, nullable=False),
+    Column("proved_at", DateTime(timezone=True)),
+    Column("pruned_at", DateTime(timezone=True)),
 )
 
 quarantined_event = Table(

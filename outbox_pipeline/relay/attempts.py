@@ -107,13 +107,13 @@ def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:
     stores, lease = delivery.stores, delivery.lease
     settings = stores.settings
     with ledger_transaction(stores.engine) as connection:
-        failures = leases.read_batch(connection, lease.batch_id).failures
+        found = leases.read_batch(connection, lease.batch_id)
         status = leases.fail_attempt(
             connection,
             lease,
             error=first_line(error),
             kind=error_kind(error),
-            wait=backoff(failures, settings),
+            wait=backoff(found.failures + found.transient_failures, settings),
             max_attempts=settings.max_attempts,
         )
     name = "batch_parked" if status == BatchStatus.PARKED else "batch_failed"

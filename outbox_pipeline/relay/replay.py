@@ -15,12 +15,15 @@ from sqlalchemy import Engine
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.errors import LeaseLostError, OutboxError
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import read_batches
+from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batches
 from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.relay.attempts import end_failed, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.loop import deliver
 from outbox_pipeline.relay.stores import Stores
+
+#: Batches proved again in one go; the next go takes the next ones.
+MOST_RECHECKED = 50
 
 
 class Outcome(StrEnum):
@@ -56,11 +59,22 @@ def replay(
         yield _replay_one(stores, batch, reload=reload, run_id=run_id)
 
 
+def rechecks_due(stores: Stores) -> list[Batch]:
+    """Return the batches whose second look is due: more than one attempt, marked OUTBOX_RECHECK_SECONDS ago.
+
+    Nothing is known that could still change their rows; this look would notice what is not known.
+    """
+    with ledger_transaction(stores.engine) as connection:
+        return due_for_recheck(connection, delay=stores.settings.recheck, most=MOST_RECHECKED)
+
+
 def _replay_one(stores: Stores, batch: Batch, *, reload: bool, run_id: str | None) -> Replayed:
     if batch.status != BatchStatus.PROCESSED:
         return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, f"it is {batch.status}; its own run delivers it")
     differences = proof_differences(stores, batch, generation=batch.generation)
     if not differences and not reload:
+        with ledger_transaction(stores.engine) as connection:
+            note_proved(connection, [batch.batch_id])
         return Replayed(batch.batch_id, Outcome.PROVEN, batch.accepted_count or 0)
     return _redeliver(stores, batch, differences or "Reload was asked for.", reload=reload, run_id=run_id)
 

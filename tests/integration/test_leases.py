@@ -172,6 +172,26 @@ def test_a_batch_is_parked_after_its_last_attempt(outbox_engine: Engine, batch_i
     assert [item.attempt for item in request(outbox_engine, max_attempts=3)] == [4]
 
 
+def test_a_server_in_trouble_parks_a_batch_only_after_ten_times_as_many_failures(
+    outbox_engine: Engine, batch_id: UUID
+) -> None:
+    """Transient failures do not use up the batch's attempts, and yet end too; a resume starts from zero."""
+    for attempt in range(1, 21):
+        assert [item.attempt for item in request(outbox_engine, max_attempts=2)] == [attempt]
+        lease = Lease(batch_id, attempt, "one")
+        take(outbox_engine, lease)
+        assert status(outbox_engine, batch_id) == BatchStatus.DELIVERING
+        with ledger_transaction(outbox_engine) as connection:
+            leases.fail_attempt(connection, lease, error="503", kind="transient", wait=timedelta(0), max_attempts=2)
+
+    assert request(outbox_engine, max_attempts=2) == []
+    assert status(outbox_engine, batch_id) == BatchStatus.PARKED
+    with ledger_transaction(outbox_engine) as connection:
+        leases.resume_parked(connection)
+        resumed = leases.read_batch(connection, batch_id)
+    assert (resumed.failures, resumed.transient_failures) == (0, 0)
+
+
 def test_a_run_without_id_takes_nothing_from_another(outbox_engine: Engine, batch_id: UUID) -> None:
     """Two processes that are no Dagster runs are not the same run: the second is refused while the first holds."""
     with ledger_transaction(outbox_engine) as connection:

@@ -13,8 +13,8 @@ marked AS (
         rejected_count = coalesce(batch.rejected_count, 0) + (SELECT count(*) FROM held),
         rejected = '{}',
         holder = NULL, lease_until = NULL, next_attempt_at = NULL,
-        failures = 0, last_error = NULL, last_error_kind = NULL,
-        processed_at = clock_timestamp()
+        failures = 0, transient_failures = 0, last_error = NULL, last_error_kind = NULL,
+        processed_at = clock_timestamp(), proved_at = clock_timestamp()
     WHERE batch_id = :batch_id AND attempt = :attempt AND holder = :holder AND status = 'delivering'
         AND proof IS NOT NULL
     RETURNING batch_id, accepted_count, rejected_count, processed_at

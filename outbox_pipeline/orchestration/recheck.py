@@ -1,0 +1,62 @@
+"""The second look: a batch that took more than one attempt is proved once more some time after it was marked.
+
+Every known way in which a dead attempt could still reach ClickHouse is closed before marking. This look would notice
+an unknown one, and send the batch again where ClickHouse differs.
+"""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.relay.replay import Outcome, rechecks_due, replay
+
+_MAX_RUNTIME_SECONDS = 3600
+#: A run that failed is asked for again this much later: its key then has another number at the end.
+_ASKED_AGAIN_SECONDS = 300
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kind": "clickhouse"})
+def recheck_due(context: dg.OpExecutionContext, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Prove each batch that is due, and deliver again what ClickHouse shows differently.
+
+    A run that dies has proved some of them; the sensor asks for the rest. A redelivery that fails is in the ledger, and
+    outbox_sensor takes it up.
+    """
+    replayed = list(replay(pipeline.stores, rechecks_due(pipeline.stores), run_id=context.run_id))
+    for item in replayed:
+        if item.outcome != Outcome.PROVEN:
+            context.log.warning(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
+    context.add_output_metadata(metadata.of_replay(replayed))
+
+
+@dg.job(
+    description=(
+        "Prove once more each batch that took several attempts, OUTBOX_RECHECK_SECONDS after it was marked. "
+        "recheck_sensor starts it; started by hand it does nothing when no batch is due."
+    ),
+    run_tags={"dagster/max_runtime": str(_MAX_RUNTIME_SECONDS)},
+)
+def recheck_batches() -> None:
+    """Take the second look at whatever is due."""
+    recheck_due()
+
+
+@dg.sensor(
+    job=recheck_batches,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Starts recheck_batches when a batch that took several attempts is due for its second look. One query in "
+        "PostgreSQL; most ticks start nothing."
+    ),
+)
+def recheck_sensor(pipeline: PipelineResource) -> dg.SensorResult:
+    """Ask for one run while batches are due; the key keeps a queued run from being asked for twice."""
+    due = rechecks_due(pipeline.stores)
+    if not due:
+        return dg.SensorResult(skip_reason="No batch is due for a second look.")
+    first = due[0]
+    key = f"{first.batch_id}:{first.attempt}:{int(datetime.now(UTC).timestamp()) // _ASKED_AGAIN_SECONDS}"
+    return dg.SensorResult(run_requests=[dg.RunRequest(run_key=key)])
