@@ -113,9 +113,9 @@ def _judge_singly(model: Model, contexts: pa.Array) -> Problems:
 
 def _problem(model: Model, context: str) -> str | None:
     try:
-        _reader(model).validate_json(f"[{context}]")
+        model.model_validate_json(context)
     except ValidationError as error:
-        return _problems(model, error).get(0) or _unreadable(error)
+        return _in_words([_told(model, item, item["loc"]) for item in _items(error)])
     except Exception as error:  # noqa: BLE001  # as above; the event is held and this class is what is said of it
         return f"the model failed with {type(error).__name__}"
     return None
@@ -129,10 +129,10 @@ def _reader(model: Model) -> TypeAdapter[list[Any]]:
 def _problems(model: Model, error: ValidationError) -> Problems:
     # By place in the array; empty when pydantic could not read the array, which has no place.
     found: dict[int, list[str]] = {}
-    for item in error.errors(include_url=False, include_input=False):
+    for item in _items(error):
         if not item["loc"] or not isinstance(item["loc"][0], int):
             return {}
-        found.setdefault(item["loc"][0], []).append(f"{_field(model, item)}{_message(item)}")
+        found.setdefault(item["loc"][0], []).append(_told(model, item, item["loc"][1:]))
     return {place: _in_words(said) for place, said in found.items()}
 
 
@@ -142,19 +142,20 @@ def _in_words(said: list[str]) -> str:
     return f"{words[: _WORDS_MAX - 1]}…{more}" if len(words) > _WORDS_MAX else words + more
 
 
-def _unreadable(error: ValidationError) -> str:
-    # The parser says what it stumbled over and where, in its own words.
-    why = [str(item.get("ctx", {}).get("error", "")) for item in error.errors(include_url=False, include_input=False)]
-    return f"cannot be read as JSON by pydantic: {'; '.join(filter(None, why)) or 'no reason given'}"
+def _items(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_input=False)
 
 
-def _field(model: Model, item: ErrorDetails) -> str:
+def _told(model: Model, item: ErrorDetails, location: tuple[int | str, ...]) -> str:
     known = _names_of(model)
-    parts = [str(part) if isinstance(part, int) or part in known else "*" for part in item["loc"][1:]]
-    return f"{'.'.join(parts)}: " if parts else ""
+    parts = [str(part) if isinstance(part, int) or part in known else "*" for part in location]
+    return f"{'.'.join(parts)}: {_message(item)}" if parts else _message(item)
 
 
 def _message(item: ErrorDetails) -> str:
+    if item["type"] == "json_invalid":
+        # The parser says what it stumbled over and at which column, in words of its own.
+        return f"cannot be read as JSON by pydantic: {item['ctx']['error']}"
     if item["type"] not in _KNOWN_ERRORS:
         return _OWN_CHECK
     message = item["msg"]
