@@ -4,6 +4,7 @@ pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.stores",
     "tests.fixtures.events",
+    "tests.fixtures.sessions",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",

@@ -1,0 +1,111 @@
+"""Which kind of session somebody holds, told by the modules that are loaded.
+
+An object of a class from asyncpg can only exist where asyncpg is loaded; so nothing is imported to find out.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from outbox_pipeline.events import EventRow
+from outbox_pipeline.publish.steps import AsyncWire, Manner, Wire, write, write_async
+
+if TYPE_CHECKING:
+    import asyncpg
+    import psycopg
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
+
+    #: What `publish_event` writes through.
+    SyncSession: TypeAlias = Session | scoped_session[Any] | Connection | psycopg.Connection[Any]
+
+    #: What `publish_event_async` writes through.
+    AsyncSessionKind: TypeAlias = (
+        AsyncSession
+        | async_scoped_session[Any]
+        | AsyncConnection
+        | psycopg.AsyncConnection[Any]
+        | asyncpg.Connection
+        | asyncpg.pool.PoolConnectionProxy
+    )
+
+_SYNC = (
+    ("sqlalchemy", ("Connection",)),
+    ("sqlalchemy.orm", ("Session", "scoped_session")),
+    ("psycopg", ("Connection",)),
+)
+_ASYNC = (
+    ("sqlalchemy.ext.asyncio", ("AsyncSession", "AsyncConnection", "async_scoped_session")),
+    ("psycopg", ("AsyncConnection",)),
+    ("asyncpg", ("Connection",)),
+)
+
+
+def is_sync_session(session: object) -> bool:
+    """Tell whether `publish_event` takes *session*."""
+    return _library(session, _SYNC) is not None
+
+
+def is_async_session(session: object) -> bool:
+    """Tell whether `publish_event_async` takes *session*."""
+    return _library(session, _ASYNC) is not None
+
+
+def write_through(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
+    """Write *rows* through a session that is called; see `write`. Raises TypeError for any other kind."""
+    return write(_wire_of(session), rows, manner)
+
+
+async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
+    """Write *rows* through a session that is awaited; see `write`. Raises TypeError for any other kind."""
+    library = _library(session, _ASYNC)
+    if library == "sqlalchemy":
+        # A registry of sessions, unlike a session, cannot run anything itself.
+        runner = session if hasattr(session, "run_sync") else session()
+        outcome: int | None = await runner.run_sync(write_through, rows, manner)
+        return outcome
+    return await write_async(_async_wire_of(session, library), rows, manner)
+
+
+def _library(session: object, kinds: tuple[tuple[str, tuple[str, ...]], ...]) -> str | None:
+    for module_name, class_names in kinds:
+        module = sys.modules.get(module_name)
+        if module and isinstance(session, tuple(getattr(module, name) for name in class_names)):
+            return module_name.partition(".")[0]
+    return None
+
+
+def _wire_of(session: Any) -> Wire:
+    library = _library(session, _SYNC)
+    if library == "sqlalchemy":
+        from outbox_pipeline.publish import sqlalchemy_sessions
+
+        return sqlalchemy_sessions.wire_of(session)
+    if library == "psycopg":
+        from outbox_pipeline.publish import psycopg_connections
+
+        return psycopg_connections.wire_of(session)
+    if is_async_session(session):
+        raise TypeError(f"A {type(session).__name__} is awaited: call 'await publish_event_async(session, event)'.")
+    raise TypeError(
+        "Publishing needs a SQLAlchemy Session or Connection or a psycopg Connection that the transaction runs on, "
+        f"not {type(session).__name__}."
+    )
+
+
+def _async_wire_of(session: Any, library: str | None) -> AsyncWire:
+    if library == "psycopg":
+        from outbox_pipeline.publish import psycopg_connections
+
+        return psycopg_connections.async_wire_of(session)
+    if library == "asyncpg":
+        from outbox_pipeline.publish import asyncpg_connections
+
+        return asyncpg_connections.async_wire_of(session)
+    if is_sync_session(session):
+        raise TypeError(f"A {type(session).__name__} is not awaited: call 'publish_event(session, event)'.")
+    raise TypeError(
+        "Publishing needs a SQLAlchemy AsyncSession or AsyncConnection, a psycopg AsyncConnection or an asyncpg "
+        f"Connection that the transaction runs on, not {type(session).__name__}."
+    )
