@@ -1,6 +1,6 @@
 """Where publishing can be watched, or taken over, within this process; nobody does so outside an application's tests.
 
-`publish` asks `take` before it needs the session and calls `announce` after it has written. `testing` listens.
+`publish` asks `take` before it needs the session and calls `announced` after it has written. `testing` listens.
 
 Invariant: with no listener both cost one look at an empty list, and neither can change what is written.
 """
@@ -19,10 +19,15 @@ _observers: "list[Listener]" = []
 _stand_ins: "list[Listener]" = []
 
 
-def announce(rows: "Sequence[EventRow]") -> None:
-    """Tell the observers that *rows* have been written in a transaction whose end nobody knows yet."""
-    for observer in _observers:
-        observer(rows)
+def announced(rows: "Sequence[EventRow]", new_count: int | None) -> int | None:
+    """Tell the observers that *rows* were written, in a transaction whose end nobody knows yet; return *new_count*.
+
+    They are told nothing when it is None: best effort has given the events up.
+    """
+    if new_count is not None:
+        for observer in _observers:
+            observer(rows)
+    return new_count
 
 
 def take(rows: "Sequence[EventRow]") -> int | None:

@@ -242,3 +242,12 @@ def test_doctor_looks_at_the_models(module: Write) -> None:
         "3 models of 2 event types are registered."
     )
     assert check_event_models(Settings(event_modules=("no_such_shop",))).ok is False
+
+
+def test_the_models_of_the_docs_can_be_registered(module: Write) -> None:
+    """The page's snippet of two versions is a module that OUTBOX_EVENT_MODULES could name."""
+    page = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    section = page.partition("## Typed, versioned events\n")[2]
+    snippet = section.partition("```python\n")[2].partition("```")[0]
+
+    assert list(load_registry((module(snippet),)).by_name) == [("order.paid", 1), ("order.paid", 2)]
