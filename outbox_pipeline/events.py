@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from outbox_pipeline.errors import PublishError, first_line
 from outbox_pipeline.ids import uuid7
@@ -34,10 +35,14 @@ _PLAIN_NAME = re.compile(rf"[!-~][ -~]{{0,{TEXT_MAX_CHARACTERS - 1}}}")
 _READABLE = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 _ESCAPED = json.JSONEncoder(allow_nan=False, ensure_ascii=True, separators=(",", ":"))
 
-#: What JSON can nest, and types that are neither nested nor unfit for a key.
-_CONTAINERS = (dict, list, tuple)
-_LEAVES = frozenset({str, int, float, bool, type(None)})
+#: Python reads and writes no longer number without being told to.
+_DIGITS_MAX = 4_300
+_ENDLESS_NUMBER = re.compile(rf"\d{{{_DIGITS_MAX}}}")
+
+#: Types that are themselves and no subclass: nothing in them is turned into anything on the way to JSON.
 _PLAIN_KEYS = frozenset({str})
+_PLAIN_LEAVES = frozenset({str, int, float, bool, type(None)})
+_PLAIN_TYPES = _PLAIN_LEAVES | {dict, list, tuple}
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -98,7 +103,9 @@ def prepare_event(
     A mapping is its own context and needs an `event_type`. Raises PublishError naming the first field that cannot
     be stored and why.
     """
-    if isinstance(event, Event):
+    if type(event) is dict:
+        pass
+    elif isinstance(event, Event):
         event_type = event.__event_type__ if event_type is None else event_type
         metadata_version = event.__metadata_version__ if metadata_version is None else metadata_version
     elif not isinstance(event, Mapping):
@@ -155,10 +162,13 @@ def context_text(event: Event | Mapping[str, Any]) -> str:
     its escape, like `\u0000`. Raises PublishError for anything JSON has no word for.
     """
     try:
-        context = event.model_dump(mode="json", by_alias=True) if isinstance(event, Event) else dict(event)
-        text = _dumped(context)
-        _check_structure(context, text)
-        if isinstance(event, Event) and "null" in text:
+        # A dict is the common case, and asking pydantic's classes who is theirs is slow.
+        if type(event) is dict or not isinstance(event, Event):
+            context = event if type(event) is dict else dict(event)
+            return _plain_text(context) or _dumped(context)
+        context = event.model_dump(mode="json", by_alias=True)
+        text = _plain_text(context) or _dumped(context)
+        if "null" in text:
             _refuse_vanished_floats(event)
     except PublishError:
         raise
@@ -167,8 +177,37 @@ def context_text(event: Event | Mapping[str, Any]) -> str:
     return text
 
 
+def _plain_text(context: dict[str, Any]) -> str | None:
+    # Five times faster than json, but it would write more than JSON knows: so only for what both write alike.
+    try:
+        text = to_json(context).decode()
+    except ValueError:
+        return None
+    # Each level opens and closes, so a short text needs no counting.
+    is_shallow = len(text) <= 2 * DEPTH_MAX or text.count("{") + text.count("[") <= DEPTH_MAX
+    is_finite = "NaN" not in text and "Infinity" not in text
+    is_readable = len(text) < _DIGITS_MAX or not _ENDLESS_NUMBER.search(text)
+    return text if is_shallow and is_finite and is_readable and _is_plain(context) else None
+
+
+def _is_plain(context: dict[str, Any]) -> bool:
+    remaining: list[Any] = [context]
+    for value in remaining:
+        children = value
+        if type(value) is dict:
+            if not _PLAIN_KEYS.issuperset(map(type, value)):
+                return False
+            children = value.values()
+        if not _PLAIN_LEAVES.issuperset(map(type, children)):
+            if not _PLAIN_TYPES.issuperset(map(type, children)):
+                return False
+            remaining.extend(child for child in children if type(child) not in _PLAIN_LEAVES)
+    return True
+
+
 def _dumped(context: dict[str, Any]) -> str:
     text = _READABLE.encode(context)
+    _check_structure(context)
     return text if _is_encodable(text) else _ESCAPED.encode(context)
 
 
@@ -182,21 +221,14 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _check_structure(context: dict[str, Any], text: str) -> None:
+def _check_structure(context: dict[str, Any]) -> None:
     # After json.dumps, which refuses circles; but it would quietly turn the keys 1, None and True into texts.
-    is_maybe_deep = text.count("{") + text.count("[") > DEPTH_MAX
-    if is_maybe_deep and any(depth > DEPTH_MAX for depth, _ in enumerate(_levels(context))):
-        raise PublishError("event_context", f"is nested deeper than {DEPTH_MAX} levels")
-    # Types are compared in bulk first: this is most of what checking many events costs.
-    remaining: list[Any] = [context]
-    for value in remaining:
-        children = value
-        if isinstance(value, dict):
-            if not (_PLAIN_KEYS.issuperset(map(type, value)) or all(isinstance(key, str) for key in value)):
+    for depth, level in enumerate(_levels(context)):
+        if depth > DEPTH_MAX:
+            raise PublishError("event_context", f"is nested deeper than {DEPTH_MAX} levels")
+        for value in level:
+            if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
                 raise PublishError("event_context", "has a key that is not a string")
-            children = value.values()
-        if not _LEAVES.issuperset(map(type, children)):
-            remaining.extend(child for child in children if isinstance(child, _CONTAINERS))
 
 
 def _refuse_vanished_floats(event: Event) -> None:

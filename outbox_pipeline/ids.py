@@ -24,8 +24,9 @@ class EventId(UUID):
 
     def __init__(self, event_id: UUID, *, is_repeat: bool) -> None:
         """Take the number of *event_id*."""
-        super().__init__(int=event_id.int)
-        # A UUID refuses to be changed, by this very method.
+        # A UUID refuses to be changed, its own way of setting included.
+        object.__setattr__(self, "int", event_id.int)
+        object.__setattr__(self, "is_safe", event_id.is_safe)
         object.__setattr__(self, "is_repeat", is_repeat)
 
     def __reduce__(self) -> tuple[type[UUID], tuple[str]]:

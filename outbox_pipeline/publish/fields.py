@@ -40,12 +40,16 @@ class ManyFields(SharedFields, total=False):
     event_ids: Iterable[UUID | str] | None
 
 
+_ONE = frozenset(EventFields.__annotations__)
+_MANY = frozenset(ManyFields.__annotations__)
+
+
 def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> EventRow | None:
     """Return the row of *event*, None when it is refused and not required.
 
     Raises PublishError when it is refused and required, TypeError for a keyword nobody knows.
     """
-    _refuse_unknown(fields, EventFields)
+    _refuse_unknown(fields, _ONE)
     try:
         return prepare_event(event, **_with_trace(fields))
     except PublishError as error:
@@ -57,7 +61,7 @@ def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> Eve
 
 def rows_of(events: Iterable[Publishable], fields: ManyFields, *, is_required: bool) -> list[EventRow] | None:
     """Return the rows of *events*, None when one of them is refused and they are not required; raises as `row_of`."""
-    _refuse_unknown(fields, ManyFields)
+    _refuse_unknown(fields, _MANY)
     events = list(events)
     try:
         return _checked_rows(events, fields)
@@ -84,9 +88,10 @@ def _with_trace(fields: EventFields | ManyFields) -> dict[str, Any]:
     return given
 
 
-def _refuse_unknown(fields: EventFields | ManyFields, known: type) -> None:
-    for name in fields.keys() - known.__annotations__.keys():
-        raise TypeError(f"{name} is no keyword of this call; it takes {', '.join(sorted(known.__annotations__))}.")
+def _refuse_unknown(fields: EventFields | ManyFields, known: frozenset[str]) -> None:
+    for name in fields:
+        if name not in known:
+            raise TypeError(f"{name} is no keyword of this call; it takes {', '.join(sorted(known))}.")
 
 
 def _type_of(event: Publishable, fields: Mapping[str, Any]) -> str | None:

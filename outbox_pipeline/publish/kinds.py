@@ -1,10 +1,11 @@
-"""Which kind of session somebody holds, told by the modules that are loaded.
+"""Which kind of session somebody holds, told by the names of its class.
 
-An object of a class from asyncpg can only exist where asyncpg is loaded; so nothing is imported to find out.
+Nothing is imported to find out: a library is imported by the module that speaks to it, once somebody came with one of
+its sessions, and then it is loaded already.
 """
 
-import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from outbox_pipeline import published
@@ -31,26 +32,35 @@ if TYPE_CHECKING:
         | asyncpg.pool.PoolConnectionProxy
     )
 
-_SYNC = (
-    ("sqlalchemy", ("Connection",)),
-    ("sqlalchemy.orm", ("Session", "scoped_session")),
-    ("psycopg", ("Connection",)),
+#: Library and class; subclasses are of the same kind.
+_SYNC = frozenset(
+    {
+        ("sqlalchemy", "Connection"),
+        ("sqlalchemy", "Session"),
+        ("sqlalchemy", "scoped_session"),
+        ("psycopg", "Connection"),
+    }
 )
-_ASYNC = (
-    ("sqlalchemy.ext.asyncio", ("AsyncSession", "AsyncConnection", "async_scoped_session")),
-    ("psycopg", ("AsyncConnection",)),
-    ("asyncpg", ("Connection",)),
+_ASYNC = frozenset(
+    {
+        ("sqlalchemy", "AsyncConnection"),
+        ("sqlalchemy", "AsyncSession"),
+        ("sqlalchemy", "async_scoped_session"),
+        ("psycopg", "AsyncConnection"),
+        ("asyncpg", "Connection"),
+        ("asyncpg", "PoolConnectionProxy"),
+    }
 )
 
 
 def is_sync_session(session: object) -> bool:
     """Tell whether `publish_event` takes *session*."""
-    return _library(session, _SYNC) is not None
+    return _library_of(session, _SYNC) is not None
 
 
 def is_async_session(session: object) -> bool:
     """Tell whether `publish_event_async` takes *session*."""
-    return _library(session, _ASYNC) is not None
+    return _library_of(session, _ASYNC) is not None
 
 
 def write_through(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
@@ -64,7 +74,7 @@ async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Ma
     taken = published.take(rows)
     if taken is not None:
         return taken
-    library = _library(session, _ASYNC)
+    library = _library_of(session, _ASYNC)
     if library == "sqlalchemy":
         # A registry of sessions, unlike a session, cannot run anything itself.
         runner = session if hasattr(session, "run_sync") else session()
@@ -73,16 +83,22 @@ async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Ma
     return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
 
 
-def _library(session: object, kinds: tuple[tuple[str, tuple[str, ...]], ...]) -> str | None:
-    for module_name, class_names in kinds:
-        module = sys.modules.get(module_name)
-        if module and isinstance(session, tuple(getattr(module, name) for name in class_names)):
-            return module_name.partition(".")[0]
+def _library_of(session: object, kinds: frozenset[tuple[str, str]]) -> str | None:
+    kind: Any = type(session)
+    return _library(kind, kinds)
+
+
+@lru_cache(maxsize=64)
+def _library(kind: Any, kinds: frozenset[tuple[str, str]]) -> str | None:
+    for base in kind.__mro__:
+        library: str = base.__module__.partition(".")[0]
+        if (library, base.__name__) in kinds:
+            return library
     return None
 
 
 def _wire_of(session: Any) -> Wire:
-    library = _library(session, _SYNC)
+    library = _library_of(session, _SYNC)
     if library == "sqlalchemy":
         from outbox_pipeline.publish import sqlalchemy_sessions
 

@@ -29,6 +29,8 @@ class Page(NamedTuple):
 
 def pages(rows: Sequence[EventRow]) -> Iterator[Page]:
     """Yield the statements that write *rows* in their order."""
+    if len(rows) == 1:
+        return iter([_alone(rows[0])])
     return chain.from_iterable(map(_statements, _cut(rows)))
 
 
@@ -52,11 +54,11 @@ def _statements(rows: list[EventRow]) -> Iterator[Page]:
             yield Page((query_text("insert_events"), columns), len(rows))
             return
     for row in rows:
-        yield Page((query_text("insert_event"), _texts(row)), 1)
+        yield _alone(row)
 
 
-def _texts(row: EventRow) -> dict[str, str | None]:
-    return {
+def _alone(row: EventRow) -> Page:
+    texts = {
         "event_id": row.event_id.hex,
         "event_type": row.event_type,
         "event_date_time": row.event_date_time.isoformat(),
@@ -65,6 +67,7 @@ def _texts(row: EventRow) -> dict[str, str | None]:
         "metadata_version": str(row.metadata_version),
         "trace_context": row.trace_context,
     }
+    return Page((query_text("insert_event"), texts), 1)
 
 
 def _joined(rows: list[EventRow]) -> dict[str, str | None]:

@@ -8,12 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
-from sqlalchemy.orm import Session, scoped_session
 
 from outbox_pipeline.postgres import tables
 from outbox_pipeline.publish.steps import Step, Wire
-
-KINDS = (Connection, Session, scoped_session)
 
 #: The second is what a connection raises that was found dead by an earlier statement.
 ERRORS = (DBAPIError, PendingRollbackError)

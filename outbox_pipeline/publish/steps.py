@@ -8,8 +8,7 @@ savepoint, which proves that connection and transaction are alive. Everything el
 """
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from outbox_pipeline.errors import NoTransactionError
 from outbox_pipeline.events import EventRow
@@ -29,19 +28,17 @@ RELEASE: Step = ("RELEASE SAVEPOINT outbox_publish", {})
 Errors = tuple[type[Exception], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
+class Manner(NamedTuple):
     """How a call wants its events written."""
 
     is_required: bool = True
     allows_autocommit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Wire:
+class Wire(NamedTuple):
     """One open connection as publishing needs it.
 
-    `execute` sends a step and returns how many rows it wrote, negative when that is not known yet; `errors` is what
+    `execute` sends a step and returns how many rows it wrote, negative when the driver does not say; `errors` is what
     it raises when the server refuses.
     """
 
@@ -50,8 +47,7 @@ class Wire:
     is_autocommit: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AsyncWire:
+class AsyncWire(NamedTuple):
     """As Wire, on a connection that is awaited."""
 
     execute: Callable[[Step], Awaitable[int]]

@@ -1,16 +1,18 @@
 """`required=False` in every kind of session: a broken outbox costs the event, never the business."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
-from outbox_pipeline import Event, PublishError, not_published_count
-from tests.fixtures.sessions import Opened
+from outbox_pipeline import Event, PublishError, not_published_count, publish_event, publish_event_async
+from tests.fixtures.sessions import Opened, driver_url
 
 
 class UserCreated(Event):
@@ -222,3 +224,31 @@ def test_required_refusal_is_raised(within: Callable[..., Any]) -> None:
             await opened.publish({"a": 1})
 
     within(work)
+
+
+@pytest.mark.parametrize("broken", [missing_table], indirect=True, ids=["missing_table"])
+def test_pipeline_waits_for_the_answer(published: Engine, broken: tuple[str, str]) -> None:
+    """In psycopg's pipeline mode a failure is the event's as well, and does not abort what is queued."""
+    url = driver_url(published.url.render_as_string(hide_password=False))
+
+    with psycopg.connect(url) as connection, connection.pipeline():
+        connection.execute("INSERT INTO business VALUES (1)")
+        assert publish_event(connection, SECRET, required=False) is None
+        connection.execute("INSERT INTO business VALUES (2)")
+
+    with published.connect() as after:
+        assert after.scalar(text("SELECT count(*) FROM business")) == 2
+
+
+def test_repeat_is_seen_in_a_pipeline(published: Engine) -> None:
+    """What the outbox had already is known when the call returns, awaited or not."""
+    url = driver_url(published.url.render_as_string(hide_password=False))
+    event_id = uuid4()
+
+    async def repeat() -> bool:
+        async with await psycopg.AsyncConnection.connect(url) as opened, opened.pipeline():
+            return (await publish_event_async(opened, SECRET, event_id=event_id)).is_repeat
+
+    with psycopg.connect(url) as connection, connection.pipeline():
+        assert not publish_event(connection, SECRET, event_id=event_id).is_repeat
+    assert asyncio.run(repeat())
