@@ -1,6 +1,7 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`."""
 
 pytest_plugins = [
+    "pytester",
     "tests.fixtures.servers",
     "tests.fixtures.stores",
     "tests.fixtures.roles",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from outbox_pipeline import published
 from outbox_pipeline.events import EventRow
 from outbox_pipeline.publish.steps import AsyncWire, Manner, Wire, write, write_async
 
@@ -64,18 +65,22 @@ def is_async_session(session: object) -> bool:
 
 def write_through(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
     """Write *rows* through a session that is called; see `write`. Raises TypeError for any other kind."""
-    return write(_wire_of(session), rows, manner)
+    taken = published.take(rows)
+    return published.announced(rows, write(_wire_of(session), rows, manner)) if taken is None else taken
 
 
 async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
     """Write *rows* through a session that is awaited; see `write`. Raises TypeError for any other kind."""
+    taken = published.take(rows)
+    if taken is not None:
+        return taken
     library = _library_of(session, _ASYNC)
     if library == "sqlalchemy":
         # A registry of sessions, unlike a session, cannot run anything itself.
         runner = session if hasattr(session, "run_sync") else session()
         outcome: int | None = await runner.run_sync(write_through, rows, manner)
         return outcome
-    return await write_async(_async_wire_of(session, library), rows, manner)
+    return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
 
 
 def _library_of(session: object, kinds: frozenset[tuple[str, str]]) -> str | None:
