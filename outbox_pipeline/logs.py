@@ -19,6 +19,7 @@ EVENTS = frozenset(
         "batch_loaded",
         "batch_parked",
         "batch_processed",
+        "batch_pruned",
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
@@ -28,6 +29,7 @@ EVENTS = frozenset(
         "ledger_adopted",
         "process_killed",
         "process_restarted",
+        "prune_refused",
     }
 )
 

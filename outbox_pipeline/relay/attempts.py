@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from outbox_pipeline.batches import BatchRequest, BatchStatus, Lease
+from outbox_pipeline.batches import Batch, BatchRequest, BatchStatus, Lease
 from outbox_pipeline.errors import (
     BatchDataError,
     ConfigurationError,
@@ -86,16 +86,23 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
     """Take a batch that nobody holds over under a new attempt.
 
-    Raises LeaseLostError while another run holds it, LedgerError when the ledger belongs to another cluster.
+    Raises LeaseLostError while another run holds it or when its events were pruned, LedgerError when the ledger belongs
+    to another cluster.
     """
     with ledger_transaction(stores.engine) as connection:
         require_own_cluster(connection)
         lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)
-            raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
+            raise LeaseLostError(batch_id, found.attempt, reason=_why_not(found))
     announce(Point.LEASED)
     return Delivery(stores, lease)
+
+
+def _why_not(found: Batch) -> str:
+    if found.pruned_at is None:
+        return "another run is delivering it now"
+    return f"its events were pruned on {found.pruned_at:%Y-%m-%d}, so it can be proved but not sent again"
 
 
 def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:

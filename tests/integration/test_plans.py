@@ -104,3 +104,49 @@ def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> 
 
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
     assert touched <= 10_000
+
+
+def test_pruning_a_fragmented_batch_probes_its_stretches(fragmented: Engine) -> None:
+    """Deleting a batch of 2,000 stretches reads its rows, and takes each by its place in the table."""
+    with fragmented.begin() as connection:
+        connection.execute(text(_PROCESSED))
+        batch_id = connection.scalar(text("SELECT batch_id FROM outbox.batch"))
+        kinds, touched = rows_read(connection, query_text("delete_events"), {"batch_id": batch_id})
+
+    assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
+    assert touched <= 4_200
+
+
+def test_pruning_discarded_events_probes_each(fragmented: Engine) -> None:
+    """Deleting 100 discarded events reads these and not the table."""
+    with fragmented.begin() as connection:
+        connection.execute(text(_PROCESSED))
+        connection.execute(
+            text(
+                "INSERT INTO outbox.quarantined_event"
+                " (position, event_id, event_type, batch_id, reasons, status, resolved_at)"
+                " SELECT 30 * n, gen_random_uuid(), 't', batch_id, '{bad}', 'discarded', now() - interval '30 days'"
+                " FROM outbox.batch, generate_series(1, 500) AS n"
+            )
+        )
+        kinds, touched = rows_read(connection, query_text("delete_discarded"), {"days": 14, "most": 100})
+
+    assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
+    assert touched <= 400
+
+
+def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -> None:
+    """Among 20,000 pruned batches the ten that are not are found by their own index."""
+    with outbox_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(_PRUNED_LEDGER))
+        connection.execute(text("ANALYZE outbox.batch"))
+        statements: list[str] = []
+        listen(outbox_engine, "before_cursor_execute", lambda *given: statements.append(given[2] % given[3]))
+        found = old_batches(connection, days=14, after=None, most=100)
+        oldest_kept(connection)
+        explained = [connection.scalar(text(f"EXPLAIN (FORMAT JSON) {_quoted(one)}")) for one in statements[:2]]
+
+    assert len(found) == 10
+    for plan in explained:
+        on_batch = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "batch"]
+        assert {node.get("Index Name") for node in on_batch} <= {"batch_not_pruned", "batch_open"}
