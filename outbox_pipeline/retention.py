@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import StrEnum
+from itertools import chain
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -30,6 +31,9 @@ from outbox_pipeline.relay.stores import Stores
 
 #: Batches that ClickHouse shows differently before a prune gives up: a person must look, and proving costs time.
 MOST_REFUSED = 100
+
+#: Rest after each step, in times of what it took: deleting is faster than delivering and must not crowd it out.
+_REST = 2.0
 
 _BATCHES_A_LOOK = 100
 _DISCARDED_A_STEP = 5_000
@@ -129,15 +133,23 @@ def _require_ready(stores: Stores) -> None:
 
 
 def _steps(stores: Stores, days: int, *, dry_run: bool) -> Iterator[Pruned]:
-    """Yield what each bounded step did: batches first, then discarded events, then fences."""
-    for batch in _old_batches(stores, days):
-        yield _look_at(stores, batch, days) if dry_run else _prune_one(stores, batch, days)
-    if dry_run:
-        with ledger_transaction(stores.engine) as connection:
-            yield Pruned(days, discarded=store.count_old_discarded(connection, days=days))
+    """Yield what each bounded step did, or would do: batches first, then discarded events, then fences."""
+    if not dry_run:
+        batches = (_prune_one(stores, batch, days) for batch in _old_batches(stores, days))
+        yield from _rested(chain(batches, _prune_discarded(stores, days), _clean_fence(stores, days)))
         return
-    yield from _prune_discarded(stores, days)
-    yield from _clean_fence(stores, days)
+    for batch in _old_batches(stores, days):
+        yield _look_at(stores, batch, days)
+    with ledger_transaction(stores.engine) as connection:
+        yield Pruned(days, discarded=store.count_old_discarded(connection, days=days))
+
+
+def _rested(steps: Iterator[Pruned]) -> Iterator[Pruned]:
+    started = time.monotonic()
+    for done in steps:
+        yield done
+        time.sleep(_REST * (time.monotonic() - started))
+        started = time.monotonic()
 
 
 def _old_batches(stores: Stores, days: int) -> Iterator[Batch]:

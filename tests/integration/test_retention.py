@@ -1,6 +1,7 @@
 """Retention: what a prune deletes, what it never deletes, and what is left afterwards on both sides."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -487,3 +488,19 @@ def test_deleting_by_hand_is_refused_for_each_kind_but_delivered_ones(stores: St
         execute(stores, "DELETE FROM outbox.event")
     execute(stores, "DELETE FROM outbox.event WHERE position <= 3")
     assert len(committed_ids(stores.engine)) == 2
+
+
+def test_a_batch_that_can_never_be_whole_is_pruned_by_hand(stores: Stores) -> None:
+    """The statements in operating.md prune one batch that ClickHouse will never show again, and no other."""
+    deliver(stores)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position = 3", settings={"mutations_sync": 2})
+    other = deliver(stores, 2)
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    (statements,) = re.findall(r"```sql\nBEGIN;\n(.*?)COMMIT;\n```", page, re.DOTALL)
+    (named,) = set(re.findall(r"'([0-9a-f-]{36})'", statements))
+    (refused,) = prune(stores, dry_run=True).refused
+
+    execute(stores, statements.replace(named, str(refused.batch_id)))
+
+    assert committed_ids(stores.engine) == set(other)
+    assert prune(stores).refused == ()
