@@ -1,6 +1,10 @@
 """The jobs that keep both databases small, on Dagster's real storage in PostgreSQL."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
@@ -9,12 +13,15 @@ from sqlalchemy import create_engine, text
 
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.history import LOCATION_TAG, OWN_LOCATION, PURGED_TYPES, purge_history
+from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE
 from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
 from tests.fixtures.events import committed_ids, publish
 from tests.orchestration.test_op_graph import deliver_job, requested
+
+ROOT = Path(__file__).parents[2]
 
 _AGE = "UPDATE outbox.batch SET processed_at = processed_at - interval '20 days', oldest_recorded_at = '2026-01-01'"
 
@@ -193,3 +200,49 @@ def test_the_purge_job_shows_what_it_did(instance: dg.DagsterInstance, aged_runs
 
     assert (shown(result)["history_days"], shown(result)["is_finished"]) == (14, True)
     assert "STEP_OUTPUT" not in event_types(instance, aged_runs[0])
+
+
+def test_pages_of_purged_runs_load(instance: dg.DagsterInstance, aged_runs: list[str]) -> None:
+    """What the UI asks for the page of a run and for the asset's plots is answered as for any other run."""
+    purge_history(instance, days=14, seconds=60)
+
+    found = ask_graphql(_PAGES, {"runId": aged_runs[0]})
+
+    run = found["runOrError"]
+    assert (run["status"], run["eventConnection"]["hasMore"]) == ("SUCCESS", False)
+    assert run["stats"]["endTime"] > run["stats"]["startTime"]
+    assert "RunSuccessEvent" in {event["__typename"] for event in run["eventConnection"]["events"]}
+    points = [point for point in found["assetOrError"]["assetMaterializations"] if point["runId"] == aged_runs[0]]
+    assert "rows_loaded" in {entry["label"] for entry in points[0]["metadataEntries"]}
+
+
+_DAGSTER_GRAPHQL = "from dagster_graphql.cli import main; main()"
+
+_PAGES = """
+query Pages($runId: ID!) {
+  runOrError(runId: $runId) {
+    __typename
+    ... on Run {
+      status
+      stats { ... on RunStatsSnapshot { startTime endTime stepsFailed materializations } }
+      stepStats { stepKey status startTime endTime attempts { startTime } markers { startTime } }
+      eventConnection { hasMore events { __typename } }
+      assetMaterializations { assetKey { path } }
+    }
+  }
+  assetOrError(assetKey: {path: ["event_log"]}) {
+    ... on Asset { assetMaterializations(limit: 20) { runId metadataEntries { label } } }
+  }
+}
+"""
+
+
+def ask_graphql(query: str, variables: dict[str, str]) -> dict[str, Any]:
+    """Ask Dagster's GraphQL, as the UI does, in a process that has loaded this code location."""
+    command = [sys.executable, "-c", _DAGSTER_GRAPHQL, "-m", DEFINITIONS_MODULE, "-t", query]
+    done = subprocess.run([*command, "-v", json.dumps(variables)], cwd=ROOT, capture_output=True, text=True, check=True)
+    # The code server of that process logs to stdout as well.
+    answer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"')))
+    assert "errors" not in answer, answer
+    data: dict[str, Any] = answer["data"]
+    return data
