@@ -19,7 +19,7 @@ _TAGS = {
     "dagster/max_runtime": str(_MAX_RUNTIME_SECONDS),
     # Deliveries have priority 0; dagster.yaml lets one run with this key work at a time.
     "dagster/priority": "-10",
-    "outbox/maintenance": "true",
+    "outbox/background": "true",
 }
 
 

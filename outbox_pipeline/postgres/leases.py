@@ -85,7 +85,7 @@ def take_over(
     """Move a batch that nobody holds to delivering under a new attempt, whatever else its status is.
 
     For runs that were not requested: re-executions, replays, and the next step of a run whose steps are processes of
-    their own. None while another run holds it, and for ever once its events were pruned.
+    their own. None while another run holds it, and for a batch whose events were pruned: there is nothing to send.
     """
     is_same_run = false() if run_id is None else batch.c.run_id == run_id
     statement = (
