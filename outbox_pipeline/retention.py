@@ -33,7 +33,7 @@ from outbox_pipeline.relay.stores import Stores
 MOST_REFUSED = 100
 
 #: Rest after each step, in times of what it took: deleting is faster than delivering and must not crowd it out.
-_REST = 2.0
+_REST = 4.0
 
 _BATCHES_A_LOOK = 100
 _DISCARDED_A_STEP = 5_000
@@ -147,8 +147,9 @@ def _steps(stores: Stores, days: int, *, dry_run: bool) -> Iterator[Pruned]:
 def _rested(steps: Iterator[Pruned]) -> Iterator[Pruned]:
     started = time.monotonic()
     for done in steps:
+        seconds = time.monotonic() - started
         yield done
-        time.sleep(_REST * (time.monotonic() - started))
+        time.sleep(_REST * seconds)
         started = time.monotonic()
 
 
