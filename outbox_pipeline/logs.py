@@ -21,6 +21,7 @@ EVENTS = frozenset(
         "batch_loaded",
         "batch_parked",
         "batch_processed",
+        "batch_pruned",
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
@@ -33,6 +34,7 @@ EVENTS = frozenset(
         "metrics_unavailable",
         "process_killed",
         "process_restarted",
+        "prune_refused",
     }
 )
 
