@@ -106,4 +106,13 @@ quarantined_event = Table(
     Column("quarantined_at", DateTime(timezone=True), nullable=False),
     Column("resolved_at", DateTime(timezone=True)),
     Column("note", Text),
+    Column("replaced_by", Uuid),
+)
+
+watermark = Table(
+    "watermark",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True),
+    Column("observed_at", DateTime(timezone=True), nullable=False),
+    Column("holders", JSONB, nullable=False),
 )
