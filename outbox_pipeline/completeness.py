@@ -34,9 +34,9 @@ class Recorded:
 
     def summary(self) -> str:
         """Say it in one line."""
-        behind = [day for day in self.days if day.undelivered_count]
-        open_days = f", {len(behind)} of them with events on their way" if behind else ""
-        return f"{len(self.days)} days written{open_days}; no event before {self.watermark:%Y-%m-%d %H:%M:%S} UTC is unseen"
+        behind = sum(bool(day.undelivered_count) for day in self.days)
+        days = f"{len(self.days)} days written, {behind} of them with events on their way"
+        return f"{days}; no event recorded before {self.watermark:%Y-%m-%d %H:%M:%S} UTC is unseen"
 
 
 def record_completeness(stores: Stores) -> Recorded:

@@ -22,6 +22,7 @@ EVENTS = frozenset(
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
+        "event_replaced",
         "events_discarded",
         "events_requeued",
         "lease_not_renewed",

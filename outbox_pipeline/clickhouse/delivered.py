@@ -102,7 +102,7 @@ def delivered_problem(client: EventLogClient) -> str | None:
     found = {row["name"]: row["engine"] for row in rows}
     for name, engine in ((client.names["completeness"], "ReplacingMergeTree"), (client.names["delivered"], "View")):
         if name not in found:
-            return f"{client.where} has no {engine.lower().replace('replacingmergetree', 'table')} {name}: run 'outbox init'."
+            return f"{client.where} has no table or view {name}: run 'outbox init'."
         if found[name] != engine:
             return f"{name} has engine {found[name]} instead of {engine}: rename it, then run 'outbox init'."
     return None
