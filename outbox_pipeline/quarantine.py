@@ -187,8 +187,8 @@ def replace(engine: Engine, wanted: Filter, corrected: EventRow, *, lock_timeout
         _require_held(connection, wanted, found=len(locked))
         if insert_events(connection, [corrected]) != 1:
             raise QuarantineError(
-                f"The outbox has an event {corrected.event_id} already: leave event_id out of the file, or give another "
-                "one. Nothing was changed."
+                f"The outbox has an event {corrected.event_id} already: leave event_id out of the file, or give "
+                "another one. Nothing was changed."
             )
         store.replace_event(connection, locked[0].quarantine_id, replaced_by=corrected.event_id)
     log().info("event_replaced", quarantine_id=locked[0].quarantine_id, replaced_by=str(corrected.event_id))

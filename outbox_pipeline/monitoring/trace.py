@@ -1,6 +1,6 @@
-"""One event's life: when it was recorded, which batch took it, and its rows in ClickHouse or why there are none."""
+"""One event's life: its stations, which batch took it, and its rows in ClickHouse or why there are none."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,6 +10,7 @@ from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.monitoring.stations import Station, in_order, read_stations, run_url, runs_url
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.overview import read_event_life
 from outbox_pipeline.postgres.schema import check_version
@@ -48,6 +49,8 @@ class TracedBatch:
     run_id: str | None
     processed_at: datetime | None
     last_error: str | None
+    run_url: str | None = None
+    runs_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class TracedEvent:
 class Trace:
     """Everything both sides know about one event id.
 
-    `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded), `gone` for an event that
-    only ClickHouse has, `unknown` for one that nobody has. `rows` is None when ClickHouse could not be asked.
+    `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded, replaced), `gone` for an
+    event that only ClickHouse has, `unknown` for one that nobody has. `rows` is None when ClickHouse could not be asked.
+    `stations` are in order of time, with links into Dagster's UI where OUTBOX_DAGSTER_UI_URL says where that is.
     """
 
     event_id: UUID
@@ -76,6 +80,7 @@ class Trace:
     batch: TracedBatch | None = None
     reasons: list[str] = field(default_factory=list)
     rows: list[TracedRow] | None = None
+    stations: list[Station] = field(default_factory=list)
 
     @property
     def is_known(self) -> bool:
@@ -91,17 +96,24 @@ def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
     with ledger_transaction(engine) as connection:
         check_version(connection)
         life = read_event_life(connection, event_id)
+        batch_id = life["batch_id"] if life is not None else None
+        stations = read_stations(connection, event_id, batch_id, ui_url=settings.dagster_ui_url)
     try:
         with clickhouse_client(settings) as client:
             rows: list[TracedRow] | None = _rows(client, event_id, life)
             unasked = ""
     except OutboxError as error:
         rows, unasked = None, str(error)
+    stations = in_order([*stations, *(_loaded(row) for row in rows or [])])
     if life is None:
-        return _without_event(event_id, rows, unasked)
-    batch = _batch(life)
+        return replace(_without_event(event_id, rows, unasked), stations=stations)
+    batch = _batch(life, settings.dagster_ui_url)
     explanation = unasked if rows is None else _explain(life, batch, rows)
-    return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows)
+    return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows, stations)
+
+
+def _loaded(row: TracedRow) -> Station:
+    return Station(row.loaded_at, f"row in ClickHouse, generation {row.generation}", row.batch_id)
 
 
 def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> list[TracedRow]:
@@ -129,11 +141,12 @@ def _event(life: RowMapping) -> TracedEvent:
     return TracedEvent(**{name: life[name] for name in TracedEvent.__dataclass_fields__})
 
 
-def _batch(life: RowMapping) -> TracedBatch | None:
+def _batch(life: RowMapping, ui_url: str | None) -> TracedBatch | None:
     if life["batch_id"] is None:
         return None
-    values = {name: life[name] for name in TracedBatch.__dataclass_fields__}
-    return TracedBatch(**values | {"status": life["batch_status"]})
+    links = {"run_url": run_url(ui_url, life["run_id"]), "runs_url": runs_url(ui_url, life["batch_id"])}
+    names = TracedBatch.__dataclass_fields__.keys() - links.keys()
+    return TracedBatch(**{name: life[name] for name in names} | links | {"status": life["batch_status"]})
 
 
 def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow]) -> str:
@@ -146,6 +159,8 @@ def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow])
             return "Validation refused it; it is held in quarantine until somebody requeues or discards it."
         case "discarded":
             return "Validation refused it and somebody discarded it; it will not be delivered."
+        case "replaced":
+            return "Validation refused it and a corrected event was published in its place; it will not be delivered."
         case "parked":
             return f"Its batch is parked: {_error(batch)} Fix the cause, then run 'outbox resume'."
         case "pending":
