@@ -1,5 +1,6 @@
 """How far a day is delivered, as ClickHouse is told: never further than is true, whatever is open or on its way."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
 from tests.fixtures.watermark import Promises, Traffic
 
+DOCS = Path(__file__).parents[2] / "docs" / "completeness.md"
 MIGRATION = Path(watermark.__file__).parent / "migrations" / "sql" / "0006_completeness.sql"
 
 
@@ -384,6 +386,25 @@ def test_readers_get_the_latest_row_of_a_day(stores: Stores) -> None:
 
     assert [(row["event_count"], row["is_complete"]) for row in rows] == [(1, 1)]
     assert read_delivered(stores.client)[-2] == done
+
+
+def test_the_queries_in_the_docs_agree_with_the_rows(stores: Stores) -> None:
+    """What analysts copy runs as it stands, and finds a day whole, or that somebody took a row away."""
+    asked, compared = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    publish_yesterday(stores.engine)
+    publish_yesterday(stores.engine)
+    publish_yesterday(stores.engine, context="[1]")
+    relay(stores, until_empty=True)
+    record_completeness(stores)
+
+    (answer,) = stores.client.rows(asked)
+    (whole,) = stores.client.rows(compared)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position = 1")
+    (changed,) = stores.client.rows(compared)
+
+    assert (answer["is_complete"], answer["event_count"], answer["quarantined_count"]) == (1, 2, 1)
+    assert (whole["told"], whole["found"], whole["same_events"]) == (2, 2, 1)
+    assert (changed["told"], changed["found"], changed["same_events"]) == (2, 1, 0)
 
 
 def test_a_missing_table_is_one_sentence_and_stops_no_delivery(stores: Stores) -> None:
