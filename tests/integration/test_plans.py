@@ -104,3 +104,17 @@ def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> 
 
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
     assert touched <= 10_000
+
+
+def test_delivered_days_probe_only_what_is_pending(fragmented: Engine) -> None:
+    """Telling how far each day is delivered reads the unclaimed stretches and not the table."""
+    parameters = {"first_day": "2026-01-01", "from_day": None, "until_day": "2026-01-01", "since": None, "days": []}
+    with fragmented.begin() as connection:
+        kinds, touched = rows_read(
+            connection,
+            query_text("delivered_days"),
+            {**parameters, "watermark": "2026-01-01", "most": 1_000_000},
+        )
+
+    assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+    assert touched <= 10_000

@@ -13,7 +13,9 @@ from typer.testing import CliRunner, Result
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import QuarantineError, TransientError
 from outbox_pipeline.events import EventRow, prepare_event
+from outbox_pipeline.postgres.adoption import create_stage
 from outbox_pipeline.postgres.quarantine import Filter
+from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.quarantine import count_held, discard, replace, requeue, show
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
@@ -176,6 +178,26 @@ def test_a_requeue_in_between_wins_or_loses_whole(stores: Stores, postgres_url: 
     stays = [stay.status for stay in show(stores.engine, one(event_id)).history]
     assert stays == (["replaced"] if counts[-1] else ["requeued", "held"])
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_an_adopted_delivery_takes_a_replaced_event_back(stores: Stores) -> None:
+    """When another life turns out to have delivered the original, it is no longer called replaced."""
+    event_id = hold(stores)
+    replace(stores.engine, one(event_id), correction())
+
+    with stores.engine.begin() as connection:
+        create_stage(connection)
+        connection.execute(
+            text(
+                "INSERT INTO pg_temp.shown_row SELECT gen_random_uuid(), position, true FROM outbox.event"
+                " WHERE event_id = :event_id"
+            ),
+            {"event_id": event_id},
+        )
+        connection.execute(query("release_positions"))
+
+    (stay,) = show(stores.engine, one(event_id)).history
+    assert (stay.status, stay.replaced_by) == ("requeued", None)
 
 
 def test_a_replaced_event_may_be_deleted_and_a_held_one_not(stores: Stores) -> None:

@@ -20,6 +20,13 @@ UPDATE outbox.watermark SET holders = coalesce((
         AND pid IS DISTINCT FROM pg_backend_pid()
 ), '{}');
 
+DO $$
+BEGIN
+    IF to_regrole('outbox_pipeline') IS NOT NULL THEN
+        GRANT SELECT, UPDATE ON outbox.watermark TO outbox_pipeline;
+    END IF;
+END $$;
+
 ALTER TABLE outbox.quarantined_event
     ADD COLUMN replaced_by uuid,
     DROP CONSTRAINT quarantined_event_status_check,
