@@ -20,13 +20,6 @@ UPDATE outbox.watermark SET holders = coalesce((
         AND pid IS DISTINCT FROM pg_backend_pid()
 ), '{}');
 
-DO $$
-BEGIN
-    IF to_regrole('outbox_pipeline') IS NOT NULL THEN
-        GRANT SELECT, UPDATE ON outbox.watermark TO outbox_pipeline;
-    END IF;
-END $$;
-
 ALTER TABLE outbox.quarantined_event
     ADD COLUMN replaced_by uuid,
     DROP CONSTRAINT quarantined_event_status_check,
@@ -64,3 +57,49 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
+
+-- As before, and the pipeline may move the watermark.
+CREATE OR REPLACE FUNCTION outbox.grant_roles() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    role_name text;
+BEGIN
+    -- Here and not in the migration alone: a restore without privileges opens every function to everybody again.
+    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
+    FOREACH role_name IN ARRAY ARRAY['outbox_producer', 'outbox_pipeline'] LOOP
+        BEGIN
+            IF to_regrole(role_name) IS NULL THEN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
+            END IF;
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN
+                NULL;
+            WHEN insufficient_privilege THEN
+                RAISE NOTICE 'Role % is missing and this user may not create it', role_name
+                    USING HINT = format('CREATE ROLE %I as a superuser, then SELECT outbox.grant_roles().', role_name);
+                CONTINUE;
+        END;
+        EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %I', role_name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.publish TO %I', role_name);
+        -- ON CONFLICT (event_id) needs SELECT there. Without naming the column it would need none, but would swallow a
+        -- clash of positions and with it the event.
+        EXECUTE format(
+            'GRANT SELECT (event_id), INSERT (event_id, event_type, event_date_time, environment, event_context,'
+            ' metadata_version, trace_context) ON outbox.event TO %I', role_name);
+    END LOOP;
+    IF to_regrole('outbox_producer') IS NOT NULL THEN
+        GRANT EXECUTE ON FUNCTION outbox.capture, outbox.release_capture, outbox.capture_refusal,
+            outbox.publish_captured TO outbox_producer;
+    END IF;
+    IF to_regrole('outbox_pipeline') IS NOT NULL THEN
+        GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_pipeline;
+        GRANT SELECT ON SEQUENCE outbox.event_position_seq TO outbox_pipeline;
+        GRANT DELETE ON outbox.event TO outbox_pipeline;
+        GRANT UPDATE ON outbox.unclaimed, outbox.watermark TO outbox_pipeline;
+        GRANT INSERT, DELETE ON outbox.gap TO outbox_pipeline;
+        GRANT INSERT, UPDATE, DELETE ON outbox.batch TO outbox_pipeline;
+        GRANT INSERT, UPDATE ON outbox.quarantined_event TO outbox_pipeline;
+        GRANT EXECUTE ON FUNCTION outbox.advance_positions TO outbox_pipeline;
+    END IF;
+END $$;
+
+SELECT outbox.grant_roles();

@@ -3,7 +3,7 @@
 from outbox_pipeline.postgres.migrations.run import run_file
 
 revision = "0006"
-down_revision = "0003"
+down_revision = "0005"
 
 
 def upgrade() -> None:
