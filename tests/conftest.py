@@ -5,6 +5,7 @@ pytest_plugins = [
     "tests.fixtures.stores",
     "tests.fixtures.roles",
     "tests.fixtures.events",
+    "tests.fixtures.sessions",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",

@@ -81,7 +81,7 @@ def test_a_correction_that_is_bad_is_held_itself(stores: Stores) -> None:
     """Trying costs nothing: the correction can be replaced in turn."""
     event_id = hold(stores)
     bad = prepare_event({}, event_type="order_placed", environment="test")
-    bad = EventRow(**{name: getattr(bad, name) for name in EventRow.__slots__} | {"event_context": "[2]"})
+    bad = bad._replace(event_context="[2]")
 
     replace(stores.engine, one(event_id), bad)
     relay(stores, until_empty=True)
