@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     dagster_url: SecretStr | None = Field(
         None, description="PostgreSQL for Dagster's own storage, postgresql+psycopg2://…; empty: embedded"
     )
+    dagster_ui_url: str | None = Field(
+        None, description="Address of Dagster's UI, for links; empty: the one that 'outbox up' runs on OUTBOX_HOME"
+    )
     home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
     environment: str = Field(
         "development", min_length=1, max_length=200, description="Environment written on each event"
@@ -119,6 +122,13 @@ class Settings(BaseSettings):
     @classmethod
     def _check_clickhouse_url(cls, value: SecretStr | None) -> SecretStr | None:
         return _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+
+    @field_validator("dagster_ui_url")
+    @classmethod
+    def _check_dagster_ui_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("OUTBOX_DAGSTER_UI_URL must start with http:// or https://")
+        return value
 
     @field_validator("alert_webhook_url")
     @classmethod
