@@ -28,6 +28,7 @@ EVENTS = frozenset(
         "ledger_adopted",
         "process_killed",
         "process_restarted",
+        "strays_put_back",
     }
 )
 
