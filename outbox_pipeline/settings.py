@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     recheck_seconds: float = Field(
         600, ge=1, description="How long after marking a batch that took several attempts is proved once more"
     )
+    reconcile_days: int = Field(7, ge=1, description="Days before today that reconcile_daily compares every night")
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")

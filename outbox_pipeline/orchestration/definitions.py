@@ -11,6 +11,7 @@ from outbox_pipeline.orchestration.quarantine import (
     requeue_quarantined,
 )
 from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
+from outbox_pipeline.orchestration.reconcile import reconcile_daily, reconcile_days, reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 
@@ -22,8 +23,16 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     )
     return dg.Definitions(
         assets=[OUTBOX, event_log],
-        asset_checks=[quarantine_empty],
-        jobs=[deliver_batch, resume_parked_batches, requeue_quarantined, discard_quarantined, recheck_batches],
+        asset_checks=[quarantine_empty, reconciled],
+        jobs=[
+            deliver_batch,
+            resume_parked_batches,
+            requeue_quarantined,
+            discard_quarantined,
+            recheck_batches,
+            reconcile_days,
+        ],
+        schedules=[reconcile_daily],
         sensors=[outbox_sensor, quarantine_sensor, recheck_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 
+from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_processed
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import Difference, Reconciled, Window
 from outbox_pipeline.reconcile.strays import put_back
-from outbox_pipeline.relay.replay import Outcome, Replayed, redeliver
+from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_day, left_alone, redeliver
 from outbox_pipeline.relay.stores import Stores
 
 
@@ -55,10 +56,15 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     return said + list(_beyond_repair(stores, found))
 
 
-def prove_day(stores: Stores, day: date, *, run_id: str | None = None) -> tuple[Reconciled, Repaired]:
-    """Compare one day and repair it: what a run for a day does."""
+def prove_day(stores: Stores, day: date, *, run_id: str | None = None) -> list[Replayed]:
+    """Compare one day and repair it; return what was done with each of its batches, those left alone included."""
+    open_batches = [batch for batch in batches_of_day(stores.engine, day) if batch.status != BatchStatus.PROCESSED]
     found = reconcile(stores, Window(day, day))
-    return found, repair(stores, found, run_id=run_id)
+    return [
+        *(Replayed(batch_id, Outcome.PROVEN, row_count) for batch_id, row_count in found.whole),
+        *(Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch)) for batch in open_batches),
+        *repair(stores, found, run_id=run_id).batches,
+    ]
 
 
 def parse_day(word: str) -> date:

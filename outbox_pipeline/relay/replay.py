@@ -73,9 +73,14 @@ def rechecks_due(stores: Stores) -> list[Batch]:
         return due_for_recheck(connection, delay=stores.settings.recheck, most=MOST_RECHECKED)
 
 
+def left_alone(batch: Batch) -> str:
+    """Say why a batch that is not processed is left to its own run."""
+    return f"it is {batch.status}; its own run delivers it"
+
+
 def _replay_one(stores: Stores, batch: Batch, *, reload: bool, run_id: str | None) -> Replayed:
     if batch.status != BatchStatus.PROCESSED:
-        return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, f"it is {batch.status}; its own run delivers it")
+        return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch))
     differences = proof_differences(stores, batch, generation=batch.generation)
     if not differences and (not reload or batch.pruned_at is not None):
         with ledger_transaction(stores.engine) as connection:

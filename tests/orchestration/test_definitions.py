@@ -24,10 +24,11 @@ def test_everything_shown_in_the_ui_is_described() -> None:
     nodes = [node.definition for node in job.graph.node_dict["event_log"].definition.node_dict.values()]  # type: ignore[attr-defined]
 
     assert all(len(node.description or "") > 80 for node in nodes)
-    jobs = [repository.get_job(name) for name in ("deliver_batch", "requeue_quarantined", "discard_quarantined")]
+    jobs = [repository.get_job(name) for name in ("deliver_batch", "requeue_quarantined", "reconcile_days")]
     checks = [spec for checks in build_definitions().asset_checks or [] for spec in checks.check_specs]  # type: ignore[union-attr]
     assert all(len(item.description or "") > 80 for item in (*jobs, *checks))
     assert all(len(sensor.description or "") > 80 for sensor in repository.sensor_defs)
+    assert all(len(schedule.description or "") > 80 for schedule in repository.schedule_defs)
     assert all(spec.description for spec in build_definitions().resolve_all_asset_specs())
 
 
@@ -37,6 +38,8 @@ def test_the_sensors_run_by_default() -> None:
 
     assert {sensor.name for sensor in sensors} >= {"outbox_sensor", "quarantine_sensor"}
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors)
+    (schedule,) = build_definitions().get_repository_def().schedule_defs
+    assert (schedule.name, schedule.default_status) == ("reconcile_daily", dg.DefaultScheduleStatus.RUNNING)
 
 
 def test_the_workspace_names_this_location() -> None:
