@@ -29,6 +29,10 @@ class ConfigurationError(PermanentError):
     """A setting, a grant, a schema or a server is not as it must be; the message says what to fix. Nothing is lost."""
 
 
+class SettingsError(ConfigurationError):
+    """An environment variable has a value that cannot be; the message names the variable, never the value."""
+
+
 class BatchDataError(PermanentError):
     """ClickHouse refuses the content of a batch, or PostgreSQL no longer holds what the ledger says."""
 

@@ -5,7 +5,9 @@ to put one into a message.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox_pipeline.errors import ConfigurationError, without_secrets
+from outbox_pipeline.errors import SettingsError, without_secrets
 
 #: The earliest day with a Dagster partition unless OUTBOX_START_DATE says otherwise.
 DEFAULT_START_DATE = date(2026, 1, 1)
@@ -135,14 +137,21 @@ def _require_readable(url: str, name: str) -> None:
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
-    Raises ConfigurationError naming each wrong variable and what it must be; never its value, which may be
+    Raises SettingsError naming each wrong variable and what it must be; never its value, which may be
     a secret.
     """
     try:
         return Settings()
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in json.loads(error.json(include_input=False, include_url=False)))
-        raise ConfigurationError(f"Wrong settings: {problems}.") from None
+        raise SettingsError(f"Wrong settings: {problems}.") from None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Return each variable that looks like a setting and is none, with the setting it may have meant."""
+    known = [f"OUTBOX_{name.upper()}" for name in Settings.model_fields]
+    unknown = sorted(name for name in environment if name.startswith("OUTBOX_") and name not in known)
+    return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in unknown}
 
 
 def _problem(item: dict[str, object]) -> str:

@@ -1,7 +1,7 @@
 """How a command ends when it cannot do its work.
 
-An error this package raises on purpose is one red sentence and exit code 1. Anything else is a defect and keeps its
-traceback, without passwords.
+An error this package raises on purpose is one red sentence and exit code 1, or 2 when a setting is wrong. Anything
+else is a defect and keeps its traceback, without passwords.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from outbox_pipeline.errors import OutboxError, without_secrets
+from outbox_pipeline.errors import OutboxError, SettingsError, without_secrets
 
 
 class OutboxGroup(TyperGroup):
@@ -24,7 +24,7 @@ class OutboxGroup(TyperGroup):
             return super().invoke(ctx)
         except OutboxError as error:
             complain(str(error))
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
 
 
 def complain(sentence: str) -> None:

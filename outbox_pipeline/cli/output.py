@@ -47,7 +47,10 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def shown(value: object) -> str:
-    """Return a value as a person reads it: numbers with separators, times to the second, nothing as a dash."""
+    """Return a value as a person reads it: numbers with separators, times to the second, nothing as a dash.
+
+    Characters that could move a terminal's cursor or colour its text are shown as escapes.
+    """
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -56,7 +59,7 @@ def shown(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
-    return str(value)
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in str(value))
 
 
 def progress(*columns: str) -> "Progress":

@@ -4,7 +4,8 @@ Invariant: no check changes anything, none shows a secret, and none hides anothe
 an earlier one failed is reported as skipped.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
@@ -19,7 +20,7 @@ from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transac
 from outbox_pipeline.postgres.overview import read_server, read_switched_off, require_storage
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.cut import ledger_problem
-from outbox_pipeline.settings import Settings, shown_url, today
+from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
 
 #: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.
 MOST_SKEW = timedelta(seconds=5)
@@ -66,7 +67,7 @@ class ServerClock:
 def examine(settings: Settings) -> list[Check]:
     """Make every check; a failed connection skips what needs it."""
     clocks: list[ServerClock] = []
-    checks = [Check("settings", True, "The settings are valid."), check_start_date(settings)]
+    checks = [check_variables(os.environ), check_start_date(settings)]
     checks += _postgres_checks(settings, clocks)
     checks += _clickhouse_checks(settings, clocks)
     checks.append(check_clocks(clocks))
@@ -77,6 +78,16 @@ def examine(settings: Settings) -> list[Check]:
 def unusable(error: OutboxError) -> list[Check]:
     """Return the report for settings that cannot even be read, or engines that do not start."""
     return [Check("settings", False, _said(error)), *_skipped(CHECKS[1:], "settings")]
+
+
+def check_variables(environment: Mapping[str, str]) -> Check:
+    """Find variables that are no settings: a misspelt one would silently leave its setting at the default."""
+    unknown = unknown_variables(environment)
+    misspelt = [f"{name} is no setting: {meant} is" for name, meant in unknown.items() if meant is not None]
+    if misspelt:
+        return Check("settings", False, f"{'; '.join(misspelt)}. Rename it, or unset it.")
+    ignored = f" No settings, so ignored: {', '.join(unknown)}." if unknown else ""
+    return Check("settings", True, f"The settings are valid.{ignored}")
 
 
 def check_start_date(settings: Settings) -> Check:

@@ -94,6 +94,7 @@ class Delivery:
         self._events: pa.Table | None = None
         self._started = time.monotonic()
         self._has_sent = False
+        self._is_fenced = lease.attempt == 1
         self._is_proven = False
         self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease).start()
 
@@ -154,9 +155,7 @@ class Delivery:
         started = time.monotonic()
         batch = self._frozen_batch()
         generation = batch.generation
-        if self.lease.attempt > 1:
-            store.raise_fence(self.stores.client, batch.batch_id, self.lease.attempt)
-            announce(Point.FENCED)
+        self._raise_fence()
         if reload:
             generation = self._raise_generation()
         elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):
@@ -183,10 +182,11 @@ class Delivery:
     def mark(self) -> Marked:
         """Mark the batch processed and its rejected events quarantined, in one transaction.
 
-        Asks ClickHouse for the proof when this process has not seen it. Raises LeaseLostError when another run has
-        taken the batch over, ProofError when ClickHouse does not show it.
+        Asks ClickHouse for the proof when this process has not seen it, behind a fence of its own. Raises
+        LeaseLostError when another run has taken the batch over, ProofError when ClickHouse does not show it.
         """
         batch = self._frozen_batch()
+        self._raise_fence()
         if not self._is_proven and not self._is_shown(batch, batch.generation):
             raise ProofError(
                 f"Batch {batch.batch_id} cannot be marked: {self._differences(batch, batch.generation)}. "
@@ -254,6 +254,13 @@ class Delivery:
             generation = leases.refreeze(connection, self.lease, rejected=rejected, proof=proof)
         announce(Point.REFROZEN)
         return generation
+
+    def _raise_fence(self) -> None:
+        # A first attempt has nobody before it whose request could still be on its way.
+        if not self._is_fenced:
+            store.raise_fence(self.stores.client, self.lease.batch_id, self.lease.attempt)
+            self._is_fenced = True
+            announce(Point.FENCED)
 
     def _raise_generation(self) -> int:
         with self._ledger() as connection:

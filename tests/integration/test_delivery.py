@@ -261,6 +261,17 @@ def test_marking_never_trusts(stores: Stores, delivery: Delivery) -> None:
     second.close()
 
 
+def test_a_run_that_only_marks_refuses_what_is_still_on_its_way(stores: Stores, delivery: Delivery) -> None:
+    """Nothing that the attempt before sent can arrive after the mark, not even past the deduplication window."""
+    delivery.load()
+    events = extract_events(stores.engine, delivery.lease.batch_id)
+    again(stores, delivery).mark()
+
+    with pytest.raises(FencedError, match="a later attempt on this batch has begun"):
+        load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=7, attempt=1)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
 def test_a_run_that_lost_its_batch_stops_before_it_sends(stores: Stores, delivery: Delivery) -> None:
     """Once a heartbeat has found the lease gone, nothing more is sent or marked."""
     delivery.validate()

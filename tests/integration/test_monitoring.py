@@ -21,6 +21,7 @@ from outbox_pipeline.monitoring.doctor import (
     check_clocks,
     check_encoding,
     check_postgres_version,
+    check_variables,
     examine,
 )
 from outbox_pipeline.monitoring.status import Status, read_status
@@ -330,6 +331,16 @@ def test_doctor_finds_a_missing_database(stores: Stores) -> None:
     assert "nowhere" in found["postgres"].message
     assert found["schema"].ok is found["ledger"].ok is None
     assert found["clickhouse table"].ok is True
+
+
+def test_doctor_finds_a_misspelt_setting() -> None:
+    """A variable one letter away from a setting is named with it; one of another program is only listed."""
+    wrong = check_variables({"OUTBOX_LEASE_SECOND": "5", "PATH": ""})
+    other = check_variables({"OUTBOX_LEASE_SECONDS": "5", "OUTBOX_XYZ": ""})
+
+    assert (wrong.ok, other.ok) == (False, True)
+    assert "OUTBOX_LEASE_SECOND is no setting: OUTBOX_LEASE_SECONDS is" in wrong.message
+    assert "OUTBOX_XYZ" in other.message
 
 
 def test_doctor_finds_a_start_in_the_future(stores: Stores) -> None:

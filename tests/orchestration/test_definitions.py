@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_location_loads_without_settings() -> None:
     """Definitions load before any URL is set, as the UI and `dagster definitions validate` need."""
-    dg.Definitions.validate_loadable(build_definitions())
+    definitions = build_definitions()
+
+    dg.Definitions.validate_loadable(definitions)
+    assert definitions.resolve_job_def("deliver_batch").partitions_def is not None
 
 
 def test_everything_shown_in_the_ui_is_described() -> None:

@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from outbox_pipeline.cli import main
+from outbox_pipeline.cli.output import shown
 from outbox_pipeline.cli.setup import quoted
 from outbox_pipeline.errors import OutboxError
 
@@ -114,7 +115,7 @@ def test_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, argument
 
     result = outbox(*arguments, given="")
 
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert "OUTBOX_POSTGRES_URL" in result.stderr
     assert "sekret" not in result.output
 
@@ -153,6 +154,11 @@ def test_doctor_finds_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert "OUTBOX_MAX_ATTEMPTS" in first["message"]
     assert all(check["ok"] is None for check in others)
+
+
+def test_control_characters_are_shown_as_escapes() -> None:
+    """What an event carries cannot move the cursor of whoever looks at it."""
+    assert shown("a\x1b[2Jb\nc é") == "a\\x1b[2Jb\\nc é"
 
 
 def test_defect_keeps_its_traceback_without_passwords() -> None:
