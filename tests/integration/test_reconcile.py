@@ -1,13 +1,16 @@
 """Reconciliation names what differs, with numbers, and repair leaves exactly the ledger's rows and nothing else."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.clickhouse.reconcile import shown_proofs
 from outbox_pipeline.errors import BatchDataError
-from outbox_pipeline.reconcile import compare
+from outbox_pipeline.postgres.claim import lock_unclaimed
+from outbox_pipeline.reconcile import compare, strays
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import Window
 from outbox_pipeline.reconcile.repair import repair
@@ -217,19 +220,27 @@ def test_events_in_their_places_are_no_strays(stores: Stores, batches: list[Batc
     assert repair(stores, found).put_back == 0
 
 
-def test_two_put_backs_at_once_put_a_position_back_once(stores: Stores, batches: list[Batch]) -> None:
-    """What somebody else has put back and cut since it was found is left where it is."""
+def test_two_put_backs_at_once_put_a_position_back_once(
+    stores: Stores, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody else puts back and cuts between the look and the lock is left where it is."""
     publish(stores.engine, 5)
     forget(stores.engine, "{[301,304)}")
     found = reconcile(stores)
-    repair(stores, found)
-    relay(stores, until_empty=True)
 
+    def lock_late(connection: Connection) -> None:
+        monkeypatch.setattr(strays, "lock_unclaimed", lock_unclaimed)
+        repair(stores, found)
+        relay(stores, until_empty=True)
+        lock_unclaimed(connection)
+
+    monkeypatch.setattr(strays, "lock_unclaimed", lock_late)
     late = repair(stores, found)
 
     assert late.put_back == 0
-    publish(stores.engine, 5)
-    assert relay(stores, until_empty=True).delivered_count == 5
+    with stores.engine.begin() as connection:
+        assert connection.scalar(text("SELECT positions::text FROM outbox.unclaimed")) == "{[306,)}"
+    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def test_events_hiding_in_an_old_batch_are_found(stores: Stores, batches: list[Batch]) -> None:
@@ -255,6 +266,23 @@ def test_batches_under_way_are_no_differences(stores: Stores, batches: list[Batc
     delivery.close()
 
     assert (found.differences, found.days[0].open_batches, found.days[0].batches) == ((), 1, 2)
+
+
+def test_a_batch_replayed_meanwhile_is_no_difference(
+    stores: Stores, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that gets a new generation between the look into the ledger and into ClickHouse is asked for again."""
+
+    def ask_late(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(compare, "shown_proofs", shown_proofs)
+        list(replay(stores, [batches[1]], reload=True))
+        return shown_proofs(*arguments, **options)
+
+    monkeypatch.setattr(compare, "shown_proofs", ask_late)
+    found = reconcile(stores)
+
+    assert (found.is_clean, found.days[0].batches) == (True, 3)
+    assert read_all(stores.engine)[1].generation == 1
 
 
 def test_a_parked_batch_keeps_its_day_from_being_whole(stores: Stores, batches: list[Batch]) -> None:
