@@ -180,6 +180,7 @@ def _as_plain(found: "Reconciled", repaired: "Repaired | None", left: list[str])
         "strays": [vars(stray) for stray in found.strays],
         "late": [vars(item) for item in found.late],
         "unknown": [vars(rows) for rows in found.unknown],
+        "unknown_batches": found.unknown_batches,
         "types": [vars(item) for item in found.types],
         "repaired": None if repaired is None else [vars(item) for item in repaired.batches],
         "put_back": None if repaired is None else repaired.put_back,

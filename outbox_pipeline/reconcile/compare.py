@@ -32,6 +32,8 @@ from outbox_pipeline.reconcile.findings import (
 )
 from outbox_pipeline.reconcile.strays import find_strays
 from outbox_pipeline.reconcile.types import compare_types, late_events
+from outbox_pipeline.relay.cut import require_own_cluster
+from outbox_pipeline.relay.loop import require_ready
 from outbox_pipeline.relay.stores import Stores
 
 #: Batches and rows compared by one query of ClickHouse.
@@ -66,10 +68,15 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
 
     With *by_type* also the events by type, which reads all events of the window in PostgreSQL. Rows of unknown batches
     are looked for in the whole table, whatever the window. Batches found whole are noted as proved now.
+
+    Raises LedgerError when the ledger belongs to another cluster: what the other life delivered is unknown here, and
+    `outbox adopt` learns it.
     """
     started = time.monotonic()
+    require_ready(stores)
     unknown, astray = _sweep(stores)
     with ledger_transaction(stores.engine) as connection:
+        require_own_cluster(connection)
         processed = ledger.processed_batches(connection, window.first_day, window.last_day)
     findings = _Findings()
     for batch_ids in _chunks(processed):
@@ -82,7 +89,8 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
         differences=tuple(findings.differences),
         strays=strays,
         late=tuple(findings.late),
-        unknown=tuple(unknown),
+        unknown=tuple(_described(stores, unknown[:MOST_UNKNOWN])),
+        unknown_batches=len(unknown),
         types=_type_totals(findings),
         whole=tuple(findings.whole),
     )
@@ -149,8 +157,8 @@ def _type_totals(findings: _Findings) -> tuple[TypeTotals, ...]:
     )
 
 
-def _sweep(stores: Stores) -> tuple[list[UnknownBatch], set[UUID]]:
-    """Return rows of unknown batches, and the batches with rows beyond the positions they were cut with."""
+def _sweep(stores: Stores) -> tuple[list[UUID], set[UUID]]:
+    """Return the batches that the ledger does not know, and those with rows beyond the positions they were cut with."""
     unknown: list[UUID] = []
     astray: set[UUID] = set()
     for block in shown_batches(stores.client):
@@ -164,8 +172,12 @@ def _sweep(stores: Stores) -> tuple[list[UnknownBatch], set[UUID]]:
             first, last, is_adopted = known[shown.batch_id]
             if not is_adopted and (shown.first_position < first or shown.last_position > last):
                 astray.add(shown.batch_id)
-    found = unknown_rows(stores.client, unknown[:MOST_UNKNOWN]) if unknown else []
-    return [UnknownBatch(**vars(rows), copies=count_copies(stores.client, rows)) for rows in found], astray
+    return unknown, astray
+
+
+def _described(stores: Stores, batch_ids: Sequence[UUID]) -> Iterator[UnknownBatch]:
+    for rows in unknown_rows(stores.client, batch_ids) if batch_ids else ():
+        yield UnknownBatch(**vars(rows), copies=count_copies(stores.client, rows))
 
 
 def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayTotals, ...]:

@@ -174,7 +174,10 @@ class DayTotals:
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What comparing a window found; a day without batches and findings is not among `days`."""
+    """What comparing a window found; a day without batches and findings is not among `days`.
+
+    Of `unknown_batches` unknown batches at most the first hundred are in `unknown`.
+    """
 
     window: Window
     days: tuple[DayTotals, ...] = ()
@@ -182,6 +185,7 @@ class Reconciled:
     strays: tuple[StrayEvents, ...] = ()
     late: tuple[LateEvents, ...] = ()
     unknown: tuple[UnknownBatch, ...] = ()
+    unknown_batches: int = 0
     types: tuple[TypeTotals, ...] = ()
     whole: tuple[tuple[UUID, int], ...] = ()
     seconds: float = 0.0

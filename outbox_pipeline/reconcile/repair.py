@@ -96,6 +96,9 @@ def _beyond_repair(stores: Stores, found: Reconciled) -> Iterator[str]:
         yield late.sentence
     for rows in found.unknown:
         yield rows.sentence(stores.client.table)
+    more = found.unknown_batches - len({rows.batch_id for rows in found.unknown})
+    if more:
+        yield f"{more:,} more unknown batches: does another outbox write into {stores.client.table}?"
     parked = sum(day.parked_batches for day in found.days)
     if parked:
         yield f"{parked:,} batches are parked: 'outbox status' shows the last error, 'outbox resume' frees them."

@@ -2,14 +2,17 @@
 
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, text
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.reconcile import shown_proofs
-from outbox_pipeline.errors import BatchDataError
+from outbox_pipeline.errors import BatchDataError, LedgerError
 from outbox_pipeline.postgres.claim import lock_unclaimed
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.reconcile import known_bounds
 from outbox_pipeline.reconcile import compare, strays
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import Window
@@ -310,3 +313,22 @@ def test_many_batches_are_compared_in_few_queries(stores: Stores, monkeypatch: p
 
     assert [item.batch.batch_id for item in found.differences] == [batches[1].batch_id, batches[6].batch_id]
     assert (found.days[0].batches, found.days[0].expected_rows, found.days[0].found_rows) == (8, 40, 30)
+
+
+def test_a_ledger_of_another_cluster_is_not_compared(stores: Stores, batches: list[Batch]) -> None:
+    """Rows that another life delivered would all be called unknown, with the advice to delete them."""
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.unclaimed SET timeline = timeline + 1"))
+
+    with pytest.raises(LedgerError, match="outbox adopt"):
+        reconcile(stores)
+
+
+def test_the_ledger_is_asked_about_any_number_of_batches(stores: Stores, batches: list[Batch]) -> None:
+    """More ids at once than a statement has parameters for: what a sweep of a large table asks."""
+    wanted = [uuid4() for _ in range(70_000)] + [batches[1].batch_id]
+
+    with ledger_transaction(stores.engine) as connection:
+        known = known_bounds(connection, wanted)
+
+    assert known == {batches[1].batch_id: (101, 200, False)}

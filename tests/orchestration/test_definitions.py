@@ -41,8 +41,9 @@ def test_the_sensors_run_by_default() -> None:
 
     assert {sensor.name for sensor in sensors} >= {"outbox_sensor", "quarantine_sensor"}
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors)
-    (schedule,) = build_definitions().get_repository_def().schedule_defs
-    assert (schedule.name, schedule.default_status) == ("reconcile_daily", dg.DefaultScheduleStatus.RUNNING)
+    schedules = build_definitions().get_repository_def().schedule_defs
+    assert {schedule.name for schedule in schedules} >= {"reconcile_daily"}
+    assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in schedules)
 
 
 def test_the_workspace_names_this_location() -> None:
