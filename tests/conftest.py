@@ -3,10 +3,12 @@
 pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.stores",
+    "tests.fixtures.roles",
     "tests.fixtures.events",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",
+    "tests.fixtures.webhook",
     "tests.fixtures.stack",
     "tests.fixtures.homes",
     "tests.fixtures.lives",

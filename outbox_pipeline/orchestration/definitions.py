@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
 from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
@@ -33,7 +34,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
             reconcile_days,
         ],
         schedules=[reconcile_daily],
-        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor],
+        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor, alert_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,
