@@ -8,6 +8,7 @@ import typer
 from outbox_pipeline.cli import (
     adopt,
     demo,
+    events,
     metrics,
     monitoring,
     publish,
@@ -21,7 +22,7 @@ from outbox_pipeline.cli import (
 from outbox_pipeline.cli.failures import OutboxGroup, show_defect
 
 #: Modules with an `add_to(app)`, in the order of the help page.
-FAMILIES = (demo, up, setup, publish, relay, monitoring, metrics, reconcile, quarantine, adopt, sql)
+FAMILIES = (demo, up, setup, publish, events, relay, monitoring, metrics, reconcile, quarantine, adopt, sql)
 
 app = typer.Typer(
     name="outbox",
