@@ -36,6 +36,7 @@ EVENTS = frozenset(
         "process_killed",
         "process_restarted",
         "prune_refused",
+        "strays_put_back",
     }
 )
 

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     dagster_history_days: int = Field(
         14, ge=0, le=36_500, description="Days after which step events and logs of Dagster's runs go; 0 keeps them"
     )
+    reconcile_days: int = Field(7, ge=1, description="Days before today that reconcile_daily compares every night")
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
