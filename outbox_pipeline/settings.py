@@ -5,6 +5,7 @@ to put one into a message.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -68,9 +69,18 @@ class Settings(BaseSettings):
     recheck_seconds: float = Field(
         600, ge=1, description="How long after marking a batch that took several attempts is proved once more"
     )
+    freshness_hours: float | None = Field(
+        None, ge=1, description="Hours without a delivery after which event_log is not fresh. Empty: quiet is no fault"
+    )
+    owners: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="Who owns the assets in the UI: e-mail addresses or team:name, comma separated"
+    )
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
+    alert_lag_seconds: float = Field(
+        600, gt=0, description="Age of an undelivered event, or of a transaction holding a gap open, that is too much"
+    )
     log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
 
@@ -80,6 +90,16 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return frozenset(name for part in value.split(",") if (name := part.strip()))
+
+    @field_validator("owners", mode="before")
+    @classmethod
+    def _split_owners(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        owners = tuple(name for part in value.split(",") if (name := part.strip()))
+        if any(not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[a-z]{2,}", owner) for owner in owners):
+            raise ValueError("OUTBOX_OWNERS must be e-mail addresses or team:name, separated by commas")
+        return owners
 
     @field_validator("postgres_url")
     @classmethod

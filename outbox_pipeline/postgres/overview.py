@@ -3,6 +3,7 @@
 Invariant: nothing here locks or changes a row, so an operator may ask as often as they like while batches are cut.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -20,6 +21,16 @@ from outbox_pipeline.settings import shown_url
 def read_overview(connection: Connection, *, most: int) -> RowMapping:
     """Return the one row of `status.sql`; at most *most* pending events are counted."""
     return connection.execute(query("status"), {"most": most}).mappings().one()
+
+
+def read_gap_holders(connection: Connection) -> Sequence[RowMapping]:
+    """Return the transactions that keep gaps open, longest first, as `gap_holders.sql` describes them."""
+    return connection.execute(query("gap_holders")).mappings().all()
+
+
+def read_ledger_breaches(connection: Connection) -> Sequence[RowMapping]:
+    """Return each rule of the ledger that is broken, how often, and one place; none when it is sound."""
+    return connection.execute(query("ledger_breaches")).mappings().all()
 
 
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:

@@ -151,15 +151,16 @@ def test_status_probes_stretches_and_scans_nothing(stores: Stores) -> None:
     with stores.engine.begin() as connection:
         statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {query_text('status')}")
         plan = connection.scalar(statement, {"most": 1_000_000})[0]["Plan"]
-    on_event = [node for node in _nodes(plan) if node.get("Relation Name") == "event"]
+    on_event = [node for node in nodes(plan) if node.get("Relation Name") == "event"]
 
     assert on_event
     assert all("Index" in node["Node Type"] for node in on_event)
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in on_event) < 2_000
 
 
-def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every node of a plan."""
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
 
 
 def fail_batch(stores: Stores, reason: str, *, max_attempts: int = 10) -> UUID:
