@@ -53,6 +53,11 @@ def read_switched_off(connection: Connection, names: list[str]) -> list[str]:
     return [name for name in names if connection.scalar(select(func.current_setting(name))) != "on"]
 
 
+def read_vacuum_off(connection: Connection) -> list[str]:
+    """Return server settings and tables of the outbox that keep autovacuum from working."""
+    return list(connection.execute(query("vacuum_off")).scalars())
+
+
 def require_storage(url: str) -> None:
     """Connect once to the database of Dagster's storage, with the driver its URL names.
 
