@@ -66,7 +66,7 @@ def _cell(name: str) -> str:
 
 
 def _runs_of(batch: Batch) -> str:
-    return f"/runs?q[0]={quote(f'tag:{BATCH_ID_TAG}={batch.batch_id}', safe='')}"
+    return f"/runs?q%5B%5D={quote(f'tag:{BATCH_ID_TAG}={batch.batch_id}', safe='')}"
 
 
 def _day(batch: Batch) -> str:

@@ -209,6 +209,14 @@ BREACHES = {
         "refused_and_delivered",
         "requeued",
     ),
+    "refused and in a batch": (
+        [
+            "UPDATE outbox.batch SET positions = positions + (SELECT int8multirange(int8range(position, position + 1))"
+            " FROM outbox.quarantined_event), event_count = 6, accepted_count = 5"
+        ],
+        "refused_and_delivered",
+        "position 5",
+    ),
     "trigger off": (
         ["ALTER TABLE outbox.event DISABLE TRIGGER event_is_never_updated"],
         "guard_missing",

@@ -45,7 +45,7 @@ def test_a_batch_is_told_in_a_few_lines() -> None:
     assert "`context_too_large` 1, `event_type_unknown` 1" in said
     assert "waited 3.2 s" in said
     assert "attempt 2, generation 1" in said
-    assert f"/runs?q[0]=tag%3Aoutbox%2Fbatch_id%3D{BATCH.batch_id}" in said
+    assert f"/runs?q%5B%5D=tag%3Aoutbox%2Fbatch_id%3D{BATCH.batch_id}" in said
     assert "partition=2026-11-22" in said
     assert f"outbox quarantine list --batch {BATCH.batch_id}" in said
 

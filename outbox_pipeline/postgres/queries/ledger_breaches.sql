@@ -19,7 +19,9 @@ recent AS MATERIALIZED (
     WHERE foreign_positions = '{}'
 ),
 refused AS MATERIALIZED (
-    SELECT position, status FROM outbox.quarantined_event ORDER BY quarantine_id DESC LIMIT 1000
+    SELECT coalesce(range_agg(int8range(position, position + 1)), '{}') AS positions
+    FROM (SELECT position, status FROM outbox.quarantined_event ORDER BY quarantine_id DESC LIMIT 1000) AS latest
+    WHERE status <> 'requeued'
 ),
 guard (name) AS (
     VALUES ('event_is_never_updated'), ('event_is_never_truncated'), ('event_is_deleted_only_when_processed')
@@ -43,11 +45,15 @@ breach (rule, place) AS (
     WHERE rejected_count <> (SELECT count(*) FROM outbox.quarantined_event AS quarantined
                              WHERE quarantined.batch_id = recent.batch_id)
     UNION ALL
-    SELECT 'refused_and_delivered', refused.position::text
+    SELECT 'refused_and_delivered', lower(stretch)::text
     FROM refused
-    WHERE status <> 'requeued'
-        AND (EXISTS (SELECT FROM pending WHERE stretch @> refused.position)
-             OR EXISTS (SELECT FROM outbox.batch WHERE positions @> refused.position))
+    CROSS JOIN (SELECT positions FROM outbox.unclaimed UNION ALL SELECT positions FROM outbox.gap) AS place
+    CROSS JOIN LATERAL unnest(refused.positions * place.positions) AS stretch
+    UNION ALL
+    SELECT 'refused_and_delivered', lower(stretch)::text
+    FROM refused
+    CROSS JOIN LATERAL unnest(refused.positions) AS stretch
+    CROSS JOIN LATERAL (SELECT FROM outbox.batch WHERE batch.positions && stretch LIMIT 1) AS claimed
     UNION ALL
     SELECT 'guard_missing', guard.name
     FROM guard
