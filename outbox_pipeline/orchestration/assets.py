@@ -7,10 +7,11 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.clickhouse.table import COLUMNS, column_comments
-from outbox_pipeline.orchestration.health import OUTBOX_KEY, VOUCHED
+from outbox_pipeline.orchestration.health import VOUCHED
 from outbox_pipeline.orchestration.ops import (
     DELIVERED_WHOLE,
     EVENT_LOG,
+    OUTBOX_KEY,
     extract_batch,
     load_batch,
     mark_processed,
@@ -26,7 +27,7 @@ _OWNERS = list(load_settings().owners or ())
 _OUTBOX_RUNBOOK = """
 | question | answer |
 |---|---|
-| Is something late, and why? | the checks of `event_log`; `outbox status` |
+| Is something late, and why? | the checks of this asset; `outbox status` |
 | Where is one event? | `outbox trace EVENT_ID`; view `outbox.event_status` |
 | Nothing is cut? | *Automation* → `outbox_sensor`: its latest tick says why |
 | This asset is overdue? | something was late for half an hour, or `health_sensor` is stopped or fails |
@@ -38,6 +39,7 @@ _EVENT_LOG_RUNBOOK = """
 | Is a day whole? | *Materialize* its partition: each batch is proved, and repaired where ClickHouse differs |
 | A run failed? | Its batch is tried again by itself; the sentence of the failed step says what is wrong |
 | Batches are parked? | Fix what `outbox status` shows as last error, then run `resume_parked_batches` |
+| Is anything late, held back or refused? | the checks of `postgres/outbox` |
 | Events are held? | `outbox quarantine list`, then `requeue_quarantined` or `discard_quarantined` |
 | Is everything set up right? | `outbox doctor` |
 """

@@ -1,14 +1,17 @@
-"""The pipeline's health in the UI: checks of `event_log`, the outbox's numbers, and who watches the watcher.
+"""The pipeline's health in the UI: checks of the outbox, its numbers, and who watches the watcher.
 
 One sensor reports all of it without a run, since a process every few minutes for a few counts would cost more than the
 delivery it watches. Each check can also be executed by hand. A check keeps its last answer for ever, so a stopped
 sensor would leave it green: therefore the sensor vouches for the outbox while it finds nothing late, and
 `postgres/outbox` has a freshness policy that turns red when nobody has vouched for half an hour.
 
-Dagster's freshness counts materializations only (not observations), of the whole asset. The vouching is therefore a
-materialization, and of the outbox: none but the sensor makes one there, whereas `event_log` has one from each delivery
-of whatever batch, and one that delivers nothing would wake whoever waits for new events. A quiet outbox is vouched for
-like any other, so it never turns red for being quiet.
+All of this hangs on `postgres/outbox` and not on `event_log`, for two reasons in Dagster. It shows a check as not
+evaluated once its asset was materialized again, as `event_log` is with every batch. And its freshness counts
+materializations only (not observations) of the whole asset: `event_log` has one from each delivery of whatever batch,
+and one that delivers nothing would wake whoever waits for new events. The outbox has none but the sensor's vouching, so
+a quiet outbox is vouched for like any other and never turns red for being quiet.
+
+Invariant: a tick that vouches reports every check after it, so that none is shown as not evaluated.
 """
 
 import json
@@ -22,15 +25,13 @@ import dagster as dg
 from outbox_pipeline import quarantine
 from outbox_pipeline.monitoring.health import Answer, Health, judge_gaps, judge_lag, judge_ledger, read_health
 from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, told
 from outbox_pipeline.orchestration.resources import PipelineResource
 
 LAG_BELOW_THRESHOLD = "lag_below_threshold"
 NO_OLD_GAP = "no_old_gap"
 LEDGER_CONSISTENT = "ledger_consistent"
-
-OUTBOX_KEY = dg.AssetKey(["postgres", "outbox"])
 
 _REPORTED_EVERY_SECONDS = 600
 
@@ -55,7 +56,7 @@ class Report:
 
 
 @dg.asset_check(
-    asset=EVENT_LOG,
+    asset=OUTBOX_KEY,
     name=LAG_BELOW_THRESHOLD,
     description=(
         "No committed event has been undelivered for longer than OUTBOX_ALERT_LAG_SECONDS. Red says where the late "
@@ -68,7 +69,7 @@ def lag_below_threshold(pipeline: PipelineResource) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset=EVENT_LOG,
+    asset=OUTBOX_KEY,
     name=NO_OLD_GAP,
     description=(
         "No transaction that writes into the outbox has been open for longer than OUTBOX_ALERT_LAG_SECONDS. Yellow "
@@ -82,7 +83,7 @@ def no_old_gap(pipeline: PipelineResource) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset=EVENT_LOG,
+    asset=OUTBOX_KEY,
     name=LEDGER_CONSISTENT,
     description=(
         "Every position is in exactly one place, batches hold as many events as they count, and the guards on the "
@@ -102,8 +103,8 @@ health_checks = [lag_below_threshold, no_old_gap, ledger_consistent]
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Reports the checks lag_below_threshold, no_old_gap, ledger_consistent and quarantine_empty of event_log: at "
-        "once when an answer changes, and every ten minutes otherwise, then with the numbers of postgres/outbox as an "
+        "Reports the checks of postgres/outbox (lag_below_threshold, no_old_gap, ledger_consistent, quarantine_empty): "
+        "at once when an answer changes, and every ten minutes otherwise; with them the outbox's numbers, as an "
         "observation. A few queries in PostgreSQL, no run. While it is stopped, postgres/outbox turns overdue."
     ),
 )
@@ -116,13 +117,9 @@ def health_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     before = _last_reported(context.cursor)
     is_due = before.get("slot") != slot
     news = [name for name in reports if is_due or before.get("answers", {}).get(name) != answers[name]]
-    events: list[dg.AssetCheckEvaluation | dg.AssetObservation | dg.AssetMaterialization] = [
-        _evaluation(name, reports[name]) for name in news
-    ]
-    if news:
-        events += _about_outbox(health, is_in_time=reports[LAG_BELOW_THRESHOLD].is_well)
+    events = _about_outbox(health, may_vouch=is_due and reports[LAG_BELOW_THRESHOLD].is_well) if news else []
     return dg.SensorResult(
-        asset_events=events,
+        asset_events=[*events, *(_evaluation(name, reports[name]) for name in news)],
         skip_reason=_summary(reports, news),
         cursor=json.dumps({"slot": slot, "answers": answers}),
     )
@@ -156,7 +153,7 @@ def _result(name: str, reports: Mapping[str, Report]) -> dg.AssetCheckResult:
 
 def _evaluation(name: str, report: Report) -> dg.AssetCheckEvaluation:
     return dg.AssetCheckEvaluation(
-        asset_key=EVENT_LOG,
+        asset_key=OUTBOX_KEY,
         check_name=name,
         passed=report.is_well,
         severity=_SEVERITY[name],
@@ -166,9 +163,9 @@ def _evaluation(name: str, report: Report) -> dg.AssetCheckEvaluation:
     )
 
 
-def _about_outbox(health: Health, *, is_in_time: bool) -> list[dg.AssetObservation | dg.AssetMaterialization]:
+def _about_outbox(health: Health, *, may_vouch: bool) -> list[dg.AssetObservation | dg.AssetMaterialization]:
     seen = dg.AssetObservation(OUTBOX_KEY, metadata=metadata.of_status(health.status))
-    if not is_in_time:
+    if not may_vouch:
         return [seen]
     vouched = dg.AssetMaterialization(
         OUTBOX_KEY,

@@ -4,8 +4,6 @@ import dagster as dg
 from pydantic import Field
 
 from outbox_pipeline.orchestration.assets import event_log
-from outbox_pipeline.orchestration.health import health_checks
-from outbox_pipeline.orchestration.quarantine import quarantine_empty
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import parked_batches, resume_parked
@@ -15,8 +13,7 @@ MAX_RUNTIME_SECONDS = 3600
 
 deliver_batch = dg.define_asset_job(
     "deliver_batch",
-    # These checks have a sensor of their own; a delivery must not pay for them.
-    selection=dg.AssetSelection.assets(event_log) - dg.AssetSelection.checks(quarantine_empty, *health_checks),
+    selection=dg.AssetSelection.assets(event_log),
     description=(
         "Extract, validate, load and mark one batch of events. outbox_sensor starts it; started by hand without a "
         "batch id it proves the chosen day."

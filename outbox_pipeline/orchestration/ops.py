@@ -23,6 +23,7 @@ from outbox_pipeline.relay.attempts import end_failed
 from outbox_pipeline.relay.replay import Outcome, batches_of_day, replay
 
 EVENT_LOG = dg.AssetKey("event_log")
+OUTBOX_KEY = dg.AssetKey(["postgres", "outbox"])
 DELIVERED_WHOLE = "delivered_whole"
 
 _AFTER = {"after": dg.In(dg.Nothing)}

@@ -12,7 +12,7 @@ from pydantic import Field
 from outbox_pipeline import quarantine
 from outbox_pipeline.errors import OutboxError, QuarantineError, first_line
 from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.quarantine import Filter
 
@@ -121,7 +121,7 @@ def discard_quarantined() -> None:
 
 
 @dg.asset_check(
-    asset=EVENT_LOG,
+    asset=OUTBOX_KEY,
     name=QUARANTINE_EMPTY,
     description=(
         "No event is held in quarantine. Yellow while some are: they were refused by validation and wait for somebody "

@@ -19,10 +19,9 @@ from outbox_pipeline.orchestration.health import (
     LAG_BELOW_THRESHOLD,
     LEDGER_CONSISTENT,
     NO_OLD_GAP,
-    OUTBOX_KEY,
     health_sensor,
 )
-from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.cut import cut_batches
@@ -51,7 +50,7 @@ def tick(instance: dg.DagsterInstance, stores: Stores, cursor: str | None = None
 
 def latest_check(instance: dg.DagsterInstance, name: str) -> dg.AssetCheckEvaluation | None:
     """Return what the UI shows of a check."""
-    key = dg.AssetCheckKey(EVENT_LOG, name)
+    key = dg.AssetCheckKey(OUTBOX_KEY, name)
     (record,) = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values() or (None,)
     if record is None or record.event is None or record.event.dagster_event is None:
         return None
@@ -139,7 +138,7 @@ def test_each_check_can_be_executed_by_hand(instance: dg.DagsterInstance, stores
     tick(instance, stores)
     reported_one = latest_check(instance, name)
     job = build_definitions().resolve_implicit_global_asset_job_def()
-    chosen = job.get_subset(asset_selection=set(), asset_check_selection={dg.AssetCheckKey(EVENT_LOG, name)})
+    chosen = job.get_subset(asset_selection=set(), asset_check_selection={dg.AssetCheckKey(OUTBOX_KEY, name)})
 
     (check,) = chosen.execute_in_process(instance=instance).get_asset_check_evaluations()
 
@@ -172,6 +171,27 @@ def test_the_outbox_shows_numbers_that_plot(instance: dg.DagsterInstance, stores
     shown = {name: value.value for name, value in record.asset_observation.metadata.items()}
     assert (shown["pending"], shown["in_flight"], shown["quarantined"], shown["undelivered"]) == (2, 0, 1, 2)
     assert isinstance(shown["lag_seconds"], float)
+
+
+def test_checks_are_reported_after_vouching(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Dagster shows a check as not evaluated once its asset is materialized again, so every check comes after that."""
+    kinds = [type(event) for event in tick(instance, stores).asset_events]
+
+    assert kinds.count(dg.AssetMaterialization) == 1
+    assert kinds.index(dg.AssetMaterialization) < kinds.index(dg.AssetCheckEvaluation)
+    assert kinds.count(dg.AssetCheckEvaluation) == len(ALL)
+
+
+def test_one_changed_check_does_not_outdate_the_others(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Between two full reports a change is reported alone, without vouching."""
+    first = tick(instance, stores)
+    publish(stores.engine, 1, context="[]")
+    relay(stores, until_empty=True)
+
+    second = tick(instance, stores, first.cursor)
+
+    assert reported(second) == [QUARANTINE_EMPTY]
+    assert not [event for event in second.asset_events if isinstance(event, dg.AssetMaterialization)]
 
 
 def forget_outbox(instance: dg.DagsterInstance) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
+from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.quarantine import count_held, show
@@ -18,7 +18,7 @@ from outbox_pipeline.settings import today
 from tests.fixtures.events import publish
 from tests.orchestration.test_health import latest_check, tick
 
-CHECK = dg.AssetCheckKey(EVENT_LOG, QUARANTINE_EMPTY)
+CHECK = dg.AssetCheckKey(OUTBOX_KEY, QUARANTINE_EMPTY)
 
 
 def hold(stores: Stores, count: int = 1, *, event_type: str = "order_placed") -> list[UUID]:
