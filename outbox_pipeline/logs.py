@@ -26,6 +26,7 @@ EVENTS = frozenset(
         "events_requeued",
         "lease_not_renewed",
         "ledger_adopted",
+        "metrics_unavailable",
         "process_killed",
         "process_restarted",
     }

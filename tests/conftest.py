@@ -7,6 +7,7 @@ pytest_plugins = [
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",
+    "tests.fixtures.webhook",
     "tests.fixtures.stack",
     "tests.fixtures.homes",
     "tests.fixtures.lives",

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
 from outbox_pipeline.orchestration.health import health_checks, health_sensor
 from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
@@ -24,7 +25,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
         assets=[OUTBOX, event_log],
         asset_checks=[quarantine_empty, *health_checks],
         jobs=[deliver_batch, resume_parked_batches, requeue_quarantined, discard_quarantined, recheck_batches],
-        sensors=[outbox_sensor, health_sensor, recheck_sensor],
+        sensors=[outbox_sensor, health_sensor, recheck_sensor, alert_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,

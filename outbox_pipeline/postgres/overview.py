@@ -33,6 +33,11 @@ def read_ledger_breaches(connection: Connection) -> Sequence[RowMapping]:
     return connection.execute(query("ledger_breaches")).mappings().all()
 
 
+def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float]) -> RowMapping:
+    """Return the one row of `metrics.sql`; pending events are counted one by one up to *most*."""
+    return connection.execute(query("metrics"), {"most": most, "quantiles": list(quantiles)}).mappings().one()
+
+
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:
     """Return what the ledger knows of an event, None when the outbox does not hold it."""
     return connection.execute(query("event_life"), {"event_id": event_id}).mappings().one_or_none()

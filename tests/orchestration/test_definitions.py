@@ -15,6 +15,7 @@ from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE, LOCATION_NAME
 from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.resources import PipelineResource
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +67,7 @@ def test_everything_shown_in_the_ui_is_described() -> None:
     assert len(ops) >= 8
     assert [getattr(item, "name", item) for item in shown if len(item.description or "") <= 80] == []
     assert sorted(fields) == []
+    assert all(field.description for field in PipelineResource.model_fields.values())
 
 
 def test_every_op_and_asset_says_what_it_touches() -> None:
