@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.stores",
+    "tests.fixtures.roles",
     "tests.fixtures.events",
     "tests.fixtures.children",
     "tests.fixtures.proxy",

@@ -62,7 +62,7 @@ def trace(
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check settings, servers, schemas, clocks, ledger and Dagster, and say what to do about each thing that is wrong.
+    """Check settings, servers, grants, schemas, clocks, ledger, Dagster; say what to do about each thing that is wrong.
 
     Changes nothing. Exit code 1 when a check fails.
 

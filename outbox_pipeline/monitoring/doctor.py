@@ -19,7 +19,7 @@ from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-from outbox_pipeline.postgres.overview import read_server, read_switched_off, read_vacuum_off
+from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, read_vacuum_off
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.cut import ledger_problem
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
@@ -39,6 +39,7 @@ CHECKS = (
     "postgres encoding",
     "postgres durability",
     "postgres vacuum",
+    "grants",
     "schema",
     "ledger",
     "clickhouse",
@@ -111,14 +112,14 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
         version, encoding = _read_postgres(engine, clocks)
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
-        yield from skipped(
-            ["postgres encoding", "postgres durability", "postgres vacuum", "schema", "ledger"], "postgres"
-        )
+        needing = ["postgres encoding", "postgres durability", "postgres vacuum", "grants", "schema", "ledger"]
+        yield from skipped(needing, "postgres")
         return
     yield check_postgres_version(version, shown_url(settings.postgres_url))
     yield check_encoding(encoding)
     yield _outcome("postgres durability", lambda: _check_postgres_durability(engine))
     yield _outcome("postgres vacuum", lambda: _check_vacuum(engine))
+    yield _outcome("grants", lambda: _check_grants(engine))
     schema = _outcome("schema", lambda: _check_schema(engine))
     yield schema
     if schema.ok:
@@ -166,6 +167,26 @@ def _check_vacuum(engine: Engine) -> str:
         "settings on, and ALTER TABLE … RESET (autovacuum_enabled)."
     )
     return _fine(problem if off else None, "Autovacuum works on the server and on the outbox's tables.")
+
+
+def _check_grants(engine: Engine) -> str:
+    with ledger_transaction(engine) as connection:
+        grants = read_grants(connection)
+    if not grants["schema_exists"]:
+        return "There is no outbox schema yet, so nothing to be granted."
+    return _fine(grants_problem(**grants), f"Role {grants['role_name']} may do what delivery needs.")
+
+
+def grants_problem(*, role_name: str, group_exists: bool, missing: list[str], schema_exists: bool = True) -> str | None:
+    """Return the sentence for a role that lacks rights, None when it may do what delivery needs."""
+    if not missing or not schema_exists:
+        return None
+    create = "" if group_exists else "CREATE ROLE outbox_pipeline as a superuser, "
+    return (
+        f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {create}"
+        "SELECT outbox.grant_roles() as the owner of schema outbox, "
+        f"then GRANT outbox_pipeline TO {role_name} as a superuser."
+    )
 
 
 def _check_schema(engine: Engine) -> str:

@@ -192,7 +192,7 @@ def set_sequence(connection: Connection, position: int) -> None:
 
     Takes effect at once and survives a rollback, which costs positions and nothing else.
     """
-    connection.execute(text("SELECT setval('outbox.event_position_seq', :position)"), {"position": position})
+    connection.execute(text("SELECT outbox.advance_positions(:position)"), {"position": position})
 
 
 def adopt_cluster(connection: Connection) -> None:

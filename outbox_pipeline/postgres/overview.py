@@ -53,6 +53,11 @@ def read_server(connection: Connection) -> tuple[int, str, datetime]:
     return int(row[0]), str(row[1]), row[2]
 
 
+def read_grants(connection: Connection) -> RowMapping:
+    """Return the one row of `missing_grants.sql`: what the current user lacks to deliver."""
+    return connection.execute(query("missing_grants")).mappings().one()
+
+
 def read_switched_off(connection: Connection, names: list[str]) -> list[str]:
     """Return those of the server's on/off settings that are off."""
     return [name for name in names if connection.scalar(select(func.current_setting(name))) != "on"]
