@@ -1,5 +1,6 @@
 """The three questions about a running pipeline, each broken on a real server and then asked."""
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -303,3 +304,19 @@ def test_looking_for_breaches_probes_the_batches(stores: Stores) -> None:
     assert on_batch
     assert not [node for node in on_batch if node["Node Type"] == "Seq Scan"]
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in on_batch) < 5_000
+
+
+def test_the_pipelines_role_may_look(stores: Stores, login: Callable[..., Engine]) -> None:
+    """The role that only delivers sees all it is asked about, and of a session of others at least who it is."""
+    looking = login("outbox_pipeline")
+    with stores.engine.connect() as slow, slow.begin():
+        pid = pid_of(slow)
+        publish_in(slow, 1)
+        publish(stores.engine, 1)
+        cut_batches(stores.engine, stores.settings, most=1)
+        health = read_health(looking)
+
+    answer = judge_gaps(health, limit_seconds=0)
+    assert judge_ledger(health).is_well
+    assert f"pid {pid} (" in answer.said
+    assert "insufficient" not in answer.said
