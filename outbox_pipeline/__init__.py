@@ -10,16 +10,40 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from outbox_pipeline.errors import NoTransactionError, PublishError
     from outbox_pipeline.events import Event
-    from outbox_pipeline.publish import publish_event, publish_events
+    from outbox_pipeline.ids import EventId
+    from outbox_pipeline.publish import (
+        not_published_count,
+        publish_event,
+        publish_event_async,
+        publish_events,
+        publish_events_async,
+        publishes,
+    )
 
-__all__ = ["Event", "NoTransactionError", "PublishError", "publish_event", "publish_events"]
+__all__ = [
+    "Event",
+    "EventId",
+    "NoTransactionError",
+    "PublishError",
+    "not_published_count",
+    "publish_event",
+    "publish_event_async",
+    "publish_events",
+    "publish_events_async",
+    "publishes",
+]
 
 _HOMES = {
     "Event": "events",
+    "EventId": "ids",
     "NoTransactionError": "errors",
     "PublishError": "errors",
+    "not_published_count": "publish",
     "publish_event": "publish",
+    "publish_event_async": "publish",
     "publish_events": "publish",
+    "publish_events_async": "publish",
+    "publishes": "publish",
 }
 
 

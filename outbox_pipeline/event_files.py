@@ -7,7 +7,6 @@ find where it ends and never encoded again, so `1.10`, `1e400`, long integers, d
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, BinaryIO, NoReturn
 
@@ -72,7 +71,7 @@ def parse_event(line: str, *, context_max_bytes: int) -> EventRow:
     _check_context(context, values.pop("event_context"), max_bytes=context_max_bytes)
     moment = values.pop("event_date_time", None)
     row = prepare_event({}, event_date_time=None if moment is None else _moment(moment), **values)
-    return replace(row, event_context=context)
+    return row._replace(event_context=context)
 
 
 def _decoded(line: bytes) -> str:

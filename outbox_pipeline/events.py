@@ -10,14 +10,14 @@ byte, so whatever can be refused is refused before the caller's transaction sees
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from outbox_pipeline.errors import PublishError, first_line
 from outbox_pipeline.ids import uuid7
@@ -28,6 +28,21 @@ VERSION_MAX = 2**63 - 1
 
 #: Deeper nesting is refused: PostgreSQL's parser and many readers recurse.
 DEPTH_MAX = 200
+
+#: Names almost all events have; whatever else is allowed is found out more slowly.
+_PLAIN_NAME = re.compile(rf"[!-~][ -~]{{0,{TEXT_MAX_CHARACTERS - 1}}}")
+
+_READABLE = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+
+#: Python reads and writes no longer number without being told to.
+_DIGITS_MAX = 4_300
+_ENDLESS_NUMBER = re.compile(rf"\d{{{_DIGITS_MAX}}}")
+
+#: Types that are themselves and no subclass: nothing in them is turned into anything on the way to JSON.
+_PLAIN_KEYS = frozenset({str})
+_PLAIN_LEAVES = frozenset({str, int, float, bool, type(None)})
+_PLAIN_TYPES = _PLAIN_LEAVES | {dict, list, tuple}
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -56,8 +71,7 @@ class Event(BaseModel):
             cls.__metadata_version__ = metadata_version
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(NamedTuple):
     """One event as the outbox stores it; `event_context` is the JSON text, made once and sent as it is."""
 
     event_id: UUID
@@ -89,7 +103,9 @@ def prepare_event(
     A mapping is its own context and needs an `event_type`. Raises PublishError naming the first field that cannot
     be stored and why.
     """
-    if isinstance(event, Event):
+    if type(event) is dict:
+        pass
+    elif isinstance(event, Event):
         event_type = event.__event_type__ if event_type is None else event_type
         metadata_version = event.__metadata_version__ if metadata_version is None else metadata_version
     elif not isinstance(event, Mapping):
@@ -105,6 +121,39 @@ def prepare_event(
     )
 
 
+def prepare_events(
+    events: Iterable[Event | Mapping[str, Any]], *, event_ids: Iterable[UUID | str | None], **shared: Any
+) -> list[EventRow]:
+    """Return the rows of *events* with their *event_ids*; *shared* are keywords of `prepare_event`, for all of them.
+
+    What events of one class share is checked once, which halves the cost of many.
+    """
+    firsts: dict[type, EventRow] = {}
+    rows: list[EventRow] = []
+    for event, event_id in zip(events, event_ids, strict=False):
+        first = firsts.get(type(event))
+        if first is None:
+            row = firsts[type(event)] = prepare_event(event, event_id=event_id, **shared)
+        else:
+            row = _prepared_like(first, event, event_id, shared.get("event_date_time"))
+        rows.append(row)
+    return rows
+
+
+def _prepared_like(
+    first: EventRow, event: Event | Mapping[str, Any], event_id: UUID | str | None, when: datetime | None
+) -> EventRow:
+    return EventRow(
+        _checked_id(event_id),
+        first.event_type,
+        datetime.now(UTC) if when is None else when,
+        first.environment,
+        _checked_size(context_text(event)),
+        first.metadata_version,
+        first.trace_context,
+    )
+
+
 def context_text(event: Event | Mapping[str, Any]) -> str:
     r"""Return the context of *event* as compact JSON text.
 
@@ -113,10 +162,13 @@ def context_text(event: Event | Mapping[str, Any]) -> str:
     its escape, like `\u0000`. Raises PublishError for anything JSON has no word for.
     """
     try:
-        context = event.model_dump(mode="json", by_alias=True) if isinstance(event, Event) else dict(event)
-        text = _dumped(context)
-        _check_structure(context)
-        if isinstance(event, Event) and "null" in text:
+        # A dict is the common case, and asking pydantic's classes who is theirs is slow.
+        if type(event) is dict or not isinstance(event, Event):
+            context = event if type(event) is dict else dict(event)
+            return _plain_text(context) or _dumped(context)
+        context = event.model_dump(mode="json", by_alias=True)
+        text = _plain_text(context) or _dumped(context)
+        if "null" in text:
             _refuse_vanished_floats(event)
     except PublishError:
         raise
@@ -125,14 +177,43 @@ def context_text(event: Event | Mapping[str, Any]) -> str:
     return text
 
 
+def _plain_text(context: dict[str, Any]) -> str | None:
+    # Five times faster than json, but it would write more than JSON knows: so only for what both write alike.
+    try:
+        text = to_json(context).decode()
+    except ValueError:
+        return None
+    # Each level opens and closes, so a short text needs no counting.
+    is_shallow = len(text) <= 2 * DEPTH_MAX or text.count("{") + text.count("[") <= DEPTH_MAX
+    is_finite = "NaN" not in text and "Infinity" not in text
+    is_readable = len(text) < _DIGITS_MAX or not _ENDLESS_NUMBER.search(text)
+    return text if is_shallow and is_finite and is_readable and _is_plain(context) else None
+
+
+def _is_plain(context: dict[str, Any]) -> bool:
+    remaining: list[Any] = [context]
+    for value in remaining:
+        children = value
+        if type(value) is dict:
+            if not _PLAIN_KEYS.issuperset(map(type, value)):
+                return False
+            children = value.values()
+        if not _PLAIN_LEAVES.issuperset(map(type, children)):
+            if not _PLAIN_TYPES.issuperset(map(type, children)):
+                return False
+            remaining.extend(child for child in children if type(child) not in _PLAIN_LEAVES)
+    return True
+
+
 def _dumped(context: dict[str, Any]) -> str:
-    text = json.dumps(context, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    if _is_encodable(text):
-        return text
-    return json.dumps(context, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    text = _READABLE.encode(context)
+    _check_structure(context)
+    return text if _is_encodable(text) else _ESCAPED.encode(context)
 
 
 def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -171,7 +252,7 @@ def _children(value: object) -> Iterator[object]:
 
 
 def _checked_size(text: str) -> str:
-    size = len(text.encode())
+    size = len(text) if text.isascii() else len(text.encode())
     if size > _context_max_bytes():
         raise PublishError("event_context", f"has {size} bytes, more than OUTBOX_CONTEXT_MAX_BYTES allows")
     return text
@@ -183,6 +264,8 @@ def _context_max_bytes() -> int:
 
 
 def _checked_name(field: str, value: object) -> str:
+    if type(value) is str and _PLAIN_NAME.fullmatch(value):
+        return value
     text = _checked_text(field, value)
     if not text.strip():
         raise PublishError(field, "must not be empty")

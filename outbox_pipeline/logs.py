@@ -1,15 +1,17 @@
 """Log lines with names and ids, never with event contexts.
 
 The names are a closed set, listed in `EVENTS`; a line with another name is a defect that a test finds.
+The pipeline logs with structlog. An application that publishes may not have it, so it is loaded on first use.
 """
 
 import logging
 import sys
-from typing import Any, Protocol
-
-import structlog
+from typing import TYPE_CHECKING, Any, Protocol
 
 from outbox_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    pass
 
 #: Every name a log line may have.
 EVENTS = frozenset(
@@ -22,6 +24,8 @@ EVENTS = frozenset(
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
+        "event_not_published",
+        "event_repeated",
         "events_discarded",
         "events_requeued",
         "lease_not_renewed",
@@ -44,13 +48,39 @@ class Log(Protocol):
 
 
 def log() -> Log:
-    """Return the package's logger."""
+    """Return the pipeline's logger."""
+    import structlog
+
     logger: Log = structlog.get_logger("outbox_pipeline")
     return logger
 
 
+def application_log() -> Log:
+    """Return the logger for lines in somebody else's process: structlog where it is configured, else logging."""
+    structlog = sys.modules.get("structlog")
+    return log() if structlog and structlog.is_configured() else _StandardLog()
+
+
+class _StandardLog:
+    """Writes a line to Python's logger `outbox_pipeline`: the name, then its ids."""
+
+    def info(self, event: str, **ids: Any) -> None:
+        """Say that something happened."""
+        self._write(logging.INFO, event, ids)
+
+    def warning(self, event: str, **ids: Any) -> None:
+        """Say that something needs an eye."""
+        self._write(logging.WARNING, event, ids)
+
+    def _write(self, level: int, event: str, ids: dict[str, Any]) -> None:
+        told = " ".join(f"{name}={value!r}" for name, value in ids.items() if value is not None)
+        logging.getLogger("outbox_pipeline").log(level, "%s %s", event, told)
+
+
 def configure_logs(settings: Settings) -> None:
     """Write log lines to stderr as OUTBOX_LOG_FORMAT and OUTBOX_LOG_LEVEL say."""
+    import structlog
+
     is_json = settings.log_format == "json"
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if is_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())

@@ -51,6 +51,10 @@ class Settings(BaseSettings):
         None,
         description="Known event types, comma separated; others are quarantined. Empty: every type is known",
     )
+    event_modules: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description="Importable modules with Event classes to hold contexts against, comma separated",
+    )
     context_max_bytes: int = Field(
         1_000_000, ge=1, description="Largest context in bytes before an event is quarantined"
     )
@@ -103,6 +107,16 @@ class Settings(BaseSettings):
         if any(not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[a-z]{2,}", owner) for owner in owners):
             raise ValueError("OUTBOX_OWNERS must be e-mail addresses or team:name, separated by commas")
         return owners
+
+    @field_validator("event_modules", mode="before")
+    @classmethod
+    def _split_event_modules(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = tuple(name for part in value.split(",") if (name := part.strip()))
+        if not all(part.isidentifier() for name in names for part in name.split(".")):
+            raise ValueError("OUTBOX_EVENT_MODULES must be module names separated by commas, like shop.events")
+        return names
 
     @field_validator("postgres_url")
     @classmethod

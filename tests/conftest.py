@@ -1,10 +1,12 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`."""
 
 pytest_plugins = [
+    "pytester",
     "tests.fixtures.servers",
     "tests.fixtures.stores",
     "tests.fixtures.roles",
     "tests.fixtures.events",
+    "tests.fixtures.sessions",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",

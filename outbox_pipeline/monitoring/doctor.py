@@ -21,6 +21,7 @@ from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, read_vacuum_off
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
 
@@ -35,6 +36,7 @@ _ANSWER_SECONDS = 5.0
 CHECKS = (
     "settings",
     "start date",
+    "event models",
     "postgres",
     "postgres encoding",
     "postgres durability",
@@ -62,7 +64,7 @@ class ServerClock:
 def examine(settings: Settings) -> list[Check]:
     """Make every check; a failed connection skips what needs it."""
     clocks: list[ServerClock] = []
-    checks = [check_variables(os.environ), check_start_date(settings)]
+    checks = [check_variables(os.environ), check_start_date(settings), check_event_models(settings)]
     checks += _postgres_checks(settings, clocks)
     checks += _clickhouse_checks(settings, clocks)
     checks.append(check_clocks(clocks))
@@ -91,6 +93,18 @@ def check_start_date(settings: Settings) -> Check:
         said = f"OUTBOX_START_DATE is {first}, after today ({now} UTC), so no day has a partition: set an earlier day."
         return Check("start date", False, said)
     return Check("start date", True, f"Dagster's partitions start on {first}.")
+
+
+def check_event_models(settings: Settings) -> Check:
+    """Find modules and models that would stop every delivery at its validation."""
+    if not settings.event_modules:
+        return Check("event models", True, "OUTBOX_EVENT_MODULES is not set: no context is held against a model.")
+    return _outcome("event models", lambda: _said_of_models(settings.event_modules or ()))
+
+
+def _said_of_models(modules: tuple[str, ...]) -> str:
+    registry = load_registry(modules)
+    return f"{len(registry.models)} models of {len(registry.versions)} event types are registered."
 
 
 def check_clocks(clocks: list[ServerClock]) -> Check:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, func, text, update
+from sqlalchemy import Connection, func, select, text, update
 
 from outbox_pipeline.batches import BatchStatus, Proof
+from outbox_pipeline.postgres import claim
 from outbox_pipeline.postgres.queries import query
-from outbox_pipeline.postgres.tables import batch
+from outbox_pipeline.postgres.tables import batch, event
 
 #: Room above the highest position seen, so that publishers that draw while the sequence is set cannot be ahead of it.
 SEQUENCE_MARGIN = 1_000_000
@@ -185,6 +186,12 @@ def make_open_look_first(connection: Connection) -> int:
     """Count the other life's first attempt on each open batch, so that the next one looks before it sends."""
     statement = update(batch).where(batch.c.status != BatchStatus.PROCESSED, batch.c.attempt == 0).values(attempt=1)
     return connection.execute(statement).rowcount
+
+
+def highest_position(connection: Connection) -> int:
+    """Return the position beyond which no event stands here; a restore may leave the sequence below its events."""
+    highest_event = select(func.coalesce(func.max(event.c.position), 0)).scalar_subquery()
+    return max(claim.read_last_drawn(connection), connection.scalar(select(highest_event)) or 0)
 
 
 def set_sequence(connection: Connection, position: int) -> None:

@@ -31,6 +31,9 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 #: Columns in which every event has a value.
 REQUIRED = tuple(name for name in ARROW_TYPES if name != "trace_context")
 
+#: Column added once a batch fits the contract and there are models: what is wrong with a context, null for nothing.
+MODEL_PROBLEM = "model_problem"
+
 _TEXTS = tuple(name for name, arrow_type in ARROW_TYPES.items() if arrow_type == pa.string())
 
 

@@ -6,7 +6,7 @@ They read times as microseconds since 1970 and build no timestamps, which ±infi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import reduce
 from typing import Self
@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from outbox_pipeline.registry import Registry, load_registry
 from outbox_pipeline.settings import Settings
-from outbox_pipeline.validation.contract import REQUIRED
+from outbox_pipeline.validation.contract import MODEL_PROBLEM, REQUIRED
 
 #: How far an event's time may lie after `recorded_at`, in microseconds: one day.
 AHEAD_MAX_US = 86_400_000_000
@@ -49,26 +50,36 @@ class Reason(StrEnum):
     """The event's time is more than a day after the database recorded it, `infinity` included."""
     METADATA_VERSION_BELOW_1 = "metadata_version_below_1"
     """The metadata version is zero or negative."""
+    UNKNOWN_VERSION = "unknown_version"
+    """The type has models in OUTBOX_EVENT_MODULES, but none of this metadata version."""
     CONTEXT_NOT_OBJECT = "context_not_object"
     """The context is JSON but no object: an array, a text, a number, true, false or null."""
     CONTEXT_TOO_LARGE = "context_too_large"
     """The context's text is longer than OUTBOX_CONTEXT_MAX_BYTES."""
+    MODEL = "model"
+    """The context does not fit the model of its type and version; what is wrong follows after a colon."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """The limits an event is held against.
 
-    `known_event_types` None means every type is known; `context_max_bytes` counts the UTF-8 text as stored.
+    `known_event_types` None means every type is known; `context_max_bytes` counts the UTF-8 text as stored. Types
+    without a model in `registry` are not held against one.
     """
 
     known_event_types: frozenset[str] | None = None
     context_max_bytes: int = 1_000_000
+    registry: Registry = field(default_factory=Registry)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Return the rules *settings* ask for; an empty list of event types is no list."""
-        return cls(settings.event_types or None, settings.context_max_bytes)
+        """Return the rules *settings* ask for; an empty list of event types is no list.
+
+        Raises ConfigurationError when the application's models cannot be loaded.
+        """
+        registry = load_registry(settings.event_modules or ())
+        return cls(settings.event_types or None, settings.context_max_bytes, registry)
 
 
 Find = Callable[[pd.DataFrame, Rules], pa.ChunkedArray]
@@ -147,6 +158,16 @@ def _metadata_version_below_1(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedA
     return pc.less(_column(frame, "metadata_version"), 1)
 
 
+def _unknown_version(frame: pd.DataFrame, rules: Rules) -> pa.ChunkedArray:
+    types, versions = _column(frame, "event_type"), _column(frame, "metadata_version")
+    is_unknown = pa.chunked_array([pa.repeat(False, len(frame))])
+    for event_type in rules.registry.versions.keys() & set(pc.unique(types).to_pylist()):
+        known = pa.array(rules.registry.versions[event_type], pa.int64())
+        is_other = pc.and_(pc.is_valid(versions), pc.invert(pc.is_in(versions, value_set=known)))
+        is_unknown = pc.or_kleene(is_unknown, pc.and_kleene(pc.equal(types, event_type), is_other))
+    return is_unknown
+
+
 def _context_not_object(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
     # PostgreSQL has parsed the text already, so its first character tells what kind of JSON it is.
     contexts = _column(frame, "event_context")
@@ -161,6 +182,10 @@ def _context_too_large(frame: pd.DataFrame, rules: Rules) -> pa.ChunkedArray:
     return pc.greater(pc.binary_length(_column(frame, "event_context")), rules.context_max_bytes)
 
 
+def _model(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
+    return pc.is_valid(_column(frame, MODEL_PROBLEM))
+
+
 _FINDERS: dict[Reason, Find] = {
     Reason.VALUE_MISSING: _value_missing,
     Reason.INVALID_UTF8: _invalid_utf8,
@@ -171,13 +196,22 @@ _FINDERS: dict[Reason, Find] = {
     Reason.TIME_BEFORE_1970: _time_before_1970,
     Reason.TIME_TOO_FAR_AHEAD: _time_too_far_ahead,
     Reason.METADATA_VERSION_BELOW_1: _metadata_version_below_1,
+    Reason.UNKNOWN_VERSION: _unknown_version,
     Reason.CONTEXT_NOT_OBJECT: _context_not_object,
     Reason.CONTEXT_TOO_LARGE: _context_too_large,
+    Reason.MODEL: _model,
 }
 
 
 def finders(rules: Rules) -> dict[Reason, Find]:
     """Return the rules that apply, by reason; without a list of known types no type can be unknown."""
-    if rules.known_event_types is None:
-        return {reason: find for reason, find in _FINDERS.items() if reason is not Reason.EVENT_TYPE_UNKNOWN}
-    return dict(_FINDERS)
+    idle = set() if rules.known_event_types is not None else {Reason.EVENT_TYPE_UNKNOWN}
+    if not rules.registry.models:
+        idle |= {Reason.UNKNOWN_VERSION, Reason.MODEL}
+    return {reason: find for reason, find in _FINDERS.items() if reason not in idle}
+
+
+def readable(frame: pd.DataFrame, rules: Rules) -> pa.ChunkedArray:
+    """Return which contexts a model may be asked about: objects in valid UTF-8 within the size."""
+    unfit = [find(frame, rules) for find in (_invalid_utf8, _context_not_object, _context_too_large)]
+    return pc.invert(pc.fill_null(_any_of(unfit), True))

@@ -1,4 +1,4 @@
-"""Joins contract and rules into one pandera schema and turns what it finds into rejections.
+"""Puts contract and rules into pandera schemas and turns what they find into rejections.
 
 Invariant: no value of an event leaves this module. pandera would put the failing values into its messages,
 contexts included; `RuleCheck` gives it positions instead, which is also all the ledger wants to know.
@@ -17,18 +17,22 @@ from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from outbox_pipeline.errors import BatchDataError, first_line
-from outbox_pipeline.validation.contract import batch_frame, columns
-from outbox_pipeline.validation.rules import Find, Reason, Rules, finders
+from outbox_pipeline.validation.contract import MODEL_PROBLEM, batch_frame, columns
+from outbox_pipeline.validation.models import with_model_problems
+from outbox_pipeline.validation.rules import Find, Reason, Rules, finders, readable
 
 _ORDER = {reason: place for place, reason in enumerate(Reason)}
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """One event that must not be sent, with every reason against it in the order `Reason` lists them."""
+    """One event that must not be sent, with every reason against it in the order `Reason` lists them.
+
+    A reason is its code; after that of `Reason.MODEL` a colon and words follow.
+    """
 
     position: int
-    reasons: tuple[Reason, ...]
+    reasons: tuple[str, ...]
 
 
 class RuleCheck(pandera.Check):
@@ -53,21 +57,34 @@ def validate_events(table: pa.Table, rules: Rules) -> list[Rejection]:
     BatchDataError when it is not, because then no verdict on an event would mean anything.
     """
     frame = batch_frame(table)
+    _failures(_contract(), frame)
+    if rules.registry.models:
+        frame = with_model_problems(frame, rules.registry, readable(frame, rules))
+    failures = _failures(_schema(rules), frame)
+    return [] if failures is None else list(_rejections(failures, frame))
+
+
+def _failures(schema: pandera.DataFrameSchema, frame: pd.DataFrame) -> pd.DataFrame | None:
     try:
         # PANDERA_VALIDATION_ENABLED or _DEPTH in the environment must not switch the rules off unnoticed.
         with config_context(validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA):
-            _schema(rules).validate(frame, lazy=True, inplace=True)
+            schema.validate(frame, lazy=True, inplace=True)
     except SchemaErrors as errors:
         _require_contract(errors, frame)
-        return list(_rejections(errors.failure_cases))
-    return []
+        failures: pd.DataFrame = errors.failure_cases
+        return failures
+    return None
+
+
+@lru_cache(maxsize=1)
+def _contract() -> pandera.DataFrameSchema:
+    in_order = pandera.Check(lambda frame: _is_increasing(frame["position"]), name="positions_in_order")
+    return pandera.DataFrameSchema(columns(), checks=[in_order], strict=True)
 
 
 @lru_cache(maxsize=8)
 def _schema(rules: Rules) -> pandera.DataFrameSchema:
-    in_order = pandera.Check(lambda frame: _is_increasing(frame["position"]), name="positions_in_order")
-    checks = [RuleCheck(reason, find, rules) for reason, find in finders(rules).items()]
-    return pandera.DataFrameSchema(columns(), checks=[in_order, *checks], strict=True)
+    return pandera.DataFrameSchema(checks=[RuleCheck(reason, find, rules) for reason, find in finders(rules).items()])
 
 
 def _is_increasing(positions: pd.Series) -> bool:
@@ -106,9 +123,17 @@ def _told(error: SchemaError, frame: pd.DataFrame) -> str:
             return first_line(error, limit=200)
 
 
-def _rejections(cases: pd.DataFrame) -> Iterator[Rejection]:
+def _rejections(cases: pd.DataFrame, frame: pd.DataFrame) -> Iterator[Rejection]:
+    words = _words(frame) if MODEL_PROBLEM in frame else {}
     reasons: dict[int, list[Reason]] = {}
     for position, reason in zip(cases["failure_case"].tolist(), cases["check"].tolist(), strict=True):
         reasons.setdefault(position, []).append(Reason(reason))
     for position in sorted(reasons):
-        yield Rejection(position, tuple(sorted(reasons[position], key=_ORDER.__getitem__)))
+        ordered = sorted(reasons[position], key=_ORDER.__getitem__)
+        said = (f"{reason}: {words[position]}" if reason is Reason.MODEL else reason for reason in ordered)
+        yield Rejection(position, tuple(said))
+
+
+def _words(frame: pd.DataFrame) -> dict[int, str]:
+    told = frame.loc[frame[MODEL_PROBLEM].notna(), ["position", MODEL_PROBLEM]]
+    return dict(zip(told["position"].tolist(), told[MODEL_PROBLEM].tolist(), strict=True))

@@ -6,8 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from outbox_pipeline import publish_event
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
 from outbox_pipeline.clickhouse.table import table_problem
@@ -77,6 +80,22 @@ def test_each_column_arrives_as_published(stores: Stores) -> None:
     assert row["event_date_time"] == datetime(2026, 2, 2, 23, 5, 6, 789012, tzinfo=UTC)
     assert (row["metadata_version"], row["trace_context"], row["position"]) == (7, "00-ab-cd-01", 1)
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_trace_of_the_publisher_arrives(stores: Stores) -> None:
+    """The span an event was published in is in ClickHouse beside it; an event without one has an empty text."""
+    tracer = TracerProvider().get_tracer("tests")
+    with Session(stores.engine) as session, session.begin():
+        with tracer.start_as_current_span("checkout") as span:
+            publish_event(session, {}, event_type="traced")
+        publish_event(session, {}, event_type="untraced")
+
+    relay(stores, until_empty=True)
+
+    traced, untraced = rows(stores)
+    context = span.get_span_context()
+    assert str(traced["trace_context"]).startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
+    assert untraced["trace_context"] == ""
 
 
 def test_bad_events_are_held_and_good_ones_delivered(stores: Stores) -> None:

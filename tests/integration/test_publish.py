@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from outbox_pipeline import Event, NoTransactionError, PublishError, publish_event, publish_events
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.postgres.tables import event as event_table
-from outbox_pipeline.publish import PAGE_ROWS, insert_events
+from outbox_pipeline.publish import insert_events
+from outbox_pipeline.publish.pages import PAGE_ROWS
 
 
 class UserCreated(Event):

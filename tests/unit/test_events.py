@@ -10,11 +10,13 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field, computed_field
 
 from outbox_pipeline import events
 from outbox_pipeline.errors import PublishError
-from outbox_pipeline.events import DEPTH_MAX, Event, context_text, prepare_event, snake_case
+from outbox_pipeline.events import DEPTH_MAX, Event, context_text, prepare_event, prepare_events, snake_case
 from outbox_pipeline.settings import default_environment
 
 Item = TypeVar("Item")
@@ -197,6 +199,54 @@ def test_mapping_becomes_exact_json(context: Mapping[str, Any], text: str) -> No
 def test_surrogate_in_a_model_becomes_an_escape() -> None:
     """A model's text is carried as a mapping's is."""
     assert context_text(Measured(value="\ud800\0")) == '{"value":"\\ud800\\u0000"}'
+
+
+_LEAVES = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False)
+_VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+@given(st.dictionaries(st.text(), _VALUES))
+def test_every_value_json_knows_comes_back(context: dict[str, Any]) -> None:
+    """Whatever a context of plain values holds, its text says the same; all but floats as Python itself writes it."""
+    text = context_text(context)
+
+    assert json.loads(text) == context
+    if "." not in text and "e" not in text:
+        assert text == json.dumps(context, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_words_of_json_in_a_text_are_texts() -> None:
+    """A text that says NaN is a text, a number that is none is refused beside it."""
+    assert context_text({"a": "NaN, Infinity"}) == '{"a":"NaN, Infinity"}'
+    with pytest.raises(PublishError, match="event_context"):
+        context_text({"a": "NaN", "b": float("nan")})
+
+
+def test_many_are_prepared_as_each_one() -> None:
+    """Events of one call get the type, version and context that each would get alone, and ids of their own."""
+    events: list[Any] = [UserCreated(email="a"), OrderPaid(), UserCreated(email="b"), OrderPaid(), {"a": 1}, {"b": 2}]
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+
+    rows = prepare_events(events[:4], event_ids=[None] * 4, event_date_time=when, trace_context="t")
+    mappings = prepare_events(events[4:], event_ids=[None, str(UUID(int=7))], event_type="t", metadata_version=3)
+
+    for row, event in zip(rows, events, strict=False):
+        alone = prepare_event(event, event_id=row.event_id, event_date_time=when, trace_context="t")
+        assert row == alone
+    assert [(row.event_type, row.metadata_version, row.event_context) for row in mappings] == [
+        ("t", 3, '{"a":1}'),
+        ("t", 3, '{"b":2}'),
+    ]
+    assert mappings[1].event_id == UUID(int=7)
+    assert len({row.event_id for row in rows}) == 4
+
+
+@pytest.mark.parametrize("bad", [{"a": {1}}, None, "text", [1]])
+def test_one_bad_event_among_many_refuses_all(bad: Any) -> None:
+    """Wherever it stands."""
+    for many in ([bad, {}, {}], [{}, bad, {}], [{}, {}, bad]):
+        with pytest.raises(PublishError, match=r"event_context|event:"):
+            prepare_events(many, event_ids=[None] * 3, event_type="t")
 
 
 def _circle() -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from outbox_pipeline import Event
+from outbox_pipeline.registry import Registry
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.validation import Reason, Rejection, Rules, validate_events
 from outbox_pipeline.validation.contract import ARROW_TYPES
@@ -191,7 +193,10 @@ def test_every_reason_can_occur() -> None:
     """Each reason belongs to a rule; none is a word without a meaning."""
     from outbox_pipeline.validation.rules import finders
 
-    assert list(finders(Rules(frozenset()))) == list(Reason)
+    class Known(Event):
+        """Any model."""
+
+    assert list(finders(Rules(frozenset(), registry=Registry((Known,))))) == list(Reason)
 
 
 def test_rules_follow_the_settings() -> None:

@@ -2,13 +2,18 @@
 
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from sqlalchemy import TextClause, text
+if TYPE_CHECKING:
+    from sqlalchemy import TextClause
 
 
 @cache
-def query(name: str) -> TextClause:
+def query(name: str) -> "TextClause":
     """Return the statement in `<name>.sql`, ready to execute with bound parameters."""
+    # Applications that publish through a driver alone read the texts and never load SQLAlchemy.
+    from sqlalchemy import text
+
     return text(query_text(name))
 
 

@@ -1,0 +1,106 @@
+"""Publishing through a session that is called: SQLAlchemy's Session and Connection, psycopg's Connection."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, Unpack, overload
+from uuid import UUID
+
+from outbox_pipeline.events import EventRow
+from outbox_pipeline.ids import EventId
+from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
+from outbox_pipeline.publish.kinds import write_through
+from outbox_pipeline.publish.repeats import event_id_of, event_ids_of
+from outbox_pipeline.publish.steps import Manner
+
+if TYPE_CHECKING:
+    from outbox_pipeline.publish.kinds import SyncSession
+
+
+@overload
+def publish_event(
+    session: "SyncSession",
+    event: Publishable,
+    *,
+    required: Literal[True] = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId: ...
+@overload
+def publish_event(
+    session: "SyncSession",
+    event: Publishable,
+    *,
+    required: bool,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId | None: ...
+def publish_event(
+    session: "SyncSession",
+    event: Publishable,
+    *,
+    required: bool = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId | None:
+    """Write *event* into the outbox as part of the transaction of *session* and return its id.
+
+    *event* is an Event, or a mapping together with an `event_type`. Further keywords are `event_type`,
+    `metadata_version`, `event_date_time` (aware, now by default), `environment`, `event_id` and `trace_context`.
+    With an `event_id` of your own, publishing it again does nothing, whatever the event says now, and the id that is
+    returned says so: `is_repeat`. Without one a UUID version 7 is drawn.
+
+    With `required=False` the business comes first: an event that cannot be written is logged and counted, None is
+    returned, and the transaction goes on. `allow_autocommit=True` accepts a connection on which the event is
+    committed at once, alone.
+
+    Raises PublishError when the event cannot be stored and NoTransactionError on a connection in autocommit; in
+    both cases nothing was written and the transaction can go on. Errors of the database come as the library's own.
+    """
+    row = row_of(event, fields, is_required=required)
+    if row is None:
+        return None
+    return event_id_of(row, write_through(session, [row], Manner(required, allow_autocommit)))
+
+
+@overload
+def publish_events(
+    session: "SyncSession",
+    events: Iterable[Publishable],
+    *,
+    required: Literal[True] = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID]: ...
+@overload
+def publish_events(
+    session: "SyncSession",
+    events: Iterable[Publishable],
+    *,
+    required: bool,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID] | None: ...
+def publish_events(
+    session: "SyncSession",
+    events: Iterable[Publishable],
+    *,
+    required: bool = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID] | None:
+    """Write *events* in their order, a thousand to a round trip, and return their ids in the same order.
+
+    The keywords are those of `publish_event` and apply to every event, but for `event_ids`: one for each event.
+    All are checked before the first is written, and all are written or, with `required=False`, perhaps none.
+    """
+    rows = rows_of(events, fields, is_required=required)
+    if rows is None:
+        return None
+    return event_ids_of(rows, write_through(session, rows, Manner(required, allow_autocommit)))
+
+
+def insert_events(session: "SyncSession", rows: Sequence[EventRow]) -> int:
+    """Insert *rows* and return how many were new; those whose `event_id` the outbox already has are left out.
+
+    Raises NoTransactionError on a connection in autocommit, where a failing page would leave earlier ones behind.
+    """
+    return write_through(session, rows, Manner()) or 0

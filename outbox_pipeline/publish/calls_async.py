@@ -1,0 +1,83 @@
+"""Publishing through a session that is awaited: SQLAlchemy's AsyncSession and AsyncConnection, psycopg's, asyncpg's."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, Unpack, overload
+from uuid import UUID
+
+from outbox_pipeline.ids import EventId
+from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
+from outbox_pipeline.publish.kinds import write_through_async
+from outbox_pipeline.publish.repeats import event_id_of, event_ids_of
+from outbox_pipeline.publish.steps import Manner
+
+if TYPE_CHECKING:
+    from outbox_pipeline.publish.kinds import AsyncSessionKind
+
+
+@overload
+async def publish_event_async(
+    session: "AsyncSessionKind",
+    event: Publishable,
+    *,
+    required: Literal[True] = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId: ...
+@overload
+async def publish_event_async(
+    session: "AsyncSessionKind",
+    event: Publishable,
+    *,
+    required: bool,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId | None: ...
+async def publish_event_async(
+    session: "AsyncSessionKind",
+    event: Publishable,
+    *,
+    required: bool = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId | None:
+    """Write *event* as part of the transaction of *session*, as `publish_event` does, and return its id.
+
+    An asyncpg connection outside `connection.transaction()` is in autocommit.
+    """
+    row = row_of(event, fields, is_required=required)
+    if row is None:
+        return None
+    return event_id_of(row, await write_through_async(session, [row], Manner(required, allow_autocommit)))
+
+
+@overload
+async def publish_events_async(
+    session: "AsyncSessionKind",
+    events: Iterable[Publishable],
+    *,
+    required: Literal[True] = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID]: ...
+@overload
+async def publish_events_async(
+    session: "AsyncSessionKind",
+    events: Iterable[Publishable],
+    *,
+    required: bool,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID] | None: ...
+async def publish_events_async(
+    session: "AsyncSessionKind",
+    events: Iterable[Publishable],
+    *,
+    required: bool = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID] | None:
+    """Write *events* in their order, as `publish_events` does, and return their ids."""
+    rows = rows_of(events, fields, is_required=required)
+    if rows is None:
+        return None
+    return event_ids_of(rows, await write_through_async(session, rows, Manner(required, allow_autocommit)))

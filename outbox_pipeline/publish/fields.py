@@ -1,0 +1,99 @@
+"""The keywords an event can be published with, and how a call's events become rows.
+
+Invariant: every event of a call is checked here before the first statement. An argument nobody knows is a TypeError
+and never passes as an event's field.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypedDict
+from uuid import UUID
+
+from outbox_pipeline.errors import PublishError
+from outbox_pipeline.events import Event, EventRow, prepare_event, prepare_events
+from outbox_pipeline.publish import failures
+from outbox_pipeline.publish.trace import current_trace
+
+#: What is published: an Event, or a mapping together with an `event_type`.
+Publishable = Event | Mapping[str, Any]
+
+
+class SharedFields(TypedDict, total=False):
+    """Keywords that hold for every event of a call; each wins over the event's class and the settings."""
+
+    event_type: str | None
+    metadata_version: int | None
+    event_date_time: datetime | None
+    environment: str | None
+    trace_context: str | None
+
+
+class EventFields(SharedFields, total=False):
+    """Keywords of one event."""
+
+    event_id: UUID | str | None
+
+
+class ManyFields(SharedFields, total=False):
+    """Keywords of many events; `event_ids` are as many as the events, in their order."""
+
+    event_ids: Iterable[UUID | str] | None
+
+
+_ONE = frozenset(EventFields.__annotations__)
+_MANY = frozenset(ManyFields.__annotations__)
+
+
+def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> EventRow | None:
+    """Return the row of *event*, None when it is refused and not required.
+
+    Raises PublishError when it is refused and required, TypeError for a keyword nobody knows.
+    """
+    _refuse_unknown(fields, _ONE)
+    try:
+        return prepare_event(event, **_with_trace(fields))
+    except PublishError as error:
+        if is_required:
+            raise
+        failures.note(error, _type_of(event, fields), 1)
+        return None
+
+
+def rows_of(events: Iterable[Publishable], fields: ManyFields, *, is_required: bool) -> list[EventRow] | None:
+    """Return the rows of *events*, None when one of them is refused and they are not required; raises as `row_of`."""
+    _refuse_unknown(fields, _MANY)
+    events = list(events)
+    try:
+        return _checked_rows(events, fields)
+    except PublishError as error:
+        if is_required:
+            raise
+        failures.note(error, _type_of(events[0], fields), len(events))
+        return None
+
+
+def _checked_rows(events: list[Publishable], fields: ManyFields) -> list[EventRow]:
+    shared: dict[str, Any] = _with_trace(fields)
+    given_ids = shared.pop("event_ids", None)
+    event_ids = [None] * len(events) if given_ids is None else list(given_ids)
+    if len(event_ids) != len(events):
+        raise PublishError("event_ids", f"are {len(event_ids)} for {len(events)} events")
+    return prepare_events(events, event_ids=event_ids, **shared)
+
+
+def _with_trace(fields: EventFields | ManyFields) -> dict[str, Any]:
+    given = {**fields}
+    if given.get("trace_context") is None:
+        given["trace_context"] = current_trace()
+    return given
+
+
+def _refuse_unknown(fields: EventFields | ManyFields, known: frozenset[str]) -> None:
+    for name in fields:
+        if name not in known:
+            raise TypeError(f"{name} is no keyword of this call; it takes {', '.join(sorted(known))}.")
+
+
+def _type_of(event: Publishable, fields: Mapping[str, Any]) -> str | None:
+    named = fields.get("event_type") or getattr(event, "__event_type__", None)
+    return named[:200] if isinstance(named, str) else None

@@ -1,0 +1,58 @@
+"""psycopg 3's Connection and AsyncConnection. Loaded only where psycopg is.
+
+Outside autocommit psycopg begins a transaction with the first statement. In autocommit one may still be open, begun
+by `connection.transaction()`, and that counts. In pipeline mode each step waits for its answer, because what follows
+depends on it; an error of an earlier statement then surfaces at the first step, as its own.
+"""
+
+import re
+from contextlib import nullcontext
+from functools import cache, partial
+from typing import Any
+
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from outbox_pipeline.publish.steps import AsyncWire, Step, Wire
+
+_PARAMETER = re.compile(r":(\w+)")
+
+
+def wire_of(connection: Connection[Any]) -> Wire:
+    """Return the wire of *connection*."""
+    return Wire(partial(_execute, connection), (Error,), _is_autocommit(connection))
+
+
+def async_wire_of(connection: AsyncConnection[Any]) -> AsyncWire:
+    """Return the wire of *connection*."""
+    return AsyncWire(partial(_execute_async, connection), (Error,), _is_autocommit(connection))
+
+
+def _execute(connection: Connection[Any], step: Step) -> int:
+    # A cursor of our own: the connection's factory may make ones that speak another parameter style.
+    waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
+    with Cursor(connection) as cursor:
+        with waiting:
+            cursor.execute(_pyformat(step[0]), step[1])
+        return cursor.rowcount
+
+
+async def _execute_async(connection: AsyncConnection[Any], step: Step) -> int:
+    waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
+    async with AsyncCursor(connection) as cursor:
+        async with waiting:
+            await cursor.execute(_pyformat(step[0]), step[1])
+        return cursor.rowcount
+
+
+@cache
+def _pyformat(statement: str) -> bytes:
+    return _PARAMETER.sub(r"%(\1)s", statement).encode()
+
+
+def _is_pipelined(connection: Connection[Any] | AsyncConnection[Any]) -> bool:
+    return connection.info.pipeline_status != PipelineStatus.OFF
+
+
+def _is_autocommit(connection: Connection[Any] | AsyncConnection[Any]) -> bool:
+    return connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE

@@ -1,0 +1,42 @@
+"""SQLAlchemy's Session, scoped_session and Connection. Loaded only where SQLAlchemy is.
+
+Sessions that are awaited come here too: SQLAlchemy runs these functions for them (`run_sync`).
+"""
+
+from functools import cache, partial
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+
+from outbox_pipeline.postgres import tables
+from outbox_pipeline.publish.steps import Step, Wire
+
+#: The second is what a connection raises that was found dead by an earlier statement.
+ERRORS = (DBAPIError, PendingRollbackError)
+
+
+def wire_of(session: Any) -> Wire:
+    """Return the wire of *session*, which begins its transaction as with any statement."""
+    connection = session
+    if not isinstance(session, Connection):
+        # The table tells a session with several databases which one is meant.
+        connection = session.connection(bind_arguments={"clause": tables.event})
+    return Wire(partial(_execute, connection), ERRORS, _is_autocommit(connection))
+
+
+def _execute(connection: Connection, step: Step) -> int:
+    statement, parameters = step
+    return connection.execute(_prepared(statement), parameters).rowcount
+
+
+@cache
+def _prepared(statement: str) -> TextClause:
+    return text(statement).execution_options(preserve_rowcount=True)
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    option = connection.get_execution_options().get("isolation_level")
+    # The driver knows best: autocommit can also come from the engine or from connect_args. Only psycopg's True
+    # counts, sqlite3 has numbers there.
+    return option == "AUTOCOMMIT" or getattr(connection.connection.dbapi_connection, "autocommit", None) is True

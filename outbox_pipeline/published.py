@@ -1,0 +1,55 @@
+"""Where publishing can be watched, or taken over, within this process; nobody does so outside an application's tests.
+
+`publish` asks `take` before it needs the session and calls `announced` after it has written. `testing` listens.
+
+Invariant: with no listener both cost one look at an empty list, and neither can change what is written.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outbox_pipeline.events import EventRow
+
+    #: Is given the events of one call; returns how many were new to it.
+    Listener = Callable[[Sequence[EventRow]], int]
+
+_observers: "list[Listener]" = []
+_stand_ins: "list[Listener]" = []
+
+
+def announced(rows: "Sequence[EventRow]", new_count: int | None) -> int | None:
+    """Tell the observers that *rows* were written, in a transaction whose end nobody knows yet; return *new_count*.
+
+    They are told nothing when it is None: best effort has given the events up.
+    """
+    if new_count is not None:
+        for observer in _observers:
+            observer(rows)
+    return new_count
+
+
+def take(rows: "Sequence[EventRow]") -> int | None:
+    """Hand *rows* to what stands in for the outbox and return how many were new; None when nothing stands in."""
+    return _stand_ins[-1](rows) if _stand_ins else None
+
+
+def observe(observer: "Listener") -> Callable[[], None]:
+    """Tell *observer* of all events published from now on; return what ends it."""
+    return _added(_observers, observer)
+
+
+def replace_outbox(stand_in: "Listener") -> Callable[[], None]:
+    """Give events to *stand_in* from now on and write none; return what ends it."""
+    return _added(_stand_ins, stand_in)
+
+
+def _added(listeners: "list[Listener]", listener: "Listener") -> Callable[[], None]:
+    listeners.append(listener)
+
+    def end() -> None:
+        with suppress(ValueError):
+            listeners.remove(listener)
+
+    return end
