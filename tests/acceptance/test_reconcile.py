@@ -1,14 +1,10 @@
 """Reconciliation and repair through Dagster's real processes, as somebody at the UI does it."""
 
 from typing import Any
-from uuid import UUID
-
-from sqlalchemy import text
 
 from outbox_pipeline.settings import today
 from tests.acceptance.test_dagster_delivers import BACKFILL
-from tests.fixtures.breakage import change, healthy_rows
-from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.breakage import OF_BATCH, change, copy_rows, deliver_batches, loaded_rows, prune
 from tests.fixtures.stack import Running
 
 LAUNCH = """
@@ -72,35 +68,42 @@ def backfill_today(running: Running) -> None:
     running.wait(is_done, "the backfill to succeed")
 
 
-def latest_batch(running: Running) -> UUID:
-    """Return the batch that was cut last."""
-    with running.stores.engine.begin() as connection:
-        batch_id = connection.scalar(text("SELECT batch_id FROM outbox.batch ORDER BY cut_at DESC LIMIT 1"))
-    assert isinstance(batch_id, UUID)
-    return batch_id
+def shown_in(check: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers and the rows of tables that an evaluation shows, by label."""
+    entries = check["evaluation"]["metadataEntries"]
+    return {one["label"]: one.get("intValue", (one.get("table") or {}).get("records")) for one in entries}
 
 
-def test_a_broken_batch_is_seen_and_a_backfill_repairs_it(running: Running) -> None:
-    """The day's check turns red with numbers; materializing the day turns it green and touches nothing else."""
-    for _ in range(2):
-        publish(running.stores.engine, 60)
-        running.wait_for_delivery()
-    broken = latest_batch(running)
-    change(
-        running.stores.client,
-        "DELETE FROM {table:Identifier} WHERE batch_id = {batch_id:UUID} AND position % 2 = 0",
-        broken,
-    )
-    healthy = healthy_rows(running.stores.client, broken)
+def test_broken_batches_are_seen_and_a_backfill_repairs_them(running: Running) -> None:
+    """Four batches broken in four ways turn the day red with their numbers; a backfill repairs them and nothing else.
+
+    What was pruned since is still compared: whole it is green, and with rows missing it is red and named as pruned.
+    """
+    client = running.stores.client
+    whole, missing, half, doubled, foreign = (one.batch_id for one in deliver_batches(running.stores, (50,) * 5))
+    change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position % 10 = 0", missing)
+    change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position % 2 = 0", half)
+    copy_rows(client, doubled, f"{OF_BATCH} AND position % 10 = 0")
+    copy_rows(client, foreign, "position <= 7", replaced="{batch_id:UUID} AS batch_id")
+    before = loaded_rows(client, whole)
 
     red = compare(running)
     backfill_today(running)
     green = evaluations(running)[0]
+    prune(running.stores.engine, whole)
+    still_green = compare(running)
+    change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position <= 3", whole)
+    pruned = compare(running)
 
+    shown = shown_in(red)
     assert (red["status"], red["evaluation"]["severity"]) == ("FAILED", "ERROR")
-    shown = {entry["label"]: entry for entry in red["evaluation"]["metadataEntries"]}
-    assert (shown["batches_differing"]["intValue"], shown["rows_missing"]["intValue"]) == (1, 30)
-    assert str(broken) in shown["differing_batches"]["table"]["records"][0]
-    assert green["status"] == "SUCCEEDED"
-    assert healthy_rows(running.stores.client, broken) == healthy
-    assert_each_exactly_once(running.stores.engine, running.stores.client)
+    counted = [shown[f"rows_{name}"] for name in ("missing", "doubled", "misplaced")]
+    assert (shown["batches_differing"], counted) == (4, [30, 5, 7])
+    told = " ".join(shown["differing_batches"])
+    assert [str(batch_id) in told for batch_id in (whole, missing, half, doubled, foreign)] == [False] + [True] * 4
+    assert [green["status"], still_green["status"], pruned["status"]] == ["SUCCEEDED", "SUCCEEDED", "FAILED"]
+    assert before[3:] == loaded_rows(client, whole)
+    assert shown_in(pruned)["rows_missing"] == 3
+    assert "pruned" in pruned["evaluation"]["description"]
+    rows = client.rows("SELECT count() AS n, uniqExact(event_id) AS ids FROM {table:Identifier}")
+    assert rows == [{"n": 247, "ids": 247}]
