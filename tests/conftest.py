@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.fixtures.stores",
     "tests.fixtures.events",
     "tests.fixtures.sessions",
+    "tests.fixtures.django_project",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",
