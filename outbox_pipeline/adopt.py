@@ -153,11 +153,11 @@ def _sort(survey: _Survey, shown: ShownBatch, known: adoption.KnownBatch | None)
 
 
 def _stage_unknown(connection: Connection, client: EventLogClient, survey: _Survey) -> Adoption:
-    last_drawn = claim.read_last_drawn(connection)
+    highest = adoption.highest_position(connection)
     samples: list[StrangeRow] = []
     strange_batches = strange_rows = 0
     for shown in survey.unknown.values():
-        found = list(_stage_batch(connection, client, shown=shown, up_to=last_drawn, most=MOST_SAMPLES - len(samples)))
+        found = list(_stage_batch(connection, client, shown=shown, up_to=highest, most=MOST_SAMPLES - len(samples)))
         samples += [StrangeRow(position, event_id, shown.batch_id) for position, event_id in found]
         strange = shown.row_count - adoption.drop_unmatched(connection, shown.batch_id)
         strange_rows += strange
@@ -226,9 +226,10 @@ def _insert(
 
 def _set_sequence(connection: Connection, before: int, highest_position: int, *, dry_run: bool) -> int:
     """Keep new events off positions under which ClickHouse has other ones: a position then names one event for ever."""
-    if highest_position <= before:
+    highest = max(highest_position, adoption.highest_position(connection))
+    if highest <= before:
         return before
-    target = highest_position + adoption.SEQUENCE_MARGIN
+    target = highest + adoption.SEQUENCE_MARGIN
     if not dry_run:
         adoption.set_sequence(connection, target)
     return target

@@ -21,6 +21,7 @@ EVENTS = frozenset(
         "batch_loaded",
         "batch_parked",
         "batch_processed",
+        "batch_pruned",
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
@@ -30,8 +31,10 @@ EVENTS = frozenset(
         "events_requeued",
         "lease_not_renewed",
         "ledger_adopted",
+        "metrics_unavailable",
         "process_killed",
         "process_restarted",
+        "prune_refused",
     }
 )
 

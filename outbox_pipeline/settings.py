@@ -72,9 +72,19 @@ class Settings(BaseSettings):
     recheck_seconds: float = Field(
         600, ge=1, description="How long after marking a batch that took several attempts is proved once more"
     )
+    retention_days: int = Field(
+        14, ge=0, le=36_500, description="Days after delivery after which events may be pruned; 0 keeps them for ever"
+    )
+    dagster_history_days: int = Field(
+        14, ge=0, le=36_500, description="Days after which step events and logs of Dagster's runs go; 0 keeps them"
+    )
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
+    alert_webhook_url: SecretStr | None = Field(
+        None, description="Where alert_sensor posts incidents as JSON, http://… or https://…; empty: nowhere"
+    )
+    alert_lag_seconds: float = Field(600, gt=0, description="Lag above which alert_sensor alerts")
     log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
 
@@ -109,6 +119,14 @@ class Settings(BaseSettings):
     @classmethod
     def _check_clickhouse_url(cls, value: SecretStr | None) -> SecretStr | None:
         return _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _check_alert_webhook_url(cls, value: SecretStr | None) -> SecretStr | None:
+        checked = _require_scheme(value, ("http://", "https://"), "OUTBOX_ALERT_WEBHOOK_URL")
+        if checked is not None and "@" in urlsplit(checked.get_secret_value()).netloc:
+            raise ValueError("OUTBOX_ALERT_WEBHOOK_URL names a user: use a URL that needs none")
+        return checked
 
     @field_validator("home")
     @classmethod

@@ -5,11 +5,24 @@ from typing import Annotated
 
 import typer
 
-from outbox_pipeline.cli import adopt, demo, events, monitoring, publish, quarantine, relay, setup, sql, up
+from outbox_pipeline.cli import (
+    adopt,
+    demo,
+    events,
+    metrics,
+    monitoring,
+    publish,
+    quarantine,
+    relay,
+    retention,
+    setup,
+    sql,
+    up,
+)
 from outbox_pipeline.cli.failures import OutboxGroup, show_defect
 
 #: Modules with an `add_to(app)`, in the order of the help page.
-FAMILIES = (demo, up, setup, publish, events, relay, monitoring, quarantine, adopt, sql)
+FAMILIES = (demo, up, setup, publish, events, relay, monitoring, metrics, quarantine, retention, adopt, sql)
 
 app = typer.Typer(
     name="outbox",

@@ -13,7 +13,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def init() -> None:
-    """Create or migrate the outbox schema in PostgreSQL and the table in ClickHouse.
+    """Create or migrate the outbox schema and its two roles in PostgreSQL, and the table in ClickHouse.
 
     Safe to repeat, and to run from several processes at once.
 

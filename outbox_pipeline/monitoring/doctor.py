@@ -17,7 +17,7 @@ from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-from outbox_pipeline.postgres.overview import read_server, read_switched_off, require_storage
+from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, require_storage
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -38,6 +38,7 @@ CHECKS = (
     "postgres",
     "postgres encoding",
     "postgres durability",
+    "grants",
     "schema",
     "ledger",
     "clickhouse",
@@ -132,11 +133,12 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
         version, encoding = _read_postgres(engine, clocks)
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
-        yield from _skipped(["postgres encoding", "postgres durability", "schema", "ledger"], "postgres")
+        yield from _skipped(["postgres encoding", "postgres durability", "grants", "schema", "ledger"], "postgres")
         return
     yield check_postgres_version(version, shown_url(settings.postgres_url))
     yield check_encoding(encoding)
     yield _outcome("postgres durability", lambda: _check_postgres_durability(engine))
+    yield _outcome("grants", lambda: _check_grants(engine))
     schema = _outcome("schema", lambda: _check_schema(engine))
     yield schema
     if schema.ok:
@@ -174,6 +176,26 @@ def _check_postgres_durability(engine: Engine) -> str:
         off = read_switched_off(connection, ["fsync", "full_page_writes"])
     problem = f"PostgreSQL runs with {' and '.join(off)} off: a power failure can lose committed events. Turn it on."
     return _fine(problem if off else None, "PostgreSQL writes what is committed to disk.")
+
+
+def _check_grants(engine: Engine) -> str:
+    with ledger_transaction(engine) as connection:
+        grants = read_grants(connection)
+    if not grants["schema_exists"]:
+        return "There is no outbox schema yet, so nothing to be granted."
+    return _fine(grants_problem(**grants), f"Role {grants['role_name']} may do what delivery needs.")
+
+
+def grants_problem(*, role_name: str, group_exists: bool, missing: list[str], schema_exists: bool = True) -> str | None:
+    """Return the sentence for a role that lacks rights, None when it may do what delivery needs."""
+    if not missing or not schema_exists:
+        return None
+    create = "" if group_exists else "CREATE ROLE outbox_pipeline as a superuser, "
+    return (
+        f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {create}"
+        "SELECT outbox.grant_roles() as the owner of schema outbox, "
+        f"then GRANT outbox_pipeline TO {role_name} as a superuser."
+    )
 
 
 def _check_schema(engine: Engine) -> str:

@@ -11,8 +11,10 @@ from sqlalchemy.engine import RowMapping
 from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.overview import read_event_life
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.settings import Settings
 
 _COLUMNS = "SELECT event_type, batch_id, generation, position, loaded_at FROM {table:Identifier}"
@@ -98,7 +100,7 @@ def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
     except OutboxError as error:
         rows, unasked = None, str(error)
     if life is None:
-        return _without_event(event_id, rows, unasked)
+        return _without_event(engine, event_id, rows) if rows else _unknown(event_id, rows, unasked)
     batch = _batch(life)
     explanation = unasked if rows is None else _explain(life, batch, rows)
     return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows)
@@ -115,10 +117,23 @@ def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> li
     return [TracedRow(**row | {"loaded_at": row["loaded_at"].replace(tzinfo=UTC)}) for row in found]
 
 
-def _without_event(event_id: UUID, rows: list[TracedRow] | None, unasked: str) -> Trace:
-    if rows:
-        said = "The outbox no longer holds this event (it was pruned, or published in another database)."
+def _without_event(engine: Engine, event_id: UUID, rows: list[TracedRow]) -> Trace:
+    with ledger_transaction(engine) as connection:
+        batches = read_batches(connection, batch_table.c.batch_id == rows[0].batch_id)
+    if not batches:
+        said = "The outbox does not hold this event, and the ledger does not know its batch: another database sent it."
         return Trace(event_id, "gone", said, rows=rows)
+    (found,) = batches
+    batch = TracedBatch(**{name: getattr(found, name) for name in TracedBatch.__dataclass_fields__})
+    if found.pruned_at is None:
+        return Trace(
+            event_id, "gone", "The outbox no longer holds this event: its row was deleted.", None, batch, rows=rows
+        )
+    said = f"Delivered and proved; its row in PostgreSQL was pruned on {found.pruned_at:%Y-%m-%d}."
+    return Trace(event_id, "gone", said, None, batch, rows=rows)
+
+
+def _unknown(event_id: UUID, rows: list[TracedRow] | None, unasked: str) -> Trace:
     said = "The outbox holds no event with this id"
     if rows is None:
         return Trace(event_id, "unknown", f"{said}. {unasked}", rows=None)

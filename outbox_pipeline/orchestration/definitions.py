@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
 from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
@@ -12,6 +13,12 @@ from outbox_pipeline.orchestration.quarantine import (
 )
 from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.retention import (
+    prune_dagster_history,
+    prune_hourly,
+    prune_outbox,
+    purge_history_daily,
+)
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 
 
@@ -23,8 +30,17 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     return dg.Definitions(
         assets=[OUTBOX, event_log],
         asset_checks=[quarantine_empty],
-        jobs=[deliver_batch, resume_parked_batches, requeue_quarantined, discard_quarantined, recheck_batches],
-        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor],
+        jobs=[
+            deliver_batch,
+            resume_parked_batches,
+            requeue_quarantined,
+            discard_quarantined,
+            recheck_batches,
+            prune_outbox,
+            prune_dagster_history,
+        ],
+        schedules=[prune_hourly, purge_history_daily],
+        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor, alert_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,

@@ -5,9 +5,11 @@ from typing import Any
 
 import dagster as dg
 
+from outbox_pipeline.orchestration.history import Purged
 from outbox_pipeline.quarantine import Held, Requeued
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
 from outbox_pipeline.relay.replay import Outcome, Replayed
+from outbox_pipeline.retention import Pruned
 
 Metadata = Mapping[str, dg.MetadataValue[Any] | int | float | str | bool]
 
@@ -99,6 +101,33 @@ def of_requeue(held: Held, done: Requeued) -> Metadata:
         for item in done.refused[:_TYPES_SHOWN]
     ]
     return {**of_held(held), "requeued": done.count, "refused": _table(refused)}
+
+
+def of_prune(done: Pruned) -> Metadata:
+    """Show what was pruned, what was not and why, and how far back the outbox reaches now."""
+    oldest = {} if done.oldest_kept_at is None else {"oldest_kept_at": dg.MetadataValue.timestamp(done.oldest_kept_at)}
+    skipped: list[dict[str, int | str]] = [
+        {"batch_id": str(item.batch_id), "day": str(item.recorded_on), "events": item.event_count, "why": item.detail}
+        for item in done.skipped[:_TYPES_SHOWN]
+    ]
+    return {
+        "events_pruned": done.events,
+        "batches_pruned": done.batches,
+        "discarded_pruned": done.discarded,
+        "fences_removed": done.fences,
+        "batches_skipped": len(done.skipped),
+        "skipped": _table(skipped),
+        "is_dry_run": done.is_dry_run,
+        "is_finished": done.is_finished,
+        "retention_days": done.retention_days,
+        "seconds": done.seconds,
+        **oldest,
+    }
+
+
+def of_purge(done: Purged, *, days: int) -> Metadata:
+    """Show what was purged of Dagster's own events."""
+    return {"events_purged": done.events, "runs": done.runs, "is_finished": done.is_finished, "history_days": days}
 
 
 def _of_one(item: Replayed) -> dict[str, int | str]:

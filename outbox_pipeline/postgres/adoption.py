@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, func, text, update
+from sqlalchemy import Connection, func, select, text, update
 
 from outbox_pipeline.batches import BatchStatus, Proof
+from outbox_pipeline.postgres import claim
 from outbox_pipeline.postgres.queries import query
-from outbox_pipeline.postgres.tables import batch
+from outbox_pipeline.postgres.tables import batch, event
 
 #: Room above the highest position seen, so that publishers that draw while the sequence is set cannot be ahead of it.
 SEQUENCE_MARGIN = 1_000_000
@@ -187,12 +188,18 @@ def make_open_look_first(connection: Connection) -> int:
     return connection.execute(statement).rowcount
 
 
+def highest_position(connection: Connection) -> int:
+    """Return the position beyond which no event stands here; a restore may leave the sequence below its events."""
+    highest_event = select(func.coalesce(func.max(event.c.position), 0)).scalar_subquery()
+    return max(claim.read_last_drawn(connection), connection.scalar(select(highest_event)) or 0)
+
+
 def set_sequence(connection: Connection, position: int) -> None:
     """Let the next position be drawn above *position*, which must be SEQUENCE_MARGIN above all that are in use.
 
     Takes effect at once and survives a rollback, which costs positions and nothing else.
     """
-    connection.execute(text("SELECT setval('outbox.event_position_seq', :position)"), {"position": position})
+    connection.execute(text("SELECT outbox.advance_positions(:position)"), {"position": position})
 
 
 def adopt_cluster(connection: Connection) -> None:

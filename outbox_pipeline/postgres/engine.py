@@ -75,7 +75,11 @@ def libpq_uri(engine: Engine) -> str:
 
 @contextmanager
 def ledger_transaction(
-    engine: Engine, *, lock_timeout_seconds: float = 5, idle_seconds: float = IDLE_TIMEOUT_SECONDS
+    engine: Engine,
+    *,
+    lock_timeout_seconds: float = 5,
+    idle_seconds: float = IDLE_TIMEOUT_SECONDS,
+    statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS,
 ) -> Iterator[Connection]:
     """Open a transaction with what the ledger's correctness rests on, commit it at the end, translate what fails.
 
@@ -95,7 +99,7 @@ def ledger_transaction(
             ),
             {
                 "lock": f"{lock_timeout_seconds * 1000:.0f}ms",
-                "statement": f"{STATEMENT_TIMEOUT_SECONDS}s",
+                "statement": f"{statement_timeout_seconds * 1000:.0f}ms",
                 "idle": f"{idle_seconds * 1000:.0f}ms",
             },
         ).one()

@@ -85,13 +85,13 @@ def take_over(
     """Move a batch that nobody holds to delivering under a new attempt, whatever else its status is.
 
     For runs that were not requested: re-executions, replays, and the next step of a run whose steps are processes of
-    their own. None while another run holds it.
+    their own. None while another run holds it, and for a batch whose events were pruned: there is nothing to send.
     """
     is_same_run = false() if run_id is None else batch.c.run_id == run_id
     statement = (
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
         .values(attempt=batch.c.attempt + 1)
-        .where(batch.c.batch_id == batch_id)
+        .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None))
         .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW, is_same_run))
         .returning(batch.c.attempt)
     )

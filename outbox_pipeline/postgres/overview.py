@@ -3,6 +3,7 @@
 Invariant: nothing here locks or changes a row, so an operator may ask as often as they like while batches are cut.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -22,6 +23,11 @@ def read_overview(connection: Connection, *, most: int) -> RowMapping:
     return connection.execute(query("status"), {"most": most}).mappings().one()
 
 
+def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float]) -> RowMapping:
+    """Return the one row of `metrics.sql`; pending events are counted one by one up to *most*."""
+    return connection.execute(query("metrics"), {"most": most, "quantiles": list(quantiles)}).mappings().one()
+
+
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:
     """Return what the ledger knows of an event, None when the outbox does not hold it."""
     return connection.execute(query("event_life"), {"event_id": event_id}).mappings().one_or_none()
@@ -35,6 +41,11 @@ def read_server(connection: Connection) -> tuple[int, str, datetime]:
         )
     ).one()
     return int(row[0]), str(row[1]), row[2]
+
+
+def read_grants(connection: Connection) -> RowMapping:
+    """Return the one row of `missing_grants.sql`: what the current user lacks to deliver."""
+    return connection.execute(query("missing_grants")).mappings().one()
 
 
 def read_switched_off(connection: Connection, names: list[str]) -> list[str]:

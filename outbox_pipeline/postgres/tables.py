@@ -106,4 +106,5 @@ quarantined_event = Table(
     Column("quarantined_at", DateTime(timezone=True), nullable=False),
     Column("resolved_at", DateTime(timezone=True)),
     Column("note", Text),
+    Column("pruned_at", DateTime(timezone=True)),
 )

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from outbox_pipeline.batches import BatchRequest, BatchStatus, Lease
+from outbox_pipeline.batches import Batch, BatchRequest, BatchStatus, Lease
 from outbox_pipeline.errors import (
     BatchDataError,
     ConfigurationError,
@@ -86,16 +86,27 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
     """Take a batch that nobody holds over under a new attempt.
 
-    Raises LeaseLostError while another run holds it, LedgerError when the ledger belongs to another cluster.
+    Raises LeaseLostError while another run holds it, BatchDataError when its events were pruned, LedgerError when the
+    ledger belongs to another cluster.
     """
     with ledger_transaction(stores.engine) as connection:
         require_own_cluster(connection)
         lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)
+            if found.pruned_at is not None:
+                raise BatchDataError(pruned_sentence(found))
             raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
     announce(Point.LEASED)
     return Delivery(stores, lease)
+
+
+def pruned_sentence(batch: Batch) -> str:
+    """Say why a pruned batch is not sent again, and what is left to do."""
+    return (
+        f"The events of batch {batch.batch_id} were pruned from PostgreSQL at {batch.pruned_at:%Y-%m-%d %H:%M} UTC: it "
+        "can be proved but not sent again. Restore its rows in ClickHouse from a backup."
+    )
 
 
 def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:

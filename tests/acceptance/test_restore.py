@@ -22,7 +22,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.replay import Outcome, replay
 from outbox_pipeline.relay.stores import Stores
-from tests.fixtures.events import committed_ids, publish, publish_in
+from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
 from tests.fixtures.lives import Restore, all_batches, assert_whole, back_up, cloned, mixed_lives, value
 from tests.fixtures.servers import Servers
 
@@ -99,6 +99,23 @@ def test_new_positions_lie_beyond_those_of_lost_events(stores: Stores, restore: 
     positions = stores.client.rows("SELECT count() AS n, uniqExact(position) AS u FROM {table:Identifier}")[0]
     assert positions == {"n": 7, "u": 7}
     assert_whole(here, lost=lost)
+
+
+def test_a_sequence_below_the_events_hides_no_delivery(stores: Stores) -> None:
+    """A restore may set the sequence back below its own events; what ClickHouse has of them is known all the same."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    with stores.engine.begin() as connection:
+        connection.execute(text("DELETE FROM outbox.batch"))
+        connection.execute(text("UPDATE outbox.unclaimed SET positions = '{[1,)}', timeline = timeline + 1"))
+        connection.execute(text("SELECT setval('outbox.event_position_seq', 1)"))
+
+    adopted = adopt(stores)
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+
+    assert (adopted.adopted_events, adopted.strange_rows) == (3, 0)
+    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def _lose_a_row(here: Stores) -> None:

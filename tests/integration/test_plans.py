@@ -6,13 +6,27 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.event import listen
 
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.postgres.retention import old_batches, oldest_kept
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish
 
 _EVENTS = 60_000
+
+_PROCESSED = (
+    "UPDATE outbox.batch SET status = 'processed', processed_at = now(), proved_at = now(), accepted_count = 2000,"
+    " rejected = '{}', proof = '{}'"
+)
+_PRUNED_LEDGER = """
+INSERT INTO outbox.batch (batch_id, positions, first_position, last_position, recorded_on, event_count, context_bytes,
+    oldest_recorded_at, status, rejected, proof, accepted_count, processed_at, proved_at, pruned_at)
+SELECT gen_random_uuid(), int8multirange(int8range(n, n + 1)), n, n, '2026-01-01', 1, 1, '2026-01-01', 'processed',
+    '{}', '{}', 1, '2026-01-01', '2026-01-01', CASE WHEN n % 2000 > 0 THEN now() END
+FROM generate_series(1, 20000) AS n
+"""
 
 
 @pytest.fixture
@@ -104,3 +118,53 @@ def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> 
 
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
     assert touched <= 10_000
+
+
+def test_pruning_a_fragmented_batch_probes_its_stretches(fragmented: Engine) -> None:
+    """Deleting a batch of 2,000 stretches reads its rows, and takes each by its place in the table."""
+    with fragmented.begin() as connection:
+        connection.execute(text(_PROCESSED))
+        batch_id = connection.scalar(text("SELECT batch_id FROM outbox.batch"))
+        kinds, touched = rows_read(connection, query_text("delete_events"), {"batch_id": batch_id})
+
+    assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
+    assert touched <= 4_200
+
+
+def test_pruning_discarded_events_probes_each(fragmented: Engine) -> None:
+    """Deleting 100 discarded events reads these and not the table."""
+    with fragmented.begin() as connection:
+        connection.execute(text(_PROCESSED))
+        connection.execute(
+            text(
+                "INSERT INTO outbox.quarantined_event"
+                " (position, event_id, event_type, batch_id, reasons, status, resolved_at)"
+                " SELECT 30 * n, gen_random_uuid(), 't', batch_id, '{bad}', 'discarded', now() - interval '30 days'"
+                " FROM outbox.batch, generate_series(1, 500) AS n"
+            )
+        )
+        kinds, touched = rows_read(connection, query_text("delete_discarded"), {"days": 14, "most": 100})
+
+    assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
+    assert touched <= 400
+
+
+def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -> None:
+    """Among 20,000 pruned batches the ten that are not are found by indexes of their own."""
+    plans: list[dict[str, Any]] = []
+
+    def explain(connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        with connection.connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+            plans.append(cursor.fetchone()[0][0]["Plan"])  # type: ignore[index]
+
+    with outbox_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(_PRUNED_LEDGER))
+        connection.execute(text("ANALYZE outbox.batch"))
+        listen(connection, "before_cursor_execute", explain)
+        found = old_batches(connection, days=14, after=None, most=100)
+        oldest_kept(connection)
+
+    assert len(found) == 10
+    on_batch = [node for plan in plans for node in nodes(plan) if node.get("Relation Name") == "batch"]
+    assert {node.get("Index Name") for node in on_batch} == {"batch_not_pruned", "batch_open"}

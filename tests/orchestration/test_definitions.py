@@ -27,10 +27,11 @@ def test_everything_shown_in_the_ui_is_described() -> None:
     nodes = [node.definition for node in job.graph.node_dict["event_log"].definition.node_dict.values()]  # type: ignore[attr-defined]
 
     assert all(len(node.description or "") > 80 for node in nodes)
-    jobs = [repository.get_job(name) for name in ("deliver_batch", "requeue_quarantined", "discard_quarantined")]
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
     checks = [spec for checks in build_definitions().asset_checks or [] for spec in checks.check_specs]  # type: ignore[union-attr]
     assert all(len(item.description or "") > 80 for item in (*jobs, *checks))
     assert all(len(sensor.description or "") > 80 for sensor in repository.sensor_defs)
+    assert all(len(schedule.description or "") > 80 for schedule in repository.schedule_defs)
     assert all(spec.description for spec in build_definitions().resolve_all_asset_specs())
 
 
@@ -40,6 +41,16 @@ def test_the_sensors_run_by_default() -> None:
 
     assert {sensor.name for sensor in sensors} >= {"outbox_sensor", "quarantine_sensor"}
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors)
+
+
+def test_the_schedules_run_by_default() -> None:
+    """Both databases stay small without anybody switching something on, and behind deliveries."""
+    repository = build_definitions().get_repository_def()
+
+    assert {schedule.name for schedule in repository.schedule_defs} >= {"prune_hourly", "purge_history_daily"}
+    assert all(one.default_status == dg.DefaultScheduleStatus.RUNNING for one in repository.schedule_defs)
+    for name in ("prune_outbox", "prune_dagster_history"):
+        assert int(repository.get_job(name).run_tags["dagster/priority"]) < 0
 
 
 def test_the_workspace_names_this_location() -> None:

@@ -17,8 +17,8 @@ def test_a_forked_process_holds_leases_under_its_own_name() -> None:
         "from outbox_pipeline.relay.attempts import holder\n"
         "print(holder(), flush=True)\n"
         "child = os.fork()\n"
-        "print(holder(), flush=True)\n"
         "child and os.waitpid(child, 0)\n"
+        "print(holder(), flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 

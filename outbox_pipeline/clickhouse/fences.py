@@ -1,0 +1,38 @@
+"""Clean the fence table: one small row for each attempt after a batch's first.
+
+Invariant: a fence goes only after its batch was pruned, so it has outlived the retention. An insert that was frozen
+for longer than that would no longer be refused; its rows stand under an attempt that is over, and a proof of the batch
+finds them.
+"""
+
+from collections.abc import Collection
+from uuid import UUID
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+
+_OLD = """
+SELECT batch_id FROM {fence:Identifier}
+WHERE batch_id > {after:UUID}
+GROUP BY batch_id
+HAVING max(fenced_at) < now64(6, 'UTC') - toIntervalDay({days:UInt32})
+ORDER BY batch_id
+LIMIT {most:UInt32}
+"""
+
+#: Below every id that a batch can have.
+FIRST = UUID(int=0)
+
+
+def old_fences(client: EventLogClient, *, days: int, after: UUID, most: int) -> list[UUID]:
+    """Return up to *most* batches whose last fence is older than *days*, in ClickHouse's own order after *after*."""
+    rows = client.rows(_OLD, {"after": str(after), "days": days, "most": most})
+    return [row["batch_id"] for row in rows]
+
+
+def drop_fences(client: EventLogClient, batch_ids: Collection[UUID]) -> None:
+    """Delete the fences of these batches and wait until they are gone."""
+    client.run(
+        "DELETE FROM {fence:Identifier} WHERE batch_id IN {batch_ids:Array(UUID)}",
+        {"batch_ids": [str(batch_id) for batch_id in batch_ids]},
+        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
+    )

@@ -1,0 +1,193 @@
+"""The sensor that tells a webhook of incidents: once when one opens, once when it ends.
+
+What is wrong is asked anew in each tick, by the functions in `WATCHES`; what was told is in the sensor's cursor, which
+outlives the daemon. Invariant: a notice leaves the cursor only after the webhook took it, so a tick that dies tells
+again rather than never. The ledger decides whether a failed batch is tried again; nothing is told before it is parked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.monitoring.incidents import Condition, Incidents
+from outbox_pipeline.monitoring.status import Status, read_status
+from outbox_pipeline.monitoring.webhook import post_json
+from outbox_pipeline.orchestration.failures import failing_groups, remember_runs
+from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.settings import Settings
+
+#: PostgreSQL may restart without anybody being woken.
+_AWAY_SECONDS = 60
+#: Results of a check with partitions that are looked at: the latest of each of about so many days.
+_MOST_RESULTS = 100
+_NAMES_SHOWN = 5
+
+#: Checks that fail while a retry is coming; a parked batch or a failed run tells of them.
+TOLD_OTHERWISE = frozenset({DELIVERED_WHOLE})
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a tick sees: the ledger's status, None while it cannot be read, and Dagster's instance and definitions."""
+
+    now: datetime
+    settings: Settings
+    status: Status | None
+    before: Incidents
+    memory: dict[str, Any]
+    instance: dg.DagsterInstance
+    check_keys: tuple[dg.AssetCheckKey, ...]
+
+
+#: Returns what is wrong, keys beginning with the watch's name, or None when it cannot know.
+Watch = Callable[[Look], list[Condition] | None]
+
+
+def watch_ledger(look: Look) -> list[Condition]:
+    """The ledger has not been readable for a minute."""
+    since = look.memory.get("away_since")
+    if since is None or look.now - datetime.fromisoformat(since) < timedelta(seconds=_AWAY_SECONDS):
+        return []
+    return [Condition("ledger", "The ledger in PostgreSQL cannot be read.", "'outbox doctor' says why.")]
+
+
+def watch_lag(look: Look) -> list[Condition] | None:
+    """The oldest undelivered event is too old; over once it is half as old, so that it does not flutter."""
+    if look.status is None:
+        return None
+    most = look.settings.alert_lag_seconds / (2 if "lag" in look.before.is_open else 1)
+    if look.status.lag_seconds <= most:
+        return []
+    title = f"The oldest undelivered event is {look.status.lag_seconds:,.0f} s old."
+    detail = f"{look.status.undelivered:,} events wait. 'outbox status' says where, the page of outbox_sensor says why."
+    return [Condition("lag", title, detail)]
+
+
+def watch_parked(look: Look) -> list[Condition] | None:
+    """Batches have used up their attempts and wait for a person."""
+    if look.status is None:
+        return None
+    count = look.status.open_batches.get("parked", 0)
+    if not count:
+        return []
+    title = f"{count} {'batch is' if count == 1 else 'batches are'} parked with {look.status.parked:,} events."
+    return [Condition("parked", title, "Fix what 'outbox status' shows as last error, then 'outbox resume'.")]
+
+
+def watch_checks(look: Look) -> list[Condition]:
+    """Asset checks whose latest result is a failure; of a check with partitions, the latest of each partition."""
+    return [found for key in look.check_keys if (found := _failed_check(look.instance, key)) is not None]
+
+
+def watch_runs(look: Look) -> list[Condition]:
+    """Runs have failed that nothing starts again by itself."""
+    return [
+        Condition(f"run:{group}", f"Runs of {group} failed.", f"Look at {_named(names)} on Dagster's Runs page.")
+        for group, names in failing_groups(look.memory["runs"]).items()
+    ]
+
+
+#: Everything that is watched. The key of an incident begins with the name here.
+WATCHES: dict[str, Watch] = {
+    "ledger": watch_ledger,
+    "lag": watch_lag,
+    "parked": watch_parked,
+    "check": watch_checks,
+    "run": watch_runs,
+}
+
+
+@dg.sensor(
+    minimum_interval_seconds=20,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Tells OUTBOX_ALERT_WEBHOOK_URL of incidents, once when one opens and once when it ends: parked batches, lag "
+        "above OUTBOX_ALERT_LAG_SECONDS, failed asset checks, failed runs that nothing repeats, a ledger that cannot "
+        "be read. A batch that will be tried again is no incident. The skip reason says what is open and what waits."
+    ),
+)
+def alert_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
+    """Compare what is wrong with what was told, and tell the difference; the cursor remembers both."""
+    settings = pipeline.settings
+    url = settings.alert_webhook_url
+    if url is None:
+        return dg.SensorResult(skip_reason="OUTBOX_ALERT_WEBHOOK_URL is not set, so nobody is told of incidents.")
+    incidents = _looked(context, pipeline, settings)
+    left, sent_count, problem = incidents.send(lambda notice: post_json(url, notice.payload(settings.environment)))
+    if problem is not None:
+        context.log.warning(problem)
+    return dg.SensorResult(skip_reason=_told(left, sent_count, problem), cursor=left.to_json())
+
+
+def _looked(context: dg.SensorEvaluationContext, pipeline: PipelineResource, settings: Settings) -> Incidents:
+    before, now = Incidents.from_json(context.cursor), datetime.now(UTC)
+    status = _status(pipeline)
+    memory: dict[str, Any] = {"runs": remember_runs(context.instance, before.memory.get("runs", {}), now=now)}
+    if status is None:
+        memory["away_since"] = before.memory.get("away_since") or now.isoformat()
+    look = Look(now, settings, status, before, memory, context.instance, _check_keys(context))
+    results = {name: watch(look) for name, watch in WATCHES.items()}
+    conditions = [condition for found in results.values() for condition in found or ()]
+    unknown = {name for name, found in results.items() if found is None}
+    return replace(before.after(conditions, unknown=unknown, now=now), memory=memory)
+
+
+def _status(pipeline: PipelineResource) -> Status | None:
+    try:
+        return read_status(pipeline.engine)
+    except OutboxError:
+        return None
+
+
+def _check_keys(context: dg.SensorEvaluationContext) -> tuple[dg.AssetCheckKey, ...]:
+    if context.repository_def is None:
+        return ()
+    keys = context.repository_def.asset_graph.asset_check_keys
+    return tuple(sorted((key for key in keys if key.name not in TOLD_OTHERWISE), key=str))
+
+
+def _failed_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> Condition | None:
+    latest: dict[str | None, dg.AssetCheckEvaluation] = {}
+    for partition, evaluation in _results(instance, key):
+        latest.setdefault(partition, evaluation)
+    failed = {partition: found for partition, found in latest.items() if not found.passed}
+    if not failed:
+        return None
+    partition, worst = next(iter(failed.items()))
+    days = "" if partition is None else f" for {_named([str(day) for day in failed])}"
+    return Condition(
+        f"check:{key.asset_key.to_user_string()}/{key.name}",
+        f"Check {key.name} of {key.asset_key.to_user_string()} failed{days}.",
+        worst.description or "Look at the asset's Checks page.",
+        "warning" if all(one.severity == dg.AssetCheckSeverity.WARN for one in failed.values()) else "critical",
+    )
+
+
+def _results(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> list[tuple[str | None, dg.AssetCheckEvaluation]]:
+    storage = instance.event_log_storage
+    records = storage.get_asset_check_execution_history(key, limit=5)
+    if any(record.partition is not None for record in records):
+        records = storage.get_asset_check_execution_history(key, limit=_MOST_RESULTS)
+    events = [(record.partition, record.event.dagster_event) for record in records if record.event is not None]
+    return [
+        (partition, event.asset_check_evaluation_data)
+        for partition, event in events
+        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _told(left: Incidents, sent_count: int, problem: str | None) -> str:
+    is_open = ", ".join(left.is_open) or "none"
+    sent = f"Sent {sent_count} notices. " if sent_count else ""
+    waiting = f"{len(left.unsent)} notices wait for the next tick. " if left.unsent else ""
+    return f"{sent}{waiting}{problem + ' ' if problem else ''}Open incidents: {is_open}."

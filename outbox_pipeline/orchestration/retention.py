@@ -1,0 +1,129 @@
+"""Jobs and schedules that keep both databases small: the outbox, and Dagster's own.
+
+They wait behind deliveries in the run queue, one of them runs at a time, and each run ends after some minutes; the next
+one goes on where it stopped.
+"""
+
+import dagster as dg
+from pydantic import Field
+
+from outbox_pipeline.errors import OutboxError, TransientError, first_line
+from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.history import purge_history
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.retention import prune
+from outbox_pipeline.settings import load_settings
+
+_MAX_RUNTIME_SECONDS = 3600
+_TAGS = {
+    "dagster/max_runtime": str(_MAX_RUNTIME_SECONDS),
+    # Deliveries have priority 0; dagster.yaml lets one run with this key work at a time.
+    "dagster/priority": "-10",
+    "outbox/background": "true",
+}
+
+
+class PruneConfig(dg.Config):
+    """How long a prune works, and whether it changes anything."""
+
+    dry_run: bool = Field(default=False, description="Only look at what would go.")
+    minutes: float = Field(default=10, gt=0, le=50, description="Stop after this long; the next run goes on.")
+
+
+class PurgeConfig(dg.Config):
+    """How long a purge works."""
+
+    minutes: float = Field(default=10, gt=0, le=50, description="Stop after this long; the next run goes on.")
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
+def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Delete events from outbox.event that were delivered OUTBOX_RETENTION_DAYS ago, one batch a transaction.
+
+    ClickHouse must show each batch whole at that moment; one that differs keeps its events, is named, and fails the
+    run at its end. A run that dies has pruned some batches whole and the others not at all.
+    """
+    try:
+        done = prune(pipeline.stores, dry_run=config.dry_run, seconds=config.minutes * 60)
+    except TransientError as error:
+        context.log.warning(f"Not now, the next run tries again: {first_line(error)}")
+        context.add_output_metadata({"not_now": first_line(error)})
+        return
+    except OutboxError as error:
+        raise dg.Failure(description=first_line(error), allow_retries=False) from None
+    context.log.info(
+        f"{'Would prune' if done.is_dry_run else 'Pruned'} {done.events} events of {done.batches} batches."
+    )
+    for item in done.refused:
+        context.log.error(f"Batch {item.batch_id} keeps its {item.event_count} events: {item.detail}.")
+    if done.refused:
+        raise dg.Failure(
+            description=f"{len(done.refused)} batches keep their events: {done.refused[0].detail}.",
+            metadata=metadata.of_prune(done),
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata.of_prune(done))
+
+
+@dg.job(
+    description=(
+        "Delete events from PostgreSQL that ClickHouse has shown and that are older than OUTBOX_RETENTION_DAYS. "
+        "prune_hourly starts it. A failed run means that ClickHouse shows a batch differently: materialize the day it "
+        "names, then the next run prunes it. dry_run in the launchpad only counts."
+    ),
+    run_tags=_TAGS,
+)
+def prune_outbox() -> None:
+    """Prune what is old enough."""
+    prune_delivered()
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
+def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig):  # type: ignore[no-untyped-def]
+    """Delete step events, log lines and captured output of runs that are older than OUTBOX_DAGSTER_HISTORY_DAYS.
+
+    Runs and their keys, materializations, observations, check evaluations and failures stay.
+    """
+    days = load_settings().dagster_history_days
+    try:
+        done = purge_history(context.instance, days=days, seconds=config.minutes * 60)
+    except OutboxError as error:
+        raise dg.Failure(description=first_line(error), allow_retries=False) from None
+    context.add_output_metadata(metadata.of_purge(done, days=days))
+
+
+@dg.job(
+    description=(
+        "Keep Dagster's own database small: delete what it logged step by step about runs older than "
+        "OUTBOX_DAGSTER_HISTORY_DAYS. purge_history_daily starts it. The runs themselves, plots and checks stay."
+    ),
+    run_tags=_TAGS,
+)
+def prune_dagster_history() -> None:
+    """Purge what is old enough."""
+    purge_old_events()
+
+
+prune_hourly = dg.ScheduleDefinition(
+    name="prune_hourly",
+    job=prune_outbox,
+    cron_schedule="17 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Starts prune_outbox every hour, so that each run has little to do. It waits behind deliveries and works ten "
+        "minutes at most. With OUTBOX_RETENTION_DAYS=0 its runs do nothing."
+    ),
+)
+
+purge_history_daily = dg.ScheduleDefinition(
+    name="purge_history_daily",
+    job=prune_dagster_history,
+    cron_schedule="43 3 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Starts prune_dagster_history every night. It waits behind deliveries and works ten minutes at most; what is "
+        "left then is the next night's."
+    ),
+)

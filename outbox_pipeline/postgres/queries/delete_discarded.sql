@@ -1,0 +1,25 @@
+-- Delete the oldest discarded events from the outbox, and keep with each that it was pruned.
+WITH doomed AS MATERIALIZED (
+    SELECT quarantine_id, position FROM outbox.quarantined_event
+    WHERE status = 'discarded' AND pruned_at IS NULL
+        AND resolved_at < clock_timestamp() - make_interval(days => :days)
+    ORDER BY resolved_at
+    LIMIT :most
+    FOR UPDATE SKIP LOCKED
+),
+deleted AS (
+    DELETE FROM outbox.event
+    WHERE event.ctid = ANY (ARRAY(
+        SELECT place.ctid FROM doomed
+        CROSS JOIN LATERAL (
+            SELECT event.ctid FROM outbox.event WHERE event.position = doomed.position OFFSET 0
+        ) AS place
+    ))
+    RETURNING position
+),
+noted AS (
+    UPDATE outbox.quarantined_event SET pruned_at = clock_timestamp()
+    FROM doomed WHERE quarantined_event.quarantine_id = doomed.quarantine_id
+    RETURNING doomed.quarantine_id
+)
+SELECT (SELECT count(*) FROM noted)::integer AS discarded_count, (SELECT count(*) FROM deleted)::integer AS event_count

@@ -1,0 +1,84 @@
+-- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :most, each stretch of
+-- positions has its own probe of the primary key, and what is said of speed is about the last hour.
+WITH stretch AS (
+    SELECT unnest(positions) AS positions FROM outbox.gap
+    UNION ALL
+    SELECT unnest(positions) FROM outbox.unclaimed
+),
+pending AS MATERIALIZED (
+    SELECT event.recorded_at
+    FROM stretch
+    CROSS JOIN LATERAL (
+        SELECT recorded_at
+        FROM outbox.event
+        WHERE position >= lower(stretch.positions)
+            AND position < coalesce(upper(stretch.positions), 9223372036854775807)
+        ORDER BY position
+        LIMIT :most
+    ) AS event
+    LIMIT :most
+),
+pending_sum AS (
+    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at FROM pending
+),
+drawn AS (
+    SELECT coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_position
+),
+-- No event can be where no position was drawn: as many as there are positions, at most.
+drawn_sum AS (
+    SELECT sum(greatest(0, least(coalesce(upper(stretch.positions), 9223372036854775807), drawn.last_position + 1)
+                           - lower(stretch.positions))) AS position_count
+    FROM stretch CROSS JOIN drawn
+),
+open_batch AS MATERIALIZED (
+    SELECT status, event_count - coalesce(rejected_count, 0) AS event_count,
+           failures + transient_failures AS failures, coalesce(last_error_kind, 'unknown') AS kind,
+           CASE WHEN processed_at IS NULL THEN oldest_recorded_at END AS oldest_at
+    FROM outbox.batch
+    WHERE status <> 'processed'
+),
+open_sum AS (
+    SELECT coalesce(sum(event_count) FILTER (WHERE status <> 'parked'), 0) AS in_flight,
+           coalesce(sum(event_count) FILTER (WHERE status = 'parked'), 0) AS parked,
+           min(oldest_at) AS oldest_at
+    FROM open_batch
+),
+-- A batch that is delivered once more has been processed all the same, so that the totals do not fall meanwhile.
+total AS (
+    SELECT coalesce(sum(accepted_count) FILTER (WHERE processed_at IS NOT NULL), 0) AS events,
+           count(processed_at) AS batches,
+           coalesce(sum(attempt), 0) AS attempts,
+           max(processed_at) AS last_at
+    FROM outbox.batch
+),
+recent AS MATERIALIZED (
+    SELECT accepted_count AS event_count, attempt, extract(epoch FROM processed_at - started_at)::float AS seconds
+    FROM outbox.batch
+    WHERE processed_at > clock_timestamp() - interval '1 hour' AND status = 'processed'
+)
+SELECT CASE WHEN pending_sum.event_count < :most THEN pending_sum.event_count
+            ELSE greatest(pending_sum.event_count, drawn_sum.position_count) END::bigint AS pending,
+       open_sum.in_flight::bigint AS in_flight,
+       open_sum.parked::bigint AS parked,
+       (SELECT count(*) FROM outbox.quarantined_event WHERE status = 'held') AS quarantined,
+       greatest(0, coalesce(extract(epoch FROM clock_timestamp() - least(pending_sum.oldest_at, open_sum.oldest_at)), 0))
+           ::float AS lag_seconds,
+       (SELECT coalesce(jsonb_object_agg(status, batch_count), '{}')
+        FROM (SELECT status, count(*) AS batch_count FROM open_batch GROUP BY status) AS counted) AS open_batches,
+       (SELECT coalesce(jsonb_object_agg(kind, failure_count), '{}')
+        FROM (SELECT kind, sum(failures) AS failure_count FROM open_batch WHERE failures > 0 GROUP BY kind) AS counted)
+           AS failed_attempts,
+       (SELECT count(*) FROM outbox.gap) AS gaps,
+       greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (SELECT min(observed_at) FROM outbox.gap)), 0))::float
+           AS oldest_gap_seconds,
+       total.events::bigint AS processed_total,
+       total.batches AS batches_total,
+       total.attempts::bigint AS attempts_total,
+       extract(epoch FROM total.last_at)::float AS last_processed_at,
+       extract(epoch FROM (SELECT recorded_at FROM outbox.event ORDER BY position LIMIT 1))::float AS oldest_event_at,
+       (SELECT count(*) FROM recent) AS recent_batches,
+       (SELECT coalesce(sum(event_count), 0) FROM recent)::bigint AS recent_events,
+       (SELECT count(*) FROM recent WHERE attempt > 1) AS recent_repeated,
+       (SELECT percentile_disc(:quantiles) WITHIN GROUP (ORDER BY event_count) FROM recent) AS recent_sizes,
+       (SELECT percentile_disc(:quantiles) WITHIN GROUP (ORDER BY seconds) FROM recent) AS recent_seconds
+FROM pending_sum CROSS JOIN drawn_sum CROSS JOIN open_sum CROSS JOIN total

@@ -1,0 +1,506 @@
+"""Retention: what a prune deletes, what it never deletes, and what is left afterwards on both sides."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from outbox_pipeline import quarantine
+from outbox_pipeline.clickhouse.load import raise_fence
+from outbox_pipeline.errors import BatchDataError, LedgerError
+from outbox_pipeline.monitoring.trace import trace_event
+from outbox_pipeline.postgres.quarantine import Filter
+from outbox_pipeline.relay.attempts import start_unrequested
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.loop import deliver as deliver_batch
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.retention import MOST_REFUSED, Pruned, Reason, prune
+from outbox_pipeline.settings import Settings
+from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
+from tests.fixtures.interleave import before_words
+
+DAYS = 20
+ROOT = Path(__file__).parents[2]
+
+
+def age(stores: Stores, *, days: int = DAYS) -> None:
+    """Let everything that is in the outbox now have happened *days* ago."""
+    with stores.engine.begin() as connection:
+        for statement in (
+            "UPDATE outbox.batch SET processed_at = processed_at - make_interval(days => :days),"
+            " proved_at = proved_at - make_interval(days => :days), cut_at = cut_at - make_interval(days => :days),"
+            " oldest_recorded_at = oldest_recorded_at - make_interval(days => :days)",
+            "UPDATE outbox.quarantined_event SET quarantined_at = quarantined_at - make_interval(days => :days),"
+            " resolved_at = resolved_at - make_interval(days => :days)",
+        ):
+            connection.execute(text(statement), {"days": days})
+
+
+def deliver(stores: Stores, count: int = 10) -> list[UUID]:
+    """Publish events and deliver them, DAYS ago."""
+    ids = publish(stores.engine, count)
+    relay(stores, until_empty=True)
+    age(stores)
+    return ids
+
+
+def batch_facts(stores: Stores) -> list[tuple[str, bool]]:
+    """Return status and whether it is pruned of each batch, in the order they were cut."""
+    with stores.engine.begin() as connection:
+        rows = connection.execute(text("SELECT status, pruned_at IS NOT NULL FROM outbox.batch ORDER BY batch_id"))
+        return [(row[0], row[1]) for row in rows]
+
+
+def execute(stores: Stores, statement: str) -> None:
+    """Change the ledger by hand."""
+    with stores.engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def with_settings(stores: Stores, **values: object) -> Stores:
+    """Return the same stores under other settings."""
+    return replace(stores, settings=Settings(**{**dict(stores.settings), **values}))  # type: ignore[arg-type]
+
+
+def test_delivered_events_are_pruned_after_the_retention(stores: Stores) -> None:
+    """Old events leave PostgreSQL, the ledger and ClickHouse keep what they know of them; younger events stay."""
+    old = deliver(stores)
+    young = publish(stores.engine, 4)
+    relay(stores, until_empty=True)
+
+    done = prune(stores)
+
+    assert (done.batches, done.events, done.skipped, done.is_finished) == (1, 10, (), True)
+    assert committed_ids(stores.engine) == set(young)
+    assert set(delivered_ids(stores.client)) == {*old, *young}
+    assert batch_facts(stores) == [("processed", True), ("processed", False)]
+    assert done.oldest_kept_at is not None
+    assert prune(stores).batches == 0
+
+
+def test_a_batch_delivered_again_lately_stays(stores: Stores) -> None:
+    """The retention counts from the last delivery: an old event that was delivered yesterday is kept."""
+    deliver(stores)
+    execute(stores, "UPDATE outbox.batch SET processed_at = now() - interval '1 day'")
+
+    assert prune(stores).batches == 0
+    assert len(committed_ids(stores.engine)) == 10
+
+
+def test_without_a_retention_everything_is_kept(stores: Stores) -> None:
+    """OUTBOX_RETENTION_DAYS=0 prunes nothing."""
+    deliver(stores)
+
+    done = prune(with_settings(stores, retention_days=0))
+
+    assert (done.batches, done.events, done.is_finished) == (0, 0, True)
+    assert len(committed_ids(stores.engine)) == 10
+
+
+def test_a_dry_run_changes_nothing(stores: Stores) -> None:
+    """It counts what would go and names what would be refused, and both sides stay as they are."""
+    deliver(stores)
+    deliver(stores, 3)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position = 12", settings={"mutations_sync": 2})
+
+    done = prune(stores, dry_run=True)
+
+    assert (done.batches, done.events, done.reasons) == (1, 10, {"differs in ClickHouse": 1})
+    assert len(committed_ids(stores.engine)) == 13
+    assert batch_facts(stores) == [("processed", False)] * 2
+
+
+def unclaimed(stores: Stores) -> None:
+    """Publish events that no batch has taken yet."""
+    publish(stores.engine, 2)
+
+
+def parked(stores: Stores) -> None:
+    """Park a batch."""
+    in_flight(stores)
+    execute(stores, "UPDATE outbox.batch SET status = 'parked' WHERE status = 'cut'")
+
+
+def in_flight(stores: Stores) -> None:
+    """Cut a batch and leave it."""
+    publish(stores.engine, 2)
+    cut_batches(stores.engine, stores.settings, most=1)
+    age(stores)
+
+
+def sent_again(stores: Stores) -> None:
+    """Let a run hold a batch that was processed before."""
+    deliver(stores, 2)
+    execute(
+        stores,
+        "UPDATE outbox.batch SET status = 'delivering', holder = 'somebody', lease_until = now()"
+        " WHERE batch_id = (SELECT batch_id FROM outbox.batch ORDER BY batch_id DESC LIMIT 1)",
+    )
+
+
+def held(stores: Stores) -> None:
+    """Publish events that validation refuses, with some that it does not."""
+    publish(stores.engine, 2, context="[]")
+    relay(stores, until_empty=True)
+    age(stores)
+
+
+def requeued(stores: Stores) -> None:
+    """Give refused events back to delivery."""
+    held(stores)
+    quarantine.requeue(stores.engine, Filter())
+    age(stores)
+
+
+@pytest.mark.parametrize("kind", [unclaimed, in_flight, parked, sent_again, held, requeued])
+def test_what_is_not_delivered_is_never_pruned(stores: Stores, kind: Callable[[Stores], None]) -> None:
+    """However old: events that are unclaimed, in flight, parked, sent again, held or requeued stay."""
+    delivered = set(deliver(stores))
+    kind(stores)
+
+    done = prune(stores)
+
+    assert done.refused == ()
+    assert done.events == len(delivered)
+    left = committed_ids(stores.engine)
+    assert len(left) == 2
+    assert not left & delivered
+
+
+def test_an_event_in_a_gap_is_never_pruned(stores: Stores) -> None:
+    """An event that commits after its neighbours were delivered and pruned is delivered all the same."""
+    with stores.engine.connect() as late, late.begin():
+        (waiting,) = publish_in(late, 1)
+        delivered = deliver(stores)
+        assert prune(stores).events == 10
+    relay(stores, until_empty=True)
+
+    assert set(delivered_ids(stores.client)) == {waiting, *delivered}
+    assert committed_ids(stores.engine) == {waiting}
+
+
+@pytest.mark.parametrize(
+    ("statement", "where"),
+    [
+        ("UPDATE outbox.unclaimed SET positions = positions + '{[3,4)}'", "unclaimed"),
+        ("INSERT INTO outbox.gap (positions, holders) VALUES ('{[3,4)}', '{}')", "a gap"),
+        (
+            "INSERT INTO outbox.quarantined_event (position, event_id, event_type, batch_id, reasons)"
+            " SELECT 3, gen_random_uuid(), 't', batch_id, '{by_hand}' FROM outbox.batch",
+            "quarantine",
+        ),
+    ],
+)
+def test_a_batch_whose_positions_are_elsewhere_too_is_refused(stores: Stores, statement: str, where: str) -> None:
+    """What somebody put back by hand is still to be delivered, so its event must not go."""
+    deliver(stores)
+    execute(stores, statement)
+
+    (skipped,) = prune(stores).refused
+
+    assert skipped.reason == Reason.ELSEWHERE
+    assert where in skipped.detail
+    assert len(committed_ids(stores.engine)) == 10
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        "DELETE FROM {table:Identifier} WHERE position = 3",
+        "ALTER TABLE {table:Identifier} UPDATE event_context = '{}' WHERE position = 3",
+        "INSERT INTO {table:Identifier} SELECT * FROM {table:Identifier} WHERE position = 3",
+        "ALTER TABLE {table:Identifier} UPDATE generation = 7 WHERE position = 3",
+    ],
+)
+def test_a_batch_that_clickhouse_does_not_show_is_refused(stores: Stores, break_it: str) -> None:
+    """Its events are the last copy: they stay, the line says what to do, and other batches go on."""
+    deliver(stores)
+    deliver(stores, 5)
+    stores.client.run(break_it, settings={"mutations_sync": 2})
+
+    done = prune(stores)
+
+    (skipped,) = done.refused
+    assert skipped.reason == Reason.DIFFERS
+    assert "prove the day" in skipped.detail
+    assert done.events == 5
+    assert len(committed_ids(stores.engine)) == 10
+
+
+def sent_meanwhile(stores: Stores) -> Callable[[], None]:
+    """Return what lets somebody take the batch over under another attempt."""
+    return lambda: execute(
+        stores,
+        "UPDATE outbox.batch SET status = 'delivering', holder = 'x', lease_until = now(), attempt = attempt + 1",
+    )
+
+
+def test_a_batch_sent_again_after_the_proof_is_left_alone(stores: Stores) -> None:
+    """Between the look at ClickHouse and the delete somebody takes the batch over: it is skipped, not pruned."""
+    deliver(stores)
+
+    with before_words(stores.engine, "SKIP LOCKED", sent_meanwhile(stores)):
+        done = prune(stores)
+
+    assert [item.reason for item in done.skipped] == [Reason.IN_USE]
+    assert batch_facts(stores) == [("delivering", False)]
+    assert len(committed_ids(stores.engine)) == 10
+
+
+def test_a_batch_reloaded_after_the_proof_is_left_alone(stores: Stores) -> None:
+    """A whole redelivery between the look and the delete counts as well: the batch is younger and was sent anew."""
+    deliver(stores)
+
+    def reload() -> None:
+        delivery = start_unrequested(stores, batch_id(stores))
+        deliver_batch(delivery, reload=True)
+        age(stores)
+
+    with before_words(stores.engine, "SKIP LOCKED", reload):
+        done = prune(stores)
+
+    assert [item.reason for item in done.skipped] == [Reason.IN_USE]
+    assert prune(stores).events == 10
+
+
+def batch_id(stores: Stores) -> UUID:
+    """Return the id of the only batch."""
+    with stores.engine.begin() as connection:
+        found = connection.scalar(text("SELECT batch_id FROM outbox.batch"))
+    assert isinstance(found, UUID)
+    return found
+
+
+def test_a_replay_that_comes_first_keeps_the_events(stores: Stores) -> None:
+    """While a replay's transaction holds the batch's row, a prune passes it by and does not wait."""
+    deliver(stores)
+    with stores.engine.begin() as replaying:
+        replaying.execute(text("SELECT FROM outbox.batch FOR UPDATE"))
+
+        done = prune(stores)
+
+    assert [item.reason for item in done.skipped] == [Reason.IN_USE]
+    assert len(committed_ids(stores.engine)) == 10
+
+
+def test_a_pruned_batch_is_never_taken_up_again(stores: Stores) -> None:
+    """A replay that saw the batch before it was pruned is refused; the ledger keeps it processed."""
+    deliver(stores)
+    prune(stores)
+
+    with pytest.raises(BatchDataError, match="can be proved but not sent again"):
+        start_unrequested(stores, batch_id(stores))
+    assert batch_facts(stores) == [("processed", True)]
+
+
+def test_the_table_refuses_to_let_a_pruned_batch_go(stores: Stores) -> None:
+    """Whatever statement tries: a pruned batch stays processed."""
+    deliver(stores)
+    prune(stores)
+
+    with pytest.raises(IntegrityError, match="batch_stays_processed_when_pruned"):
+        execute(stores, "UPDATE outbox.batch SET status = 'failed'")
+
+
+@pytest.mark.parametrize(("words", "nth"), [("DELETE FROM outbox.event", 2), ("SET pruned_at", 1), ("COMMIT", 6)])
+def test_a_killed_prune_leaves_each_batch_whole_or_pruned(stores: Stores, words: str, nth: int) -> None:
+    """Kill -9 between any two statements: a batch has all its events or is pruned, and the next prune ends it."""
+    for _ in range(3):
+        deliver(stores)
+
+    kill_prune_before(stores, words, nth)
+
+    with stores.engine.begin() as connection:
+        left = connection.execute(text(_EVENTS_OF_BATCHES)).all()
+    assert {(row.is_pruned, row.event_count) for row in left} <= {(True, 0), (False, 10)}
+    assert any(not row.is_pruned for row in left)
+    assert prune(stores).refused == ()
+    assert committed_ids(stores.engine) == set()
+    assert len(delivered_ids(stores.client)) == 30
+
+
+_EVENTS_OF_BATCHES = """
+SELECT pruned_at IS NOT NULL AS is_pruned,
+       (SELECT count(*) FROM outbox.event WHERE batch.positions @> position) AS event_count
+FROM outbox.batch
+"""
+
+
+def kill_prune_before(stores: Stores, words: str, nth: int) -> None:
+    """Prune in another process that dies just before the nth such statement."""
+    settings = stores.settings
+    assert settings.postgres_url is not None
+    assert settings.clickhouse_url is not None
+    orders = {
+        "postgres_url": settings.postgres_url.get_secret_value(),
+        "clickhouse_url": settings.clickhouse_url.get_secret_value(),
+        "words": words,
+        "nth": nth,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fixtures.pruner"], input=json.dumps(orders), text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_two_prunes_at_once_prune_each_batch_once(stores: Stores) -> None:
+    """Two processes share the work: nobody waits, nothing is counted twice."""
+    for _ in range(5):
+        deliver(stores)
+    done: list[Pruned] = []
+    threads = [threading.Thread(target=lambda: done.append(prune(stores))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(one.events for one in done) == 50
+    assert committed_ids(stores.engine) == set()
+
+
+def test_a_prune_stops_when_its_time_is_over(stores: Stores) -> None:
+    """It ends between two batches, says that it did, and the next one goes on."""
+    for _ in range(3):
+        deliver(stores)
+
+    first = prune(stores, seconds=0)
+    second = prune(stores)
+
+    assert (first.batches, first.is_finished) == (1, False)
+    assert (second.batches, second.is_finished) == (2, True)
+
+
+def test_a_prune_gives_up_after_many_refusals(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When ClickHouse shows batch after batch differently, somebody must look before more time is spent."""
+    monkeypatch.setattr("outbox_pipeline.retention.MOST_REFUSED", 2)
+    for _ in range(3):
+        deliver(stores, 1)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE 1", settings={"mutations_sync": 2})
+
+    done = prune(stores)
+
+    assert (len(done.refused), done.is_finished) == (2, False)
+    assert MOST_REFUSED == 100
+
+
+def test_discarded_events_are_pruned_too(stores: Stores) -> None:
+    """What was given up long ago goes; what was given up yesterday stays, and its story stays in quarantine."""
+    held(stores)
+    with stores.engine.begin() as connection:
+        positions = list(connection.execute(text("SELECT position FROM outbox.quarantined_event")).scalars())
+    quarantine.discard(stores.engine, Filter(quarantine_ids=frozenset({1})), note="nobody needs it")
+    age(stores)
+    quarantine.discard(stores.engine, Filter(), note="nobody needs it either")
+
+    assert prune(stores, dry_run=True).discarded == 1
+    done = prune(stores)
+
+    with stores.engine.begin() as connection:
+        left = list(connection.execute(text("SELECT position FROM outbox.event")).scalars())
+        marks = list(
+            connection.execute(text("SELECT pruned_at IS NULL FROM outbox.quarantined_event ORDER BY 1")).scalars()
+        )
+    assert (done.discarded, done.batches) == (1, 1)
+    assert (left, marks) == (positions[1:], [False, True])
+    assert prune(stores).discarded == 0
+
+
+def test_fences_of_pruned_batches_go(stores: Stores) -> None:
+    """A fence is kept as long as its batch has its events, and longer when it is young or of an unknown batch."""
+    for _ in range(3):
+        deliver(stores, 1)
+    with stores.engine.begin() as connection:
+        ids = list(connection.execute(text("SELECT batch_id FROM outbox.batch ORDER BY batch_id")).scalars())
+    unknown = UUID(int=7)
+    for one in (*ids, unknown):
+        raise_fence(stores.client, one, 2)
+    old = "ALTER TABLE {fence:Identifier} UPDATE fenced_at = fenced_at - INTERVAL 30 DAY WHERE batch_id != {young:UUID}"
+    stores.client.run(old, {"young": str(ids[1])}, settings={"mutations_sync": 2})
+    execute(stores, f"UPDATE outbox.batch SET processed_at = now() WHERE batch_id = '{ids[2]}'")
+
+    done = prune(stores)
+
+    fenced = {row["batch_id"] for row in stores.client.rows("SELECT batch_id FROM {fence:Identifier}")}
+    assert (done.batches, done.fences) == (2, 1)
+    assert fenced == {ids[1], ids[2], unknown}
+
+
+def test_a_ledger_of_another_cluster_is_not_pruned(stores: Stores) -> None:
+    """After a restore the events may be the only copy of what the other life lost: nothing goes before adopt."""
+    deliver(stores)
+    execute(stores, "UPDATE outbox.unclaimed SET timeline = timeline + 1")
+
+    with pytest.raises(LedgerError, match="another cluster"):
+        prune(stores)
+    assert len(committed_ids(stores.engine)) == 10
+
+
+def test_a_pruned_event_can_still_be_traced(stores: Stores) -> None:
+    """Its row in ClickHouse names its batch, and the batch says when it was delivered and pruned."""
+    event_id, *_ = deliver(stores)
+    prune(stores)
+
+    found = trace_event(stores.engine, stores.settings, event_id)
+
+    assert found.status == "gone"
+    assert "pruned on" in found.explanation
+    assert found.batch is not None
+    assert (found.batch.batch_id, found.batch.status) == (batch_id(stores), "processed")
+    assert len(found.rows or []) == 1
+    with stores.engine.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM outbox.event_status")) == 0
+
+
+def test_a_repeated_id_is_a_new_event_once_the_first_is_pruned(stores: Stores) -> None:
+    """The idempotency key reaches as far back as the retention: documented, and this is what happens beyond it."""
+    (event_id,) = deliver(stores, 1)
+    again = text("SELECT outbox.publish('order_placed', '{}', event_id => :event_id)")
+    with stores.engine.begin() as connection:
+        connection.execute(again, {"event_id": event_id})
+    assert committed_ids(stores.engine) == {event_id}
+    assert relay(stores, until_empty=True).batch_count == 0
+    prune(stores)
+
+    with stores.engine.begin() as connection:
+        connection.execute(again, {"event_id": event_id})
+    relay(stores, until_empty=True)
+
+    assert delivered_ids(stores.client) == [event_id, event_id]
+
+
+def test_deleting_by_hand_is_refused_for_each_kind_but_delivered_ones(stores: Stores) -> None:
+    """The trigger is the last guard: no statement removes what is not processed or discarded."""
+    deliver(stores, 3)
+    held(stores)
+
+    with pytest.raises(IntegrityError, match="not delivered yet"):
+        execute(stores, "DELETE FROM outbox.event")
+    execute(stores, "DELETE FROM outbox.event WHERE position <= 3")
+    assert len(committed_ids(stores.engine)) == 2
+
+
+def test_a_batch_that_can_never_be_whole_is_pruned_by_hand(stores: Stores) -> None:
+    """The statements in operating.md prune one batch that ClickHouse will never show again, and no other."""
+    deliver(stores)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position = 3", settings={"mutations_sync": 2})
+    other = deliver(stores, 2)
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    (statements,) = re.findall(r"```sql\nBEGIN;\n(.*?)COMMIT;\n```", page, re.DOTALL)
+    (named,) = set(re.findall(r"'([0-9a-f-]{36})'", statements))
+    (refused,) = prune(stores, dry_run=True).refused
+
+    execute(stores, statements.replace(named, str(refused.batch_id)))
+
+    assert committed_ids(stores.engine) == set(other)
+    assert prune(stores).refused == ()
