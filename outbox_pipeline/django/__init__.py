@@ -6,6 +6,7 @@ in the admin, read only. Nothing here delivers.
 Invariant: the one home of Django; nothing else in this package imports it, and importing this needs no settings.
 """
 
+from outbox_pipeline.django.decorator import publishes
 from outbox_pipeline.django.publish import publish_event, publish_events
 
-__all__ = ["publish_event", "publish_events"]
+__all__ = ["publish_event", "publish_events", "publishes"]

@@ -20,11 +20,11 @@ _PARAMETER = pattern(r":(\w+)")
 
 
 def wire_of(using: str | None) -> Wire:
-    """Return the wire of the connection *using*, or of the one that the database routers name for outbox events.
+    """Return the wire of the connection that *using* and the routers lead to.
 
     Raises ConfigurationError when it does not lead to PostgreSQL.
     """
-    connection = connections[using or _routed()]
+    connection = connections[alias_of(using)]
     if connection.vendor != "postgresql":
         raise ConfigurationError(
             f"The database {connection.alias!r} is {connection.vendor}, and events are published in PostgreSQL: "
@@ -33,7 +33,10 @@ def wire_of(using: str | None) -> Wire:
     return Wire(partial(_execute, connection), (DatabaseError, InterfaceError), _is_autocommit(connection))
 
 
-def _routed() -> str:
+def alias_of(using: str | None) -> str:
+    """Return the alias *using*, or the one that the database routers name for outbox events."""
+    if using is not None:
+        return using
     # Models can be imported once Django is set up, this module before.
     from outbox_pipeline.django.models import OutboxEvent
 

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 import outbox_pipeline
 from outbox_pipeline import Event, NoTransactionError, PublishError, not_published_count
-from outbox_pipeline.django import publish_event, publish_events
+from outbox_pipeline.django import publish_event, publish_events, publishes
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.testing import Outbox
 from outbox_pipeline.testing import outbox as outbox
@@ -268,6 +268,47 @@ def test_the_fixture_hears_django(connection: Any, outbox: Outbox) -> None:
     assert connection.connection is None
 
 
+def test_the_decorator_publishes_what_a_function_returns(connection: Any, published: Engine) -> None:
+    """Its work and its events are one transaction, which it opens; an exception or a refused event ends both."""
+
+    @publishes
+    def create_users(*addresses: str, fails: bool = False) -> Any:
+        work(connection)
+        if fails:
+            fail_after()
+        events = [UserCreated(email=address) for address in addresses]
+        return events[0] if len(events) == 1 else events or None
+
+    @publishes(using="default", required=False)
+    def return_something_else() -> Any:
+        work(connection)
+        return "events"
+
+    assert create_users("a") == UserCreated(email="a")
+    assert create_users("b", "c") == [UserCreated(email="b"), UserCreated(email="c")]
+    assert create_users() is None
+    with pytest.raises(IntegrityError):
+        create_users("d", fails=True)
+    with pytest.raises(PublishError):
+        return_something_else()
+
+    assert counts(published) == (3, 3)
+    assert emails(published) == ["a", "b", "c"]
+
+
+def test_the_decorator_refuses_what_has_no_transaction() -> None:
+    """Async functions and generators are refused where they are defined."""
+
+    async def awaited() -> None: ...
+
+    def generated() -> Iterator[None]:
+        yield
+
+    for wrong in (awaited, generated):
+        with pytest.raises(TypeError, match="sync_to_async"):
+            publishes(wrong)
+
+
 def test_psycopg2_does_as_well(connection: Any, published: Engine) -> None:
     """A project on psycopg2 publishes one and many, and best effort tells the SQLSTATE."""
     program = f"""
@@ -279,7 +320,7 @@ databases = {{"default": {_plain(connection.settings_dict)!r}}}
 settings.configure(DATABASES=databases, INSTALLED_APPS=["outbox_pipeline.django"])
 django.setup()
 from django.db import connection, transaction
-from outbox_pipeline.django import publish_event, publish_events
+from outbox_pipeline.django import publish_event, publish_events, publishes
 from structlog.testing import capture_logs
 with transaction.atomic():
     publish_event({{"email": "100%s"}}, event_type="t")
