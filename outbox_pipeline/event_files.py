@@ -6,7 +6,7 @@ find where it ends and never encoded again, so `1.10`, `1e400`, long integers, d
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, BinaryIO, NoReturn
 
@@ -30,6 +30,7 @@ LINE_MAX_BYTES = 256_000_000
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NO_DEFAULTS: Mapping[str, Any] = {}
 
 
 class EventFileError(OutboxError):
@@ -57,7 +58,21 @@ def read_events(stream: BinaryIO, name: str, *, context_max_bytes: int) -> Itera
         yield row
 
 
-def parse_event(line: str, *, context_max_bytes: int) -> EventRow:
+def read_event(
+    stream: BinaryIO, name: str, *, context_max_bytes: int, defaults: Mapping[str, Any] = _NO_DEFAULTS
+) -> EventRow:
+    """Return the one event of *stream*, written on one line or on several; *defaults* are for keys it does not have.
+
+    Raises EventFileError when it is no event, or more than one.
+    """
+    try:
+        text = _decoded(stream.read(LINE_MAX_BYTES + 1).removeprefix(_BYTE_ORDER_MARK))
+        return parse_event(text, context_max_bytes=context_max_bytes, defaults=defaults)
+    except (PublishError, ValueError) as error:
+        raise EventFileError(name, 1, str(error)) from error
+
+
+def parse_event(line: str, *, context_max_bytes: int, defaults: Mapping[str, Any] = _NO_DEFAULTS) -> EventRow:
     """Return the row for one line. Raises PublishError or ValueError with what is wrong with it."""
     try:
         values, context = _members(line.rstrip("\r\n"))
@@ -65,6 +80,7 @@ def parse_event(line: str, *, context_max_bytes: int) -> EventRow:
         raise ValueError(f"is not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise PublishError("event_context", f"is nested deeper than {DEPTH_MAX} levels") from error
+    values = {**defaults, **values}
     missing = [key for key in _REQUIRED if key not in values]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given")

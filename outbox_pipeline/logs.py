@@ -27,6 +27,7 @@ EVENTS = frozenset(
         "clickhouse_unreachable",
         "event_not_published",
         "event_repeated",
+        "event_replaced",
         "events_discarded",
         "events_requeued",
         "lease_not_renewed",
@@ -35,6 +36,7 @@ EVENTS = frozenset(
         "process_killed",
         "process_restarted",
         "prune_refused",
+        "strays_put_back",
     }
 )
 

@@ -1,4 +1,5 @@
-"""What people do with events that validation refused: look at them, have them delivered after all, or give them up.
+"""What people do with events that validation refused: look at them, have them delivered after all, give them up, or
+publish a corrected one in their place.
 
 Invariant: every change here takes its locks in the ledger's one order (unclaimed, batch, quarantined_event) in a
 statement each, so it waits for cuts and marks and neither loses nor doubles a position. An event's context is read only
@@ -15,12 +16,14 @@ from sqlalchemy import Connection, Engine
 
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.events import EventRow
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import quarantine as store
 from outbox_pipeline.postgres.claim import lock_unclaimed
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.quarantine import Filter, LockedEvent, QuarantinedEvent, QuarantineStatus
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.publish import insert_events
 
 _MOST_NAMED = 5
 
@@ -170,6 +173,26 @@ def discard(engine: Engine, wanted: Filter, *, note: str, lock_timeout_seconds: 
         count = store.discard_events(connection, [event.quarantine_id for event in locked], note=note)
     log().info("events_discarded", count=count)
     return count
+
+
+def replace(engine: Engine, wanted: Filter, corrected: EventRow, *, lock_timeout_seconds: float = 5) -> UUID:
+    """Publish *corrected* in place of the one held event that *wanted* names, and return the corrected event's id.
+
+    One transaction: the held event is replaced and names the new one, and the new one is pending; or neither. Raises
+    QuarantineError when the event is not held, or when the outbox has an event with the new id already.
+    """
+    with ledger_transaction(engine, lock_timeout_seconds=lock_timeout_seconds) as connection:
+        check_version(connection)
+        locked = store.lock_held(connection, wanted)
+        _require_held(connection, wanted, found=len(locked))
+        if insert_events(connection, [corrected]) != 1:
+            raise QuarantineError(
+                f"The outbox has an event {corrected.event_id} already: leave event_id out of the file, or give "
+                "another one. Nothing was changed."
+            )
+        store.replace_event(connection, locked[0].quarantine_id, replaced_by=corrected.event_id)
+    log().info("event_replaced", quarantine_id=locked[0].quarantine_id, replaced_by=str(corrected.event_id))
+    return corrected.event_id
 
 
 def parse_filter(

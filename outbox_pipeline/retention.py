@@ -68,8 +68,8 @@ class Skipped:
 class Pruned:
     """What a prune did, or with `is_dry_run` would do.
 
-    `discarded`: events that were discarded from quarantine. `fences`: batches whose rows in ClickHouse's fence table
-    went. `is_finished` is False when the time was up or too many batches were refused before the end.
+    `discarded`: events that were discarded or replaced in quarantine. `fences`: batches whose rows in ClickHouse's
+    fence table went. `is_finished` is False when the time was up or too many batches were refused before the end.
     `oldest_kept_at`: when the oldest event of a batch that still has its events was recorded.
     """
 

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     dagster_url: SecretStr | None = Field(
         None, description="PostgreSQL for Dagster's own storage, postgresql+psycopg2://…; empty: embedded"
     )
+    dagster_ui_url: str | None = Field(
+        None, description="Address of Dagster's UI, for links; empty: the one that 'outbox up' runs on OUTBOX_HOME"
+    )
     home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
     environment: str = Field(
         "development", min_length=1, max_length=200, description="Environment written on each event"
@@ -78,6 +81,7 @@ class Settings(BaseSettings):
     dagster_history_days: int = Field(
         14, ge=0, le=36_500, description="Days after which step events and logs of Dagster's runs go; 0 keeps them"
     )
+    reconcile_days: int = Field(7, ge=1, description="Days before today that reconcile_daily compares every night")
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
@@ -119,6 +123,13 @@ class Settings(BaseSettings):
     @classmethod
     def _check_clickhouse_url(cls, value: SecretStr | None) -> SecretStr | None:
         return _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+
+    @field_validator("dagster_ui_url")
+    @classmethod
+    def _check_dagster_ui_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("OUTBOX_DAGSTER_UI_URL must start with http:// or https://")
+        return value
 
     @field_validator("alert_webhook_url")
     @classmethod

@@ -7,12 +7,14 @@ import typer
 
 from outbox_pipeline.cli import (
     adopt,
+    delivered,
     demo,
     events,
     metrics,
     monitoring,
     publish,
     quarantine,
+    reconcile,
     relay,
     retention,
     setup,
@@ -22,7 +24,22 @@ from outbox_pipeline.cli import (
 from outbox_pipeline.cli.failures import OutboxGroup, show_defect
 
 #: Modules with an `add_to(app)`, in the order of the help page.
-FAMILIES = (demo, up, setup, publish, events, relay, monitoring, metrics, quarantine, retention, adopt, sql)
+FAMILIES = (
+    demo,
+    up,
+    setup,
+    publish,
+    events,
+    relay,
+    monitoring,
+    delivered,
+    metrics,
+    reconcile,
+    quarantine,
+    retention,
+    adopt,
+    sql,
+)
 
 app = typer.Typer(
     name="outbox",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from outbox_pipeline.monitoring.doctor import Check
     from outbox_pipeline.monitoring.status import Status
     from outbox_pipeline.monitoring.trace import Trace
+    from outbox_pipeline.settings import Settings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,9 +43,9 @@ def trace(
     event_id: Annotated[UUID, typer.Argument(help="The event's id, a UUID.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one event's life: when it was recorded, its batch, its row in ClickHouse or why there is none.
+    """Show one event's life: its stations with links to their runs, its row in ClickHouse or why there is none.
 
-    Exit code 1 when neither side knows the event.
+    Links need OUTBOX_DAGSTER_UI_URL, or an 'outbox up' on this home. Exit code 1 when neither side knows the event.
 
     Example: `outbox trace 412d8176-416a-5d43-8b59-333d72dce3f0`
     """
@@ -52,6 +53,7 @@ def trace(
     from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with ready_settings() as settings:
+        settings = _with_ui(settings)
         found = trace_event(create_outbox_engine(settings, pooled=False), settings, event_id)
     if as_json:
         print_json(found)
@@ -59,6 +61,14 @@ def trace(
         print_facts(_trace_facts(found))
     if not found.is_known:
         raise typer.Exit(1)
+
+
+def _with_ui(settings: "Settings") -> "Settings":
+    from outbox_pipeline.orchestration.stack import running_stack
+
+    if settings.dagster_ui_url is not None:
+        return settings
+    return settings.model_copy(update={"dagster_ui_url": running_stack(settings.home)})
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -127,6 +137,8 @@ def _trace_facts(found: "Trace") -> list[tuple[str, object]]:
     for row in found.rows or []:
         where = f"batch {row.batch_id}, generation {row.generation}, loaded {shown(row.loaded_at)}"
         facts.append(("in ClickHouse", where))
+    for station in found.stations:
+        facts.append((shown(station.at), " ".join(filter(None, [station.what, station.run_url or station.runs_url]))))
     return facts
 
 

@@ -1,15 +1,16 @@
-"""Commands on events that validation refused: `quarantine list`, `show`, `requeue` and `discard`.
+"""Commands on events that validation refused: `quarantine list`, `show`, `requeue`, `discard` and `replace`.
 
 Invariant: a change of events that were not named one by one is confirmed with their count before it is made.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from outbox_pipeline.cli import replacement
+from outbox_pipeline.cli.asking import ask, has_terminal, require_agreement, right_use
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
@@ -44,12 +45,14 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before changi
 def add_to(app: typer.Typer) -> None:
     """Add this family's commands."""
     family = typer.Typer(
-        help="Look at events that validation refused, deliver them after all, or give them up.", no_args_is_help=True
+        help="Look at events that validation refused: deliver them after all, correct them, or give them up.",
+        no_args_is_help=True,
     )
     family.command("list")(list_events)
     family.command("show")(show)
     family.command("requeue")(requeue)
     family.command("discard")(discard)
+    replacement.add_to(family)
     app.add_typer(family, name="quarantine")
 
 
@@ -60,7 +63,7 @@ def list_events(
     since: Since = None,
     until: Until = None,
     batch_id: BatchId = None,
-    status: Annotated[str, typer.Option("--status", help="held, requeued or discarded.")] = "held",
+    status: Annotated[str, typer.Option("--status", help="held, requeued, discarded or replaced.")] = "held",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most events to list.")] = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -71,10 +74,10 @@ def list_events(
     from outbox_pipeline.postgres.quarantine import QuarantineStatus
     from outbox_pipeline.quarantine import list_held, parse_filter
 
-    with _right_use():
+    with right_use():
         wanted = parse_filter(event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
         if status not in list(QuarantineStatus):
-            raise QuarantineError(f"{status!r} is no status: it is held, requeued or discarded.")
+            raise QuarantineError(f"{status!r} is no status: it is held, requeued, discarded or replaced.")
     with _outbox() as (engine, _):
         events = list_held(engine, wanted, status=QuarantineStatus(status), most=limit + 1)
     if as_json:
@@ -100,7 +103,7 @@ def show(
     from outbox_pipeline.quarantine import parse_filter
     from outbox_pipeline.quarantine import show as show_event
 
-    with _right_use():
+    with right_use():
         wanted = parse_filter([name])
     with _outbox() as (engine, _):
         found = show_event(engine, wanted)
@@ -131,7 +134,7 @@ def requeue(
     from outbox_pipeline.quarantine import parse_filter
     from outbox_pipeline.quarantine import requeue as requeue_events
 
-    with _right_use():
+    with right_use():
         wanted = parse_filter(
             ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id
         )
@@ -162,7 +165,7 @@ def discard(
     from outbox_pipeline.quarantine import discard as discard_events
     from outbox_pipeline.quarantine import parse_filter
 
-    with _right_use():
+    with right_use():
         wanted = parse_filter(
             ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id
         )
@@ -185,16 +188,6 @@ def _outbox() -> Iterator[tuple["Engine", float]]:
         yield create_outbox_engine(settings, pooled=False), settings.lock_timeout_seconds
 
 
-@contextmanager
-def _right_use() -> Iterator[None]:
-    """Turn what is wrong with the words of the command line into exit code 2."""
-    try:
-        yield
-    except QuarantineError as error:
-        complain(str(error))
-        raise typer.Exit(2) from None
-
-
 def _require_choice(wanted: "Filter", *, everything: bool) -> None:
     is_chosen = wanted.has_ids or wanted.has_conditions
     if not is_chosen and not everything:
@@ -204,20 +197,10 @@ def _require_choice(wanted: "Filter", *, everything: bool) -> None:
 
 
 def _asked_note() -> str:
-    answer = _ask("Why are they given up?") if _has_terminal() else ""
+    answer = ask("Why are they given up?") if has_terminal() else ""
     if not answer:
         raise QuarantineError('Say why with --note "…": it is kept with each event. (--reason is a filter.)')
     return answer
-
-
-def _ask(question: str) -> str:
-    # typer.prompt and typer.confirm put a space on stdout even when told to ask on stderr.
-    typer.echo(f"{question} ", nl=False, err=True)
-    return sys.stdin.readline().strip()
-
-
-def _has_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def _confirmed(engine: "Engine", wanted: "Filter", *, verb: str, yes: bool) -> "Filter":
@@ -228,12 +211,7 @@ def _confirmed(engine: "Engine", wanted: "Filter", *, verb: str, yes: bool) -> "
     if yes or wanted.has_ids:
         return found.wanted
     typer.echo(f"{found.held.summary()}; oldest since {shown(found.held.oldest_at)}", err=True)
-    if not _has_terminal():
-        complain(f"{verb} {found.held.count:,} events? There is no terminal to ask on: repeat with --yes.")
-        raise typer.Exit(2)
-    if _ask(f"{verb} {found.held.count:,} events? [y/N]").lower() not in {"y", "yes"}:
-        typer.echo("Nothing was changed.", err=True)
-        raise typer.Exit(1)
+    require_agreement(f"{verb} {found.held.count:,} events?")
     return found.wanted
 
 
@@ -258,7 +236,7 @@ def _print_events(events: "Sequence[QuarantinedEvent]") -> None:
             shown(_printable(event.event_type)),
             ",".join(event.reasons),
             shown(event.quarantined_at),
-            _printable(event.note or ""),
+            _printable(event.note or "") or (f"replaced by {event.replaced_by}" if event.replaced_by else ""),
         )
         for event in events
     ]
@@ -285,7 +263,8 @@ def _facts(found: "Shown") -> list[tuple[str, object]]:
 def _outcome(stay: "QuarantinedEvent") -> str:
     if stay.resolved_at is None:
         return ""
-    return f", {stay.status} {shown(stay.resolved_at)}" + (f": {stay.note}" if stay.note else "")
+    by = f" by {stay.replaced_by}" if stay.replaced_by else ""
+    return f", {stay.status}{by} {shown(stay.resolved_at)}" + (f": {stay.note}" if stay.note else "")
 
 
 def _shortened(context: str) -> str:

@@ -10,6 +10,7 @@ import typer
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_json, progress
+from outbox_pipeline.errors import OutboxError
 
 if TYPE_CHECKING:
     from outbox_pipeline.relay.loop import RelayResult
@@ -108,6 +109,7 @@ def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:
             display.update(task, **_fields(result, time.monotonic() - started))
 
         result = loop.relay(stores, until_empty=until_empty, on_progress=show)
+    _record_completeness(stores)
     open_batches = read_status(stores.engine).open_batches
     return RelayReport(
         batches=result.batch_count,
@@ -118,6 +120,16 @@ def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:
         failed_batches=open_batches.get("failed", 0),
         parked_batches=open_batches.get("parked", 0),
     )
+
+
+def _record_completeness(stores: "Stores") -> None:
+    # Analysts are told how far each day is delivered; that they are not is no failure of a delivery.
+    from outbox_pipeline.completeness import record_completeness
+
+    try:
+        record_completeness(stores)
+    except OutboxError as error:
+        complain(f"How far each day is delivered was not written: {error}")
 
 
 def _fields(result: "RelayResult", seconds: float) -> dict[str, Any]:

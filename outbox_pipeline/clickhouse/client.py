@@ -26,13 +26,19 @@ class EventLogClient:
         """Keep the driver's client and where it leads."""
         self.driver = client
         self.table = settings.clickhouse_table
-        self.names = {"table": self.table, "fence": f"{self.table}_fence"}
+        self.names = {
+            "table": self.table,
+            "fence": f"{self.table}_fence",
+            "completeness": f"{self.table}_completeness",
+            "delivered": f"{self.table}_delivered",
+        }
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
 
     def rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a query as dictionaries; besides *parameters* there are always the table names.
 
-        `{table:Identifier}` is the event log, `{fence:Identifier}` its fence.
+        `{table:Identifier}` is the event log, `{fence:Identifier}` its fence, `{completeness:Identifier}` how far each
+        day is delivered, `{delivered:Identifier}` the view on that.
         """
         with translated(self.where):
             result = self.driver.query(statement, parameters={**self.names, **(parameters or {})})

@@ -21,8 +21,8 @@ _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 _WRAP = 2**64
 
-# Only constants of this package are put into the text; values are parameters.
-_QUERY = f"""
+#: Names that `SUMS` uses.
+HASHES = f"""
 WITH
     UUIDToNum(event_id) AS bytes,
     reinterpretAsUInt64(reverse(substring(bytes, 1, 8))) AS high,
@@ -31,14 +31,23 @@ WITH
     bitXor(seed, bitShiftRight(seed, 30)) * toUInt64({_FIRST}) AS first,
     bitXor(first, bitShiftRight(first, 27)) * toUInt64({_SECOND}) AS second,
     bitXor(second, bitShiftRight(second, 31)) AS hash
-SELECT
+"""
+
+#: The fields of `Proof` over a set of rows, in its order.
+SUMS = """
     count() AS row_count,
     sum(hash) AS id_sum,
     groupBitXor(high) AS id_xor_high,
     groupBitXor(low) AS id_xor_low,
     sum(position) AS position_sum,
     sum(reinterpretAsUInt64(toUnixTimestamp64Micro(event_date_time))) AS time_sum,
-    sum(toUInt64(CRC32(event_context))) AS context_sum,
+    sum(toUInt64(CRC32(event_context))) AS context_sum
+"""
+
+# Only constants of this package are put into the text; values are parameters.
+_QUERY = f"""
+{HASHES}
+SELECT {SUMS},
     countIf(generation != {{generation:UInt32}}) AS foreign_count
 FROM {{table:Identifier}}
 WHERE {OWN_ROWS}

@@ -3,6 +3,7 @@
 import re
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.delivered import create_delivered
 from outbox_pipeline.errors import ConfigurationError
 
 #: Column names and types in the table's order; the first five are what readers of an event log query.
@@ -59,9 +60,13 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 
 
 def create_table(client: EventLogClient) -> None:
-    """Create the event log and its fence where they are missing, then check them; safe to repeat."""
+    """Create the event log, its fence and the days' table where they are missing, then check the first two.
+
+    Safe to repeat.
+    """
     client.run(_CREATE)
     client.run(_CREATE_FENCE)
+    create_delivered(client)
     check_table(client)
 
 

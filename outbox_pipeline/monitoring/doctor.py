@@ -13,6 +13,7 @@ from itertools import combinations
 from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
+from outbox_pipeline.clickhouse.delivered import delivered_problem
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.postgres.claim import read_conditions
@@ -44,6 +45,7 @@ CHECKS = (
     "clickhouse",
     "clickhouse table",
     "clickhouse durability",
+    "delivered days",
     "clocks",
     "dagster storage",
 )
@@ -216,7 +218,7 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterato
         version = _read_clickhouse(client, clocks)
     except OutboxError as error:
         yield Check("clickhouse", False, _said(error))
-        yield from _skipped(["clickhouse table", "clickhouse durability"], "clickhouse")
+        yield from _skipped(["clickhouse table", "clickhouse durability", "delivered days"], "clickhouse")
         return
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
@@ -226,6 +228,10 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterato
         yield _outcome(
             "clickhouse durability",
             lambda: _fine(durability_problem(client), "ClickHouse writes what it has acknowledged to disk."),
+        )
+        yield _outcome(
+            "delivered days",
+            lambda: _fine(delivered_problem(client), f"Analysts read {client.names['delivered']}."),
         )
     finally:
         client.close()

@@ -1,6 +1,7 @@
-"""One event's life: when it was recorded, which batch took it, and its rows in ClickHouse or why there are none."""
+"""One event's life: its stations, which batch took it, and its rows in ClickHouse or why there are none."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.monitoring.stations import Station, in_order, read_stations, run_url, runs_url
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.overview import read_event_life
@@ -50,6 +52,8 @@ class TracedBatch:
     run_id: str | None
     processed_at: datetime | None
     last_error: str | None
+    run_url: str | None = None
+    runs_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class TracedEvent:
 class Trace:
     """Everything both sides know about one event id.
 
-    `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded), `gone` for an event that
-    only ClickHouse has, `unknown` for one that nobody has. `rows` is None when ClickHouse could not be asked.
+    `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded, replaced), `gone` for an
+    event that only ClickHouse has, `unknown` for one that nobody has. `rows` is None when ClickHouse was not asked.
+    `stations` are in order of time, with links into Dagster's UI where OUTBOX_DAGSTER_UI_URL says where that is.
     """
 
     event_id: UUID
@@ -78,6 +83,7 @@ class Trace:
     batch: TracedBatch | None = None
     reasons: list[str] = field(default_factory=list)
     rows: list[TracedRow] | None = None
+    stations: list[Station] = field(default_factory=list)
 
     @property
     def is_known(self) -> bool:
@@ -93,17 +99,25 @@ def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
     with ledger_transaction(engine) as connection:
         check_version(connection)
         life = read_event_life(connection, event_id)
+        batch_id = life["batch_id"] if life is not None else None
+        stations = read_stations(connection, event_id, batch_id, ui_url=settings.dagster_ui_url)
     try:
         with clickhouse_client(settings) as client:
             rows: list[TracedRow] | None = _rows(client, event_id, life)
             unasked = ""
     except OutboxError as error:
         rows, unasked = None, str(error)
+    stations = in_order([*stations, *(_loaded(row) for row in rows or [])])
     if life is None:
-        return _without_event(engine, event_id, rows) if rows else _unknown(event_id, rows, unasked)
-    batch = _batch(life)
+        found = _without_event(engine, settings, event_id, rows=rows) if rows else _unknown(event_id, rows, unasked)
+        return replace(found, stations=stations)
+    batch = _batch({**life, "status": life["batch_status"]}, settings.dagster_ui_url) if batch_id else None
     explanation = unasked if rows is None else _explain(life, batch, rows)
-    return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows)
+    return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows, stations)
+
+
+def _loaded(row: TracedRow) -> Station:
+    return Station(row.loaded_at, f"row in ClickHouse, generation {row.generation}", row.batch_id)
 
 
 def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> list[TracedRow]:
@@ -117,19 +131,17 @@ def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> li
     return [TracedRow(**row | {"loaded_at": row["loaded_at"].replace(tzinfo=UTC)}) for row in found]
 
 
-def _without_event(engine: Engine, event_id: UUID, rows: list[TracedRow]) -> Trace:
+def _without_event(engine: Engine, settings: Settings, event_id: UUID, *, rows: list[TracedRow]) -> Trace:
     with ledger_transaction(engine) as connection:
         batches = read_batches(connection, batch_table.c.batch_id == rows[0].batch_id)
     if not batches:
         said = "The outbox does not hold this event, and the ledger does not know its batch: another database sent it."
         return Trace(event_id, "gone", said, rows=rows)
     (found,) = batches
-    batch = TracedBatch(**{name: getattr(found, name) for name in TracedBatch.__dataclass_fields__})
-    if found.pruned_at is None:
-        return Trace(
-            event_id, "gone", "The outbox no longer holds this event: its row was deleted.", None, batch, rows=rows
-        )
-    said = f"Delivered and proved; its row in PostgreSQL was pruned on {found.pruned_at:%Y-%m-%d}."
+    batch = _batch(vars(found), settings.dagster_ui_url)
+    said = "The outbox no longer holds this event: its row was deleted."
+    if found.pruned_at is not None:
+        said = f"Delivered and proved; its row in PostgreSQL was pruned on {found.pruned_at:%Y-%m-%d}."
     return Trace(event_id, "gone", said, None, batch, rows=rows)
 
 
@@ -144,11 +156,10 @@ def _event(life: RowMapping) -> TracedEvent:
     return TracedEvent(**{name: life[name] for name in TracedEvent.__dataclass_fields__})
 
 
-def _batch(life: RowMapping) -> TracedBatch | None:
-    if life["batch_id"] is None:
-        return None
-    values = {name: life[name] for name in TracedBatch.__dataclass_fields__}
-    return TracedBatch(**values | {"status": life["batch_status"]})
+def _batch(batch: Mapping[str, Any], ui_url: str | None) -> TracedBatch:
+    links = {"run_url": run_url(ui_url, batch["run_id"]), "runs_url": runs_url(ui_url, batch["batch_id"])}
+    names = TracedBatch.__dataclass_fields__.keys() - links.keys()
+    return TracedBatch(**{name: batch[name] for name in names} | links)
 
 
 def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow]) -> str:
@@ -161,6 +172,8 @@ def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow])
             return "Validation refused it; it is held in quarantine until somebody requeues or discards it."
         case "discarded":
             return "Validation refused it and somebody discarded it; it will not be delivered."
+        case "replaced":
+            return "Validation refused it and a corrected event was published in its place; it will not be delivered."
         case "parked":
             return f"Its batch is parked: {_error(batch)} Fix the cause, then run 'outbox resume'."
         case "pending":

@@ -4,6 +4,7 @@ import dagster as dg
 
 from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
+from outbox_pipeline.orchestration.completeness import completeness_sensor
 from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
     discard_quarantined,
@@ -12,6 +13,7 @@ from outbox_pipeline.orchestration.quarantine import (
     requeue_quarantined,
 )
 from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
+from outbox_pipeline.orchestration.reconcile import reconcile_daily, reconcile_days, reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.retention import (
     prune_dagster_history,
@@ -29,7 +31,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     )
     return dg.Definitions(
         assets=[OUTBOX, event_log],
-        asset_checks=[quarantine_empty],
+        asset_checks=[quarantine_empty, reconciled],
         jobs=[
             deliver_batch,
             resume_parked_batches,
@@ -38,9 +40,10 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
             recheck_batches,
             prune_outbox,
             prune_dagster_history,
+            reconcile_days,
         ],
-        schedules=[prune_hourly, purge_history_daily],
-        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor, alert_sensor],
+        schedules=[prune_hourly, purge_history_daily, reconcile_daily],
+        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor, completeness_sensor, alert_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,

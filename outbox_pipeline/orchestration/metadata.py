@@ -7,6 +7,8 @@ import dagster as dg
 
 from outbox_pipeline.orchestration.history import Purged
 from outbox_pipeline.quarantine import Held, Requeued
+from outbox_pipeline.reconcile.findings import DayTotals, Difference, Reconciled
+from outbox_pipeline.reconcile.repair import Repaired
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
 from outbox_pipeline.relay.replay import Outcome, Replayed
 from outbox_pipeline.retention import Pruned
@@ -88,6 +90,55 @@ def of_replay(replayed: Sequence[Replayed]) -> Metadata:
     }
 
 
+def of_day(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> Metadata:
+    """Show one day on both sides: numbers that plot, the batches that differ, and what was done about them."""
+    differences = [item for item in found.differences if item.day == totals.day]
+    outcomes = {} if repaired is None else {item.batch_id: item.outcome for item in repaired.batches}
+    return {
+        "batches": totals.batches,
+        "batches_differing": totals.differing,
+        "rows_expected": totals.expected_rows,
+        "rows_found": totals.found_rows,
+        "rows_missing": sum(item.missing for item in differences),
+        "rows_doubled": sum(item.doubled for item in differences),
+        "rows_misplaced": sum(item.misplaced + item.other_generation for item in differences),
+        "rows_of_unknown_batches": totals.unknown_rows,
+        "events_in_no_place": totals.stray_events,
+        "events_late": totals.late_events,
+        "events_in_quarantine": totals.held_events,
+        "batches_on_their_way": totals.open_batches,
+        "batches_parked": totals.parked_batches,
+        "batches_pruned": totals.pruned_batches,
+        "checksum": dg.MetadataValue.text(f"{totals.found_checksum} (expected {totals.expected_checksum})"),
+        "differing_batches": _table(
+            [_of_difference(item, outcomes.get(item.batch.batch_id)) for item in differences[:_TYPES_SHOWN]]
+        ),
+    }
+
+
+def of_reconciled(found: Reconciled, repaired: Repaired | None) -> Metadata:
+    """Show a whole comparison, with a summary to read."""
+    types: list[dict[str, int | str]] = [
+        {"day": str(item.day), "event_type": item.event_type, "expected": item.expected, "found": item.found}
+        for item in found.types
+        if item.expected != item.found
+    ]
+    return {
+        "days": len(found.days),
+        "batches": sum(day.batches for day in found.days),
+        "batches_differing": len(found.differences),
+        "rows_expected": sum(day.expected_rows for day in found.days),
+        "rows_found": sum(day.found_rows for day in found.days),
+        "rows_of_unknown_batches": sum(rows.row_count for rows in found.unknown),
+        "events_in_no_place": sum(stray.event_count for stray in found.strays),
+        "batches_redelivered": 0 if repaired is None else len(repaired.redelivered),
+        "events_put_back": 0 if repaired is None else repaired.put_back,
+        "seconds": round(found.seconds, 3),
+        "types_differing": _table(types[:_TYPES_SHOWN]),
+        "summary": dg.MetadataValue.md(_summary(found, repaired)),
+    }
+
+
 def of_held(held: Held) -> Metadata:
     """Show how many events are held, or were before the change, for which reasons and since when."""
     since = {} if held.oldest_at is None else {"oldest_held_at": dg.MetadataValue.timestamp(held.oldest_at)}
@@ -128,6 +179,29 @@ def of_prune(done: Pruned) -> Metadata:
 def of_purge(done: Purged, *, days: int) -> Metadata:
     """Show what was purged of Dagster's own events."""
     return {"events_purged": done.events, "runs": done.runs, "is_finished": done.is_finished, "history_days": days}
+
+
+def _of_difference(item: Difference, outcome: Outcome | None) -> dict[str, int | str]:
+    return {
+        "batch_id": str(item.batch.batch_id),
+        "expected": item.expected,
+        "found": item.found,
+        "missing": item.missing,
+        "doubled": item.doubled,
+        "misplaced": item.misplaced,
+        "other_generation": item.other_generation,
+        "altered": item.altered,
+        "repair": "" if outcome is None else str(outcome),
+    }
+
+
+def _summary(found: Reconciled, repaired: Repaired | None) -> str:
+    lines = [f"**{found.window.first_day} to {found.window.last_day}**", ""]
+    lines += [f"- {day.day}: {day.sentence}" for day in found.days[-_TYPES_SHOWN:]]
+    if repaired is not None:
+        lines += ["", f"Delivered again: {len(repaired.redelivered)} batches. Put back: {repaired.put_back} events."]
+        lines += [f"- {sentence}" for sentence in repaired.left[:_TYPES_SHOWN]]
+    return "\n".join(lines)
 
 
 def _of_one(item: Replayed) -> dict[str, int | str]:

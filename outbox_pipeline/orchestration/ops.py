@@ -3,9 +3,10 @@
 They hand each other nothing: each gets the batch id from the run config, asks the ledger, and can run in a process of
 its own. What happens on a crash: the heartbeat dies with the process, the lease runs out, and the sensor asks for the
 next attempt, which looks into ClickHouse before it sends anything. Without a batch id a run is for its partition's day:
-each of its batches is proved, and delivered again where ClickHouse differs.
+its batches are proved many at a time, and those of them that differ in ClickHouse are delivered again.
 """
 
+from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
@@ -18,8 +19,9 @@ from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
+from outbox_pipeline.reconcile.repair import prove_day
 from outbox_pipeline.relay.attempts import end_failed
-from outbox_pipeline.relay.replay import Outcome, batches_of_day, replay
+from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_day, replay
 
 EVENT_LOG = dg.AssetKey("event_log")
 DELIVERED_WHOLE = "delivered_whole"
@@ -61,7 +63,8 @@ def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline:
 
     A failed check means that ClickHouse took the batch several times and still shows other rows: something else changes
     the table. Nothing is marked then. Without a batch id each processed batch of the day is proved and, where
-    ClickHouse differs, delivered again; batches in flight or parked are named and left alone.
+    ClickHouse differs, delivered again; batches in flight or parked are named and left alone, and a batch whose events
+    were pruned can only be proved: the check fails when such a one differs.
     """
     with delivering(context, config, pipeline) as delivery:
         if delivery is None:
@@ -98,14 +101,21 @@ def _batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: P
 
 
 def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Any:
-    batches = _batches(context, config, pipeline)
     replayed = []
-    for item in replay(pipeline.stores, batches, reload=config.reload, run_id=context.run_id):
+    for item in _replay(context, config, pipeline):
         replayed.append(item)
         if item.outcome != Outcome.PROVEN:
             context.log.info(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
-    failed = [item for item in replayed if item.outcome == Outcome.FAILED]
-    return _check(passed=not failed, shown=metadata.of_replay(replayed))
+    bad = [item for item in replayed if item.outcome in (Outcome.FAILED, Outcome.PRUNED)]
+    return _check(passed=not bad, shown=metadata.of_replay(replayed))
+
+
+def _replay(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Iterator[Replayed]:
+    if config.batch_id is None and not config.reload:
+        day = date.fromisoformat(context.partition_key)
+        return iter(prove_day(pipeline.stores, day, run_id=context.run_id))
+    batches = _batches(context, config, pipeline)
+    return replay(pipeline.stores, batches, reload=config.reload, run_id=context.run_id)
 
 
 def _check(*, passed: bool, shown: metadata.Metadata) -> dg.AssetCheckResult:

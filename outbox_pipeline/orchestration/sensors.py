@@ -16,6 +16,9 @@ from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import load_settings
 
+#: Runs for days, from the backfill page, have none and wait in the queue until new events are on their way.
+_BEFORE_BACKFILLS = {"dagster/priority": "1"}
+
 #: The cursor while ClickHouse answers; otherwise it is the time since when it does not.
 _ANSWERING = "ClickHouse answers"
 
@@ -70,7 +73,7 @@ def _run_requests(requests: Sequence[BatchRequest]) -> list[dg.RunRequest]:
                     }
                 }
             },
-            tags={BATCH_ID_TAG: str(request.batch_id), ATTEMPT_TAG: str(request.attempt)},
+            tags={BATCH_ID_TAG: str(request.batch_id), ATTEMPT_TAG: str(request.attempt), **_BEFORE_BACKFILLS},
         )
         for request in requests
     ]

@@ -28,6 +28,7 @@ class QuarantineStatus(StrEnum):
     HELD = "held"
     REQUEUED = "requeued"
     DISCARDED = "discarded"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class QuarantinedEvent:
-    """One stay of an event in quarantine; `note` says why it was discarded."""
+    """One stay of an event in quarantine; `note` says why it was discarded, `replaced_by` by which event."""
 
     quarantine_id: int
     event_id: UUID
@@ -77,6 +78,7 @@ class QuarantinedEvent:
     quarantined_at: datetime
     resolved_at: datetime | None
     note: str | None
+    replaced_by: UUID | None
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,23 @@ def discard_events(connection: Connection, quarantine_ids: Collection[int], *, n
         .values(status=QuarantineStatus.DISCARDED, resolved_at=func.clock_timestamp(), note=note)
     )
     return connection.execute(statement).rowcount
+
+
+def replace_event(connection: Connection, quarantine_id: int, *, replaced_by: UUID) -> int:
+    """Move a held event to replaced for good, by the event that was just published; return 1, or 0 when not held."""
+    statement = (
+        update(quarantined_event)
+        .where(quarantined_event.c.quarantine_id == quarantine_id)
+        .where(quarantined_event.c.status == QuarantineStatus.HELD)
+        .values(status=QuarantineStatus.REPLACED, resolved_at=func.clock_timestamp(), replaced_by=replaced_by)
+    )
+    return connection.execute(statement).rowcount
+
+
+def read_replaced(connection: Connection, event_id: UUID) -> UUID | None:
+    """Return the event in whose place this one was published, None when it is no correction."""
+    statement = select(quarantined_event.c.event_id).where(quarantined_event.c.replaced_by == event_id)
+    return connection.scalar(statement)
 
 
 def _conditions(wanted: Filter, status: QuarantineStatus | None = None) -> list[ColumnElement[bool]]:

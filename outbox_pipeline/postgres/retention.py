@@ -57,15 +57,15 @@ def prune_events(connection: Connection, batch_id: UUID) -> int:
 
 
 def prune_discarded(connection: Connection, *, days: int, most: int) -> tuple[int, int]:
-    """Delete up to *most* events that were discarded *days* ago; return how many, and how many were still there."""
+    """Delete up to *most* events discarded or replaced *days* ago; return how many, and how many were still there."""
     row = connection.execute(query("delete_discarded"), {"days": days, "most": most}).one()
     return row.discarded_count, row.event_count
 
 
 def count_old_discarded(connection: Connection, *, days: int) -> int:
-    """Return how many discarded events `prune_discarded` would take. Changes nothing."""
+    """Return how many discarded and replaced events `prune_discarded` would take. Changes nothing."""
     statement = select(func.count()).where(
-        quarantined_event.c.status == "discarded",
+        quarantined_event.c.status.in_(["discarded", "replaced"]),
         quarantined_event.c.pruned_at.is_(None),
         quarantined_event.c.resolved_at < _NOW - timedelta(days=days),
     )

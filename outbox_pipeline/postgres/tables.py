@@ -107,4 +107,13 @@ quarantined_event = Table(
     Column("resolved_at", DateTime(timezone=True)),
     Column("note", Text),
     Column("pruned_at", DateTime(timezone=True)),
+    Column("replaced_by", Uuid),
+)
+
+watermark = Table(
+    "watermark",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True),
+    Column("observed_at", DateTime(timezone=True), nullable=False),
+    Column("holders", JSONB, nullable=False),
 )

@@ -1,7 +1,8 @@
 """Deliver existing batches again: prove each against ClickHouse, and send only what differs.
 
-Invariant: a batch that ClickHouse shows whole is not touched, and one that is in flight or parked is left to its own
-run. A redelivery that fails leaves its batch failed, and the normal loop takes it up.
+Invariant: a batch that ClickHouse shows whole is not touched, one that is in flight or parked is left to its own run,
+and one whose events were pruned is proved and never taken from processed. A redelivery that fails leaves its batch
+failed, and the normal loop takes it up.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,11 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import Batch, BatchStatus
-from outbox_pipeline.errors import LeaseLostError, OutboxError
+from outbox_pipeline.errors import BatchDataError, LeaseLostError, OutboxError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batches
 from outbox_pipeline.postgres.tables import batch as batch_table
-from outbox_pipeline.relay.attempts import end_failed, start_unrequested
+from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.loop import deliver
 from outbox_pipeline.relay.stores import Stores
@@ -32,6 +33,7 @@ class Outcome(StrEnum):
     PROVEN = "proven"
     REDELIVERED = "redelivered"
     LEFT_ALONE = "left alone"
+    PRUNED = "pruned"
     FAILED = "failed"
 
 
@@ -54,7 +56,10 @@ def batches_of_day(engine: Engine, day: date) -> list[Batch]:
 def replay(
     stores: Stores, batches: list[Batch], *, reload: bool = False, run_id: str | None = None
 ) -> Iterator[Replayed]:
-    """Go through the batches one at a time, yielding what was done with each; with *reload* send all of them again."""
+    """Go through the batches one at a time, yielding what was done with each; with *reload* send all of them again.
+
+    A reload is another generation, so ClickHouse does not take it for a repetition, and older rows are deleted first.
+    """
     for batch in batches:
         yield _replay_one(stores, batch, reload=reload, run_id=run_id)
 
@@ -68,22 +73,36 @@ def rechecks_due(stores: Stores) -> list[Batch]:
         return due_for_recheck(connection, delay=stores.settings.recheck, most=MOST_RECHECKED)
 
 
+def left_alone(batch: Batch) -> str:
+    """Say why a batch that is not processed is left to its own run."""
+    return f"it is {batch.status}; its own run delivers it"
+
+
 def _replay_one(stores: Stores, batch: Batch, *, reload: bool, run_id: str | None) -> Replayed:
     if batch.status != BatchStatus.PROCESSED:
-        return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, f"it is {batch.status}; its own run delivers it")
+        return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch))
     differences = proof_differences(stores, batch, generation=batch.generation)
-    if not differences and not reload:
+    if not differences and (not reload or batch.pruned_at is not None):
         with ledger_transaction(stores.engine) as connection:
             note_proved(connection, [batch.batch_id])
-        return Replayed(batch.batch_id, Outcome.PROVEN, batch.accepted_count or 0)
-    return _redeliver(stores, batch, differences or "Reload was asked for.", reload=reload, run_id=run_id)
+        refused = "it is whole; its events are pruned, so it was not sent again" if reload else ""
+        return Replayed(batch.batch_id, Outcome.PROVEN, batch.accepted_count or 0, refused)
+    return redeliver(stores, batch, differences or "Reload was asked for.", reload=reload, run_id=run_id)
 
 
-def _redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool, run_id: str | None) -> Replayed:
+def redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool = True, run_id: str | None = None) -> Replayed:
+    """Deliver a processed batch again, whatever ClickHouse shows; *reason* becomes the detail of its outcome.
+
+    With *reload* everything is sent under a new generation at once, else only after another look.
+    """
+    if batch.pruned_at is not None:
+        return Replayed(batch.batch_id, Outcome.PRUNED, 0, f"{reason}. {pruned_sentence(batch)}")
     try:
         delivery = start_unrequested(stores, batch.batch_id, run_id=run_id)
     except LeaseLostError as error:
         return Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, str(error))
+    except BatchDataError as error:
+        return Replayed(batch.batch_id, Outcome.PRUNED, 0, str(error))
     try:
         marked = deliver(delivery, reload=reload)
     except OutboxError as error:

@@ -6,7 +6,7 @@ The ledger is the truth and the tick is not: evaluating one twice, or losing its
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, and_, func, select
 
 from outbox_pipeline.batches import IN_FLIGHT, BatchRequest, BatchStatus
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -56,8 +56,9 @@ class _Open:
 def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) -> Tick:
     """Cut what is pending unless too much is in flight, then draw attempts for due batches of these days.
 
-    Parked batches and batches outside *days* do not count as in flight, so they hold nothing else up. After a transient
-    failure one batch at a time is requested until one is delivered: a server that has just come back is not stormed.
+    Parked batches, batches outside *days* and batches that a replay delivers again do not count as in flight, so they
+    hold nothing else up. After a transient failure one batch at a time is requested until one is delivered: a server
+    that has just come back is not stormed.
     """
     found = _read_open(engine, days)
     room = settings.max_open_batches - found.in_flight
@@ -71,11 +72,12 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
 
 def _read_open(engine: Engine, days: tuple[date, date]) -> _Open:
     is_deliverable = batch.c.recorded_on.between(*days)
-    is_running = batch.c.status.in_([BatchStatus.REQUESTED, BatchStatus.DELIVERING])
+    is_new = batch.c.processed_at.is_(None)
+    is_running = and_(batch.c.status.in_([BatchStatus.REQUESTED, BatchStatus.DELIVERING]), is_new)
     last_success = select(func.max(batch.c.processed_at)).scalar_subquery()
-    last_failure = func.max(batch.c.failed_at).filter(batch.c.last_error_kind.in_(PASSING_KINDS))
+    last_failure = func.max(batch.c.failed_at).filter(batch.c.last_error_kind.in_(PASSING_KINDS), is_new)
     statement = select(
-        func.count().filter(batch.c.status.in_(IN_FLIGHT), is_deliverable),
+        func.count().filter(batch.c.status.in_(IN_FLIGHT), is_deliverable, is_new),
         func.count().filter(is_running, batch.c.lease_until >= func.clock_timestamp()),
         func.count().filter(batch.c.status == BatchStatus.PARKED),
         func.count().filter(batch.c.status.in_(IN_FLIGHT), ~is_deliverable),

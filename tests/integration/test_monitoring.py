@@ -14,6 +14,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
 from outbox_pipeline.cli.main import app
+from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.doctor import (
     Check,
     ServerClock,
@@ -24,9 +25,13 @@ from outbox_pipeline.monitoring.doctor import (
     check_variables,
     examine,
 )
+from outbox_pipeline.monitoring.stations import BATCH_ID_TAG
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.trace import trace_event
+from outbox_pipeline.orchestration import requests as orchestration_requests
+from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.quarantine import replace, requeue
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
@@ -209,6 +214,59 @@ def test_trace_follows_an_event_to_its_row(stores: Stores) -> None:
     assert found.rows is not None
     assert [(row.batch_id, row.generation) for row in found.rows] == [(found.batch.batch_id, found.batch.generation)]
     assert found.rows[0].loaded_at.utcoffset() == timedelta()
+
+
+def test_trace_links_each_station_to_its_runs(stores: Stores) -> None:
+    """From recording to the row in ClickHouse in order of time; runs by id, all attempts of a batch by its tag."""
+    (event_id,) = publish(stores.engine, 1)
+    cut_batches(stores.engine, stores.settings, most=1)
+    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    delivery = start_requested(stores, request.batch_id, request.attempt, run_id="the-run")
+    delivery.load()
+    delivery.mark()
+    settings = stores.settings.model_copy(update={"dagster_ui_url": "https://dagster.example.org/"})
+
+    found = trace_event(stores.engine, settings, event_id)
+    unlinked = trace_event(stores.engine, stores.settings, event_id)
+
+    runs = f"https://dagster.example.org/runs?q%5B0%5D=tag%3Aoutbox%2Fbatch_id%3D{request.batch_id}"
+    assert [(station.what.split(" batch")[0], station.run_url, station.runs_url) for station in found.stations] == [
+        ("recorded in the outbox", None, None),
+        ("cut into", None, runs),
+        ("attempt 1 started", "https://dagster.example.org/runs/the-run", runs),
+        ("row in ClickHouse, generation 0", None, None),
+        ("batch proved and marked processed", "https://dagster.example.org/runs/the-run", runs),
+    ]
+    assert found.batch is not None
+    assert found.batch.runs_url == runs
+    assert BATCH_ID_TAG == orchestration_requests.BATCH_ID_TAG
+    assert [station.what for station in unlinked.stations] == [station.what for station in found.stations]
+    assert {station.runs_url for station in unlinked.stations} == {None}
+
+
+def test_trace_shows_every_stay_in_quarantine(stores: Stores) -> None:
+    """Held, requeued, held again, replaced: each with its time, and both events name each other."""
+    (event_id,) = publish(stores.engine, 1, **BAD)
+    relay(stores, until_empty=True)
+    requeue(stores.engine, Filter())
+    relay(stores, until_empty=True)
+    corrected = replace(stores.engine, Filter(), prepare_event({}, event_type="t", environment="test"))
+    relay(stores, until_empty=True)
+
+    found = trace_event(stores.engine, stores.settings, event_id)
+    successor = trace_event(stores.engine, stores.settings, corrected)
+
+    said = [station.what for station in found.stations if "batch" not in station.what and "attempt" not in station.what]
+    assert said == [
+        "recorded in the outbox",
+        "held in quarantine: context_not_object",
+        "requeued",
+        "held in quarantine: context_not_object",
+        f"replaced by {corrected}",
+    ]
+    assert [station.at for station in found.stations] == sorted(station.at for station in found.stations)
+    assert (found.status, "corrected event" in found.explanation) == ("replaced", True)
+    assert successor.stations[0].what == f"recorded in place of {event_id}"
 
 
 def test_trace_says_why_there_is_no_row(stores: Stores) -> None:
@@ -470,3 +528,39 @@ def test_doctor_finds_a_table_that_forgets_in_a_power_failure(stores: Stores) ->
     assert checks["postgres durability"].ok
     assert checks["clickhouse durability"].ok is False
     assert "MODIFY SETTING fsync_after_insert = 1" in checks["clickhouse durability"].message
+
+
+def test_delivered_says_whether_each_day_is_whole(outbox: Callable[..., Result], stores: Stores) -> None:
+    """A day on its way fails the command until it is delivered; JSON has the table's columns."""
+    execute(
+        stores.engine,
+        "INSERT INTO outbox.event (event_type, environment, event_context, recorded_at)"
+        " VALUES ('t', 'test', '{}', clock_timestamp() - interval '1 day')",
+    )
+    before = outbox("delivered")
+    outbox("relay", "--until-empty")
+    after = outbox("delivered")
+    (day, _) = json.loads(outbox("delivered", "--json").stdout)
+
+    assert before.exit_code == 1
+    assert "1 on their way" in before.stdout.splitlines()[0]
+    assert after.exit_code == 0
+    assert after.stdout.splitlines()[0].split() == [day["day"], "complete", "1", "delivered"]
+    assert (day["event_count"], day["is_complete"]) == (1, True)
+    assert outbox("delivered", "--from", day["day"], "--to", day["day"], "--json").stdout.count('"day"') == 1
+    assert outbox("delivered", "--from", "2026-03-02", "--to", "2026-03-01").exit_code == 2
+
+
+def test_a_missing_days_table_is_named_and_fails_no_relay(outbox: Callable[..., Result], stores: Stores) -> None:
+    """Delivery goes on; relay, delivered and doctor say what to run."""
+    stores.client.run("DROP TABLE {completeness:Identifier}")
+    publish(stores.engine, 1)
+
+    relayed = outbox("relay", "--until-empty", "--json")
+    asked = outbox("delivered")
+    found = finding(stores.settings, "delivered days")
+
+    assert (relayed.exit_code, json.loads(relayed.stdout)["delivered"]) == (0, 1)
+    assert "event_log_completeness: run 'outbox init'" in relayed.stderr
+    assert (asked.exit_code, "run 'outbox init'" in asked.stderr) == (1, True)
+    assert (found.ok, "run 'outbox init'" in found.message) == (False, True)

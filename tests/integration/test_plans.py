@@ -168,3 +168,17 @@ def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -
     assert len(found) == 10
     on_batch = [node for plan in plans for node in nodes(plan) if node.get("Relation Name") == "batch"]
     assert {node.get("Index Name") for node in on_batch} == {"batch_not_pruned", "batch_open"}
+
+
+def test_delivered_days_probe_only_what_is_pending(fragmented: Engine) -> None:
+    """Telling how far each day is delivered reads the unclaimed stretches and not the table."""
+    parameters = {"first_day": "2026-01-01", "from_day": None, "until_day": "2026-01-01", "since": None, "days": []}
+    with fragmented.begin() as connection:
+        kinds, touched = rows_read(
+            connection,
+            query_text("delivered_days"),
+            {**parameters, "watermark": "2026-01-01", "most": 1_000_000},
+        )
+
+    assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+    assert touched <= 10_000

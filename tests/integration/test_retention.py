@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from outbox_pipeline import quarantine
 from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.errors import BatchDataError, LedgerError
+from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.relay.attempts import start_unrequested
@@ -413,6 +414,18 @@ def test_discarded_events_are_pruned_too(stores: Stores) -> None:
         )
     assert (done.discarded, done.batches) == (1, 1)
     assert (left, marks) == (positions[1:], [False, True])
+    assert prune(stores).discarded == 0
+
+
+def test_replaced_events_are_pruned_too(stores: Stores) -> None:
+    """An event that a corrected one took the place of is as settled as a discarded one."""
+    held(stores)
+    wanted = Filter(quarantine_ids=frozenset({1}))
+    quarantine.replace(stores.engine, wanted, prepare_event({"n": 1}, event_type="order_placed"))
+    age(stores)
+
+    assert prune(stores, dry_run=True).discarded == 1
+    assert prune(stores).discarded == 1
     assert prune(stores).discarded == 0
 
 

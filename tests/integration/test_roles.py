@@ -23,10 +23,13 @@ from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.schema import latest_version, migrate
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.reconcile.compare import reconcile
+from outbox_pipeline.reconcile.repair import repair
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from tests.fixtures.breakage import change, forget
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.roles import LoginUrl
 
@@ -234,6 +237,22 @@ def test_the_pipeline_delivers_with_its_role_alone(stores: Stores, pipeline: Sto
     assert read_status(pipeline.engine).processed == 52
     assert trace_event(pipeline.engine, pipeline.settings, event_ids[0]).event is not None
     assert [check for check in examine(pipeline.settings) if check.ok is False] == []
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_the_pipeline_reconciles_and_repairs(stores: Stores, pipeline: Stores) -> None:
+    """Comparing both sides, putting strays back and delivering again need no more than the same role."""
+    publish(stores.engine, 300)
+    relay(pipeline, until_empty=True)
+    change(stores.client, "DELETE FROM {table:Identifier} WHERE position < 4", UUID(int=0))
+    publish(stores.engine, 2)
+    forget(stores.engine, "{[301,303)}")
+
+    done = repair(pipeline, reconcile(pipeline, by_type=True))
+    relay(pipeline, until_empty=True)
+
+    assert (len(done.redelivered), done.put_back, done.left) == (1, 2, ())
+    assert reconcile(pipeline).is_clean
     assert_each_exactly_once(stores.engine, stores.client)
 
 

@@ -7,7 +7,8 @@ from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchRequest
 from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError
-from outbox_pipeline.relay.attempts import end_failed, start_requested
+from outbox_pipeline.relay.attempts import end_failed, start_requested, start_unrequested
+from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import Tick, plan_tick
@@ -77,3 +78,51 @@ def test_a_batch_of_a_day_without_partition_is_held_back(stores: Stores, days: t
     assert found.requests == later.requests == []
     assert (later.held_back_count, later.open_count) == (1, 0)
     assert "no partition" in later.summary()
+
+
+def take_over(stores: Stores, count: int) -> list[Delivery]:
+    """Let a replay take over processed batches."""
+    with stores.engine.begin() as connection:
+        ids = connection.execute(
+            text("SELECT batch_id FROM outbox.batch WHERE status = 'processed' ORDER BY cut_at LIMIT :count"),
+            {"count": count},
+        ).scalars()
+        wanted = list(ids)
+    return [start_unrequested(stores, batch_id) for batch_id in wanted]
+
+
+def test_a_replay_does_not_hold_the_probe_up(stores: Stores) -> None:
+    """While a replay works on an old batch, the one batch that probes after an outage is still requested."""
+    publish(stores.engine, 1)
+    succeed(stores, tick(stores).requests[0])
+    (replayed,) = take_over(stores, 1)
+    publish(stores.engine, 2)
+    for request in tick(stores).requests:
+        fail(stores, request, TransientError("ClickHouse is away"))
+
+    probe = tick(stores)
+    replayed.close()
+
+    assert (probe.is_probing, len(probe.requests)) == (True, 1)
+
+
+def test_replayed_batches_leave_all_room_to_new_ones(stores: Stores) -> None:
+    """Batches that a replay could not finish do not keep new ones from being cut, and are requested after them."""
+    publish(stores.engine, 4)
+    for request in tick(stores).requests:
+        succeed(stores, request)
+    for delivery in take_over(stores, 4):
+        end_failed(delivery, ConfigurationError("no table"))
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET next_attempt_at = now() WHERE status = 'failed'"))
+    publish(stores.engine, 2)
+
+    settings = stores.settings.model_copy(update={"batch_max_events": 1, "max_open_batches": 2})
+    found = plan_tick(stores.engine, settings, days=EVER)
+
+    with stores.engine.begin() as connection:
+        replayed = set(
+            connection.execute(text("SELECT batch_id FROM outbox.batch WHERE processed_at IS NOT NULL")).scalars()
+        )
+    assert len(found.requests) == 2
+    assert not replayed & {request.batch_id for request in found.requests}

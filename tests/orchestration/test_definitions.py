@@ -41,6 +41,9 @@ def test_the_sensors_run_by_default() -> None:
 
     assert {sensor.name for sensor in sensors} >= {"outbox_sensor", "quarantine_sensor"}
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors)
+    schedules = build_definitions().get_repository_def().schedule_defs
+    assert {schedule.name for schedule in schedules} >= {"reconcile_daily"}
+    assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in schedules)
 
 
 def test_the_schedules_run_by_default() -> None:

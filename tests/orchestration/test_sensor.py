@@ -48,7 +48,7 @@ def test_a_pending_event_becomes_one_run_request(
     (request,) = result.run_requests or []
     config = request.run_config["ops"]["event_log"]["config"]
     assert request.run_key == f"{config['batch_id']}:1"
-    assert request.tags == {"outbox/batch_id": config["batch_id"], "outbox/attempt": "1"}
+    assert request.tags == {"outbox/batch_id": config["batch_id"], "outbox/attempt": "1", "dagster/priority": "1"}
     assert request.partition_key is not None
     assert deliverable_days()[0].isoformat() <= request.partition_key <= deliverable_days()[1].isoformat()
     assert dg.validate_run_config(definitions.resolve_job_def("deliver_batch"), request.run_config)

@@ -1,7 +1,7 @@
--- Delete the oldest discarded events from the outbox, and keep with each that it was pruned.
+-- Delete the oldest discarded and replaced events from the outbox, and keep with each that it was pruned.
 WITH doomed AS MATERIALIZED (
     SELECT quarantine_id, position FROM outbox.quarantined_event
-    WHERE status = 'discarded' AND pruned_at IS NULL
+    WHERE status IN ('discarded', 'replaced') AND pruned_at IS NULL
         AND resolved_at < clock_timestamp() - make_interval(days => :days)
     ORDER BY resolved_at
     LIMIT :most

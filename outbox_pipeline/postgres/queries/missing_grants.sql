@@ -8,6 +8,7 @@ needed (nth, relation, privilege) AS (
     FROM (VALUES
         ('event', 'SELECT'), ('event', 'DELETE'),
         ('unclaimed', 'SELECT'), ('unclaimed', 'UPDATE'),
+        ('watermark', 'SELECT'), ('watermark', 'UPDATE'),
         ('gap', 'SELECT'), ('gap', 'INSERT'), ('gap', 'DELETE'),
         ('batch', 'SELECT'), ('batch', 'INSERT'), ('batch', 'UPDATE'), ('batch', 'DELETE'),
         ('quarantined_event', 'SELECT'), ('quarantined_event', 'INSERT'), ('quarantined_event', 'UPDATE'),

@@ -31,7 +31,7 @@ emptied AS (
 ),
 resolved AS (
     UPDATE outbox.quarantined_event
-    SET status = 'requeued', resolved_at = coalesce(resolved_at, clock_timestamp()),
+    SET status = 'requeued', resolved_at = coalesce(resolved_at, clock_timestamp()), replaced_by = NULL,
         note = 'Another life of this outbox requeued and delivered it; adopted.'
     FROM owned
     WHERE status <> 'requeued' AND owned.positions @> quarantined_event.position

@@ -1,4 +1,5 @@
 -- Draw the next attempt of each due batch, oldest first; a batch that went silent too often is parked instead.
+-- Batches that are delivered for the first time go before those that a replay could not finish.
 WITH due AS (
     SELECT batch_id, status IN ('requested', 'delivering') AS went_silent
     FROM outbox.batch
@@ -7,7 +8,7 @@ WITH due AS (
         OR (status = 'failed' AND next_attempt_at <= clock_timestamp())
         OR (status IN ('requested', 'delivering') AND lease_until < clock_timestamp())
     )
-    ORDER BY cut_at
+    ORDER BY processed_at IS NOT NULL, cut_at
     LIMIT :most
     FOR UPDATE SKIP LOCKED
 ),

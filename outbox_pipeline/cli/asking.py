@@ -1,0 +1,42 @@
+"""Questions to whoever sits at the terminal; data stays on stdout, so they go to stderr."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from outbox_pipeline.cli.failures import complain
+from outbox_pipeline.errors import QuarantineError
+
+
+def ask(question: str) -> str:
+    """Return the answer to a question, without spaces around it."""
+    # typer.prompt and typer.confirm put a space on stdout even when told to ask on stderr.
+    typer.echo(f"{question} ", nl=False, err=True)
+    return sys.stdin.readline().strip()
+
+
+def has_terminal() -> bool:
+    """Tell whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def require_agreement(question: str) -> None:
+    """Go on only with a yes: exit code 1 after a no, 2 when there is nobody to ask."""
+    if not has_terminal():
+        complain(f"{question} There is no terminal to ask on: repeat with --yes.")
+        raise typer.Exit(2)
+    if ask(f"{question} [y/N]").lower() not in {"y", "yes"}:
+        typer.echo("Nothing was changed.", err=True)
+        raise typer.Exit(1)
+
+
+@contextmanager
+def right_use() -> Iterator[None]:
+    """Turn what is wrong with the words of the command line into exit code 2."""
+    try:
+        yield
+    except QuarantineError as error:
+        complain(str(error))
+        raise typer.Exit(2) from None

@@ -1,0 +1,80 @@
+"""The command `delivered`: how far each day is delivered, as analysts see it."""
+
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.output import AsJson, print_json, shown
+
+if TYPE_CHECKING:
+    from outbox_pipeline.clickhouse.delivered import DeliveredDay
+
+# Optional[] and not `| None`: typer then shows the bare type in its usage line.
+FromDay = Annotated[
+    Optional[datetime],  # noqa: UP045
+    typer.Option("--from", formats=["%Y-%m-%d"], help="First UTC day; the first there is when left out."),
+]
+UntilDay = Annotated[
+    Optional[datetime],  # noqa: UP045
+    typer.Option("--to", formats=["%Y-%m-%d"], help="Last UTC day; the last there is when left out."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("delivered")(delivered)
+
+
+def delivered(*, from_day: FromDay = None, until_day: UntilDay = None, as_json: AsJson = False) -> None:
+    """Show of each day whether all of its events are delivered, or up to when, with counts.
+
+    Writes the table in ClickHouse first, so that what is shown is true now. Exit code 1 when one of the days before
+    today is not complete.
+
+    Example: `outbox delivered --from 2026-03-01 --to 2026-03-31`
+    """
+    from outbox_pipeline.clickhouse.delivered import FIRST_DAY, LAST_DAY, read_delivered
+    from outbox_pipeline.completeness import record_completeness
+    from outbox_pipeline.relay.stores import open_stores
+
+    bounds = (from_day.date() if from_day else FIRST_DAY, until_day.date() if until_day else LAST_DAY)
+    if bounds[0] > bounds[1]:
+        raise typer.BadParameter("--from must not be after --to")
+    with ready_settings() as settings, open_stores(settings) as stores:
+        now = record_completeness(stores).written_at.date()
+        days = read_delivered(stores.client, from_day=bounds[0], until_day=bounds[1])
+    if as_json:
+        print_json([vars(day) for day in days])
+    else:
+        _print_days(days)
+    if any(not day.is_complete and day.day < now for day in days):
+        raise typer.Exit(1)
+
+
+def _print_days(days: "list[DeliveredDay]") -> None:
+    if not days:
+        typer.echo("No event was recorded on these days.", err=True)
+    for day in days:
+        typer.echo(f"{day.day}  {_through(day, day.day)}  {_counts(day)}")
+
+
+def _through(day: "DeliveredDay", on: date) -> str:
+    if day.is_complete:
+        return "complete        "
+    through = day.complete_through
+    if through.date() < on:
+        return "not complete yet"
+    return f"through {through:%H:%M:%S}"
+
+
+def _counts(day: "DeliveredDay") -> str:
+    counts = {
+        "delivered": day.event_count,
+        "on their way": day.undelivered_count,
+        "quarantined": day.quarantined_count,
+        "discarded": day.discarded_count,
+        "replaced": day.replaced_count,
+    }
+    return ", ".join(f"{shown(count)} {word}" for word, count in counts.items() if count or word == "delivered")

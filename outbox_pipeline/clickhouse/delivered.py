@@ -1,0 +1,139 @@
+"""The table that tells analysts how far each day is delivered: `<table>_completeness`, and the view to read it by.
+
+Invariant: of a day the row with the latest `written_at` counts, in whatever order the writes arrive; the view
+`<table>_delivered` shows that row and no other.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS {completeness:Identifier} (
+    day Date COMMENT 'UTC day on which PostgreSQL stored the events; the Dagster partition',
+    complete_through DateTime64(6, 'UTC')
+        COMMENT 'Every committed event of the day recorded before this is in the event log or counted as quarantined',
+    event_count UInt64 COMMENT 'Events of the day that were proved to be in the event log',
+    batch_count UInt64 COMMENT 'Batches that brought them',
+    undelivered_count UInt64 COMMENT 'Committed events of the day seen on their way',
+    quarantined_count UInt64 COMMENT 'Events refused by validation and held',
+    discarded_count UInt64 COMMENT 'Refused events that were given up',
+    replaced_count UInt64 COMMENT 'Refused events in whose place a corrected one was published',
+    id_sum UInt64 COMMENT 'Sum of the hashes of the ids, modulo 2^64',
+    position_sum UInt64 COMMENT 'sum(position), modulo 2^64',
+    context_sum UInt64 COMMENT 'sum(toUInt64(CRC32(event_context)))',
+    written_at DateTime64(6, 'UTC') COMMENT 'The time in PostgreSQL of which all this is true'
+) ENGINE = ReplacingMergeTree(written_at)
+ORDER BY day
+"""
+
+_COLUMNS = (
+    "day",
+    "complete_through",
+    "event_count",
+    "batch_count",
+    "undelivered_count",
+    "quarantined_count",
+    "discarded_count",
+    "replaced_count",
+    "id_sum",
+    "position_sum",
+    "context_sum",
+    "written_at",
+)
+
+_IS_COMPLETE = "complete_through >= toDateTime64(toDate32(day) + 1, 6, 'UTC') AS is_complete"
+
+_INSERT = f"INSERT INTO {{completeness:Identifier}} ({', '.join(_COLUMNS)}) FORMAT JSONEachRow"
+
+# Only constants of this package are put into the text; values are parameters.
+_READ = f"""
+SELECT {", ".join(_COLUMNS)}, {_IS_COMPLETE}
+FROM {{completeness:Identifier}} FINAL
+WHERE day BETWEEN {{from_day:Date}} AND {{until_day:Date}}
+ORDER BY day
+"""  # noqa: S608 - see above
+
+#: Days that ClickHouse's type Date can hold.
+FIRST_DAY = date(1970, 1, 1)
+LAST_DAY = date(2149, 6, 5)
+
+
+@dataclass(frozen=True)
+class DeliveredDay:
+    """One day as analysts see it; see the comments of the table's columns."""
+
+    day: date
+    complete_through: datetime
+    event_count: int
+    batch_count: int
+    undelivered_count: int
+    quarantined_count: int
+    discarded_count: int
+    replaced_count: int
+    id_sum: int
+    position_sum: int
+    context_sum: int
+    written_at: datetime
+    is_complete: bool
+
+
+def create_delivered(client: EventLogClient) -> None:
+    """Create the table and its view where they are missing; safe to repeat."""
+    client.run(_CREATE)
+    # Parameters in a view's text would be the view's own. Both names come from a setting that allows no other letters
+    # than those of an identifier.
+    client.run(
+        f"CREATE VIEW IF NOT EXISTS {client.names['delivered']} AS"  # noqa: S608 - see above
+        f" SELECT {', '.join(_COLUMNS)}, {_IS_COMPLETE} FROM {client.names['completeness']} FINAL"
+    )
+
+
+def delivered_problem(client: EventLogClient) -> str | None:
+    """Return in one sentence what keeps days from being written, None when all is well."""
+    rows = client.rows(
+        "SELECT name, engine FROM system.tables WHERE database = currentDatabase()"
+        " AND name IN ({completeness:String}, {delivered:String})"
+    )
+    found = {row["name"]: row["engine"] for row in rows}
+    for name, engine in ((client.names["completeness"], "ReplacingMergeTree"), (client.names["delivered"], "View")):
+        if name not in found:
+            return f"{client.where} has no table or view {name}: run 'outbox init'."
+        if found[name] != engine:
+            return f"{name} has engine {found[name]} instead of {engine}: rename it, then run 'outbox init'."
+    return None
+
+
+def write_days(client: EventLogClient, days: Sequence[dict[str, Any]]) -> None:
+    """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns."""
+    body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
+    client.run(_INSERT, settings={"async_insert": 0}, body=body.encode())
+
+
+def read_delivered(
+    client: EventLogClient, *, from_day: date = FIRST_DAY, until_day: date = LAST_DAY
+) -> list[DeliveredDay]:
+    """Return the days from one to another, both included, oldest first."""
+    rows = client.rows(_READ, {"from_day": from_day.isoformat(), "until_day": until_day.isoformat()})
+    return [_as_day(row) for row in rows]
+
+
+def as_row(day: object, *, written_at: datetime) -> dict[str, Any]:
+    """Return what `write_days` takes of a dataclass with the table's columns."""
+    return asdict(day) | {"written_at": written_at}  # type: ignore[call-overload, no-any-return]
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _as_day(row: dict[str, Any]) -> DeliveredDay:
+    # The driver hands times of a UTC column over without their zone.
+    times = {name: row[name].replace(tzinfo=UTC) for name in ("complete_through", "written_at")}
+    return DeliveredDay(**row | times | {"is_complete": bool(row["is_complete"])})

@@ -1,0 +1,179 @@
+"""Reconciliation in the UI: a check a day, and a job that compares many days in one run.
+
+The check is run by itself for one day, after each run for a day, and reported for all its days by the job, which
+`reconcile_daily` starts. Comparing costs a few queries however many batches a day has; nothing is repaired unless the
+job is told to.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+
+import dagster as dg
+from pydantic import Field
+
+from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.partitions import deliverable_days, recorded_days
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.reconcile.compare import reconcile
+from outbox_pipeline.reconcile.findings import DayTotals, Reconciled, Window
+from outbox_pipeline.reconcile.repair import Repaired, parse_day, repair
+from outbox_pipeline.settings import load_settings, today
+
+RECONCILED = "reconciled"
+
+_MAX_RUNTIME_SECONDS = 3600
+_PARTITION_TAG = "dagster/partition"
+
+
+class ReconcileConfig(dg.Config):
+    """Which days are compared, and what is done about what differs."""
+
+    first_day: str = Field(default="", description="First UTC day. Empty: OUTBOX_RECONCILE_DAYS days before today.")
+    last_day: str = Field(default="", description="Last UTC day, included. Empty: yesterday.")
+    repair: bool = Field(
+        default=False, description="Deliver differing batches again and put events back that are in no place."
+    )
+    by_type: bool = Field(
+        default=False, description="Compare by event type too; reads all events of the days in PostgreSQL."
+    )
+
+    def window(self) -> Window:
+        """Return the days, never beyond those that have a partition. Raises ConfigurationError for a word that is none.
+
+        Without days they are the last OUTBOX_RECONCILE_DAYS before today.
+        """
+        first_there, last_there = deliverable_days()
+        last = parse_day(self.last_day) if self.last_day else today() - timedelta(days=1)
+        first = parse_day(self.first_day) if self.first_day else last - timedelta(load_settings().reconcile_days - 1)
+        return Window(max(first, first_there), min(last, last_there))
+
+
+def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChecksDefinition:
+    with warnings.catch_warnings():
+        # A preview in Dagster 1.13. Without it each day's check would be shown as planned for ever.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        decorate = dg.asset_check(
+            asset=EVENT_LOG,
+            name=RECONCILED,
+            partitions_def=recorded_days,
+            description=(
+                "PostgreSQL and ClickHouse agree on this day: batches, rows, checksums, no event in no place. Red: "
+                "materialize the day to repair it. Yellow: rows under batch ids that the ledger does not know. "
+                "reconcile_daily keeps it fresh."
+            ),
+        )
+        return decorate(function)
+
+
+@_check_of_a_day
+def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """Compare the partition's day and change nothing; part of each run for a day, after what it repaired."""
+    run = context.op_execution_context.run
+    if _PARTITION_TAG not in run.tags:
+        raise dg.Failure("This check is for one day: materialize a day, or run the job reconcile_days.")
+    day = date.fromisoformat(run.tags[_PARTITION_TAG])
+    found = reconcile(pipeline.stores, Window(day, day))
+    totals = found.day(day)
+    return dg.AssetCheckResult(
+        passed=totals.is_clean,
+        severity=_severity(totals),
+        description=_told(totals),
+        metadata=metadata.of_day(totals, found, None),
+    )
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"kind": "clickhouse"})
+def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
+    """Compare all the days at once, repair what differs if told to, and report the check `reconciled` of each day.
+
+    A run that dies has repaired some batches and left the others as they were; run it again. A redelivery that fails is
+    in the ledger, and outbox_sensor takes it up.
+    """
+    window = config.window()
+    found = reconcile(pipeline.stores, window, by_type=config.by_type)
+    repaired = repair(pipeline.stores, found, run_id=context.run_id) if config.repair else None
+    for totals in _each_day(found):
+        context.log_event(_evaluation(totals, found, repaired))  # type: ignore[arg-type]  # taken, if not declared
+    for sentence in [] if repaired is None else repaired.left:
+        context.log.warning(sentence)
+    for rows in found.unknown:
+        context.log.warning(rows.sentence(pipeline.stores.client.table))
+    context.add_output_metadata(metadata.of_reconciled(found, repaired))
+
+
+@dg.job(
+    description=(
+        "Compare PostgreSQL with ClickHouse over many days in one run and report the check reconciled of each day. Run "
+        "as it is it takes the last OUTBOX_RECONCILE_DAYS days and changes nothing; with repair: true it delivers "
+        "differing batches again and touches no other."
+    ),
+    config=dg.RunConfig(ops={"compare_days": ReconcileConfig()}),
+    run_tags={
+        "dagster/max_runtime": str(_MAX_RUNTIME_SECONDS),
+        "dagster/priority": "-1",
+        "outbox/background": "reconcile",
+    },
+)
+def reconcile_days() -> None:
+    """Compare what its config chooses."""
+    compare_days()
+
+
+reconcile_daily = dg.ScheduleDefinition(
+    name="reconcile_daily",
+    job=reconcile_days,
+    cron_schedule="30 1 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Compares the last OUTBOX_RECONCILE_DAYS days before today every night at 01:30 UTC and reports the check "
+        "reconciled of each day. It repairs nothing: a red day is repaired by materializing it."
+    ),
+)
+
+
+def _each_day(found: Reconciled) -> list[DayTotals]:
+    window = found.window
+    days = [window.first_day + timedelta(days=n) for n in range((window.last_day - window.first_day).days + 1)]
+    totals = [found.day(day) for day in days]
+    first, last = deliverable_days()
+    # Rows of a day that has no partition (1970: somebody inserted without recorded_at) would be shown nowhere.
+    homeless = sum(rows.row_count for rows in found.unknown if not first <= rows.day <= last)
+    if homeless and totals:
+        totals[-1] = replace(totals[-1], unknown_rows=totals[-1].unknown_rows + homeless)
+    return totals
+
+
+def _evaluation(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> dg.AssetCheckEvaluation:
+    after = _after_repair(totals, found, repaired)
+    return dg.AssetCheckEvaluation(
+        asset_key=EVENT_LOG,
+        check_name=RECONCILED,
+        partition=totals.day.isoformat(),
+        passed=after.is_clean,
+        severity=_severity(after),
+        blocking=False,
+        description=_told(after),
+        metadata=dict(metadata.of_day(totals, found, repaired)),
+    )
+
+
+def _after_repair(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> DayTotals:
+    if repaired is None:
+        return totals
+    done = {item.batch_id for item in repaired.redelivered}
+    left = sum(item.day == totals.day and item.batch.batch_id not in done for item in found.differences)
+    return replace(totals, differing=left, stray_events=0)
+
+
+def _severity(totals: DayTotals) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.WARN if totals.is_whole else dg.AssetCheckSeverity.ERROR
+
+
+def _told(totals: DayTotals) -> str:
+    if totals.differing or totals.stray_events:
+        return f"{totals.sentence}. Materialize this day to repair it."
+    return f"{totals.sentence}."

@@ -1,0 +1,122 @@
+"""Statements of a reconciliation: what the ledger says of a window of days, and the way back for stray events.
+
+All but `put_back` only look. Sets of positions travel as PostgreSQL's own text.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date
+from uuid import UUID
+
+from sqlalchemy import Connection, cast, select, text, update
+from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
+
+from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.postgres.leases import read_batches
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.tables import batch, unclaimed
+
+
+@dataclass(frozen=True)
+class LedgerDay:
+    """What the ledger says of one UTC day; `batches` and `expected_rows` are of processed batches."""
+
+    day: date
+    batches: int
+    expected_rows: int
+    pruned_batches: int
+    open_batches: int
+    parked_batches: int
+    held_events: int
+
+
+@dataclass(frozen=True)
+class StrayEvents:
+    """Events of one UTC day that are in no place, and where they stand."""
+
+    day: date
+    event_count: int
+    positions: str
+
+
+@dataclass(frozen=True)
+class HeldType:
+    """What outbox.event holds of one batch and type; `late_count` of them were recorded after the batch was cut."""
+
+    batch_id: UUID
+    event_type: str
+    event_count: int
+    position_sum: int
+    late_count: int
+
+
+def read_days(connection: Connection, first_day: date, last_day: date) -> list[LedgerDay]:
+    """Return the days of a window that have batches, oldest first."""
+    rows = connection.execute(query("ledger_days"), {"first_day": first_day, "last_day": last_day})
+    return [LedgerDay(**row._mapping) for row in rows]
+
+
+def processed_batches(connection: Connection, first_day: date, last_day: date) -> list[tuple[UUID, int]]:
+    """Return id and row count of a window's processed batches, in an order in which neighbours stand side by side."""
+    statement = (
+        select(batch.c.batch_id, batch.c.accepted_count)
+        .where(batch.c.recorded_on.between(first_day, last_day), batch.c.status == BatchStatus.PROCESSED)
+        .order_by(batch.c.recorded_on, batch.c.first_position)
+    )
+    return [(batch_id, count) for batch_id, count in connection.execute(statement)]
+
+
+def read_processed(connection: Connection, batch_ids: Collection[UUID]) -> list[Batch]:
+    """Return those of the batches that are processed at this moment."""
+    return read_batches(connection, batch.c.batch_id.in_(batch_ids) & (batch.c.status == BatchStatus.PROCESSED))
+
+
+def read_stretches(connection: Connection, batch_id: UUID) -> list[tuple[int, int]]:
+    """Return the half-open stretches of a batch's positions, in order."""
+    statement = text(
+        "SELECT lower(stretch), upper(stretch) FROM outbox.batch CROSS JOIN LATERAL unnest(positions) AS stretch"
+        " WHERE batch_id = :batch_id ORDER BY 1"
+    )
+    return [(first, end) for first, end in connection.execute(statement, {"batch_id": batch_id})]
+
+
+def known_bounds(connection: Connection, batch_ids: Collection[UUID]) -> dict[UUID, tuple[int, int, bool]]:
+    """Return for each batch that the ledger knows its first and last position and whether it was adopted."""
+    # As one array: more ids may be asked for than a statement can have parameters.
+    statement = text(
+        "SELECT batch_id, first_position, last_position, foreign_positions <> '{}' FROM outbox.batch"
+        " WHERE batch_id = ANY (CAST(:batch_ids AS uuid[]))"
+    )
+    return {row[0]: (row[1], row[2], row[3]) for row in connection.execute(statement, {"batch_ids": list(batch_ids)})}
+
+
+def held_types(connection: Connection, batch_ids: Collection[UUID]) -> list[HeldType]:
+    """Count what outbox.event holds of these batches by type: a scan of their events."""
+    rows = connection.execute(query("held_types"), {"batch_ids": list(batch_ids)})
+    return [HeldType(row[0], row[1], row[2], int(row[3]) % 2**64, row[4]) for row in rows]
+
+
+def batches_with_type(connection: Connection, batch_ids: Collection[UUID], event_type: str) -> list[UUID]:
+    """Return those of the batches that hold an event of this type in outbox.event: a scan of their events at worst."""
+    parameters = {"batch_ids": list(batch_ids), "event_type": event_type}
+    return list(connection.execute(query("batches_with_type"), parameters).scalars())
+
+
+def stray_bounds(connection: Connection, first_day: date, last_day: date) -> tuple[int, int]:
+    """Return the first and the last position at which events of these days can stand; none when first > last."""
+    first, last = connection.execute(query("stray_bounds"), {"first_day": first_day, "last_day": last_day}).one()
+    return first, last
+
+
+def find_strays(connection: Connection, first_position: int, last_position: int) -> list[StrayEvents]:
+    """Return the events between two positions that are in no place, by day."""
+    rows = connection.execute(query("strays"), {"first_position": first_position, "last_position": last_position})
+    return [StrayEvents(**row._mapping) for row in rows]
+
+
+def put_back(connection: Connection, strays: Sequence[StrayEvents]) -> None:
+    """Make stray events unclaimed again. Call it under the lock on `unclaimed`, with strays found under that lock."""
+    for stray in strays:
+        connection.execute(
+            update(unclaimed).values(positions=unclaimed.c.positions + cast(stray.positions, INT8MULTIRANGE))
+        )

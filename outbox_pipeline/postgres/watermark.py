@@ -1,0 +1,82 @@
+"""Statements on the watermark: the time before which no event can still appear that nobody has seen.
+
+Invariant: each look reads the clock, then who may still insert, then the events, in a statement each. A transaction
+that is not among the holders either ended before the events were read, and they show what it committed, or inserts
+after the clock was read. One that is among them recorded nothing before the last look that did not show it.
+"""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from sqlalchemy import Connection, func, select
+
+from outbox_pipeline.postgres.claim import read_holders
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.tables import watermark
+
+#: Pending events looked at; beyond it the oldest of them bounds every day.
+MOST_PENDING = 1_000_000
+
+
+@dataclass(frozen=True)
+class LedgerDay:
+    """What the ledger says of the events recorded on one UTC day; sums are of the proofs, modulo 2**64.
+
+    `complete_through` is exclusive, and the end of the day at most.
+    """
+
+    day: date
+    complete_through: datetime
+    event_count: int
+    batch_count: int
+    undelivered_count: int
+    quarantined_count: int
+    discarded_count: int
+    replaced_count: int
+    id_sum: int
+    position_sum: int
+    context_sum: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which days to look at: all between two, and those that are named or have changed since a time.
+
+    Without `from_day` they begin with the ledger's first.
+    """
+
+    from_day: date | None
+    days: frozenset[date]
+    since: datetime | None
+
+
+def observe(connection: Connection) -> tuple[datetime, datetime]:
+    """Move the watermark on; return the clock it was taken at, and the watermark itself.
+
+    Locks the watermark's row until the transaction ends, so that looks follow each other.
+    """
+    connection.execute(select(watermark.c.is_only_row).with_for_update())
+    observed_at: datetime = connection.scalars(select(func.clock_timestamp())).one()
+    holders = read_holders(connection)
+    found = connection.scalars(query("watermark"), {"observed_at": observed_at, "holders": holders}).one()
+    return observed_at, found
+
+
+def read_days(
+    connection: Connection, wanted: Wanted, *, watermark: datetime, until_day: date, first_day: date
+) -> list[LedgerDay]:
+    """Return the wanted days, oldest first. Its own statement, after `observe` in the same transaction."""
+    rows = connection.execute(
+        query("delivered_days"),
+        {
+            "watermark": watermark,
+            "from_day": wanted.from_day,
+            "until_day": until_day,
+            "first_day": first_day,
+            "days": sorted(wanted.days),
+            "since": wanted.since,
+            "most": MOST_PENDING,
+        },
+    )
+    sums = ("id_sum", "position_sum", "context_sum")
+    return [LedgerDay(**dict(row) | {name: int(row[name]) for name in sums}) for row in rows.mappings()]

@@ -1,0 +1,238 @@
+"""Compare a window of days: the ledger's proofs with what ClickHouse shows, and each event with the sets of positions.
+
+Invariant: nothing here changes a row but `proved_at` of batches found whole. What looks different is read from the
+ledger again and asked once more before it counts, because deliveries and replays go on meanwhile.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import reduce
+from uuid import UUID
+
+from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
+from outbox_pipeline.clickhouse.shown import shown_batches
+from outbox_pipeline.postgres import reconcile as ledger
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import note_proved
+from outbox_pipeline.reconcile.examine import examine
+from outbox_pipeline.reconcile.findings import (
+    ALL_DAYS,
+    DayTotals,
+    Difference,
+    LateEvents,
+    Reconciled,
+    TypeTotals,
+    UnknownBatch,
+    Window,
+    checksum,
+)
+from outbox_pipeline.reconcile.strays import find_strays
+from outbox_pipeline.reconcile.types import compare_types, late_events
+from outbox_pipeline.relay.cut import require_own_cluster
+from outbox_pipeline.relay.loop import require_ready
+from outbox_pipeline.relay.stores import Stores
+
+#: Batches and rows compared by one query of ClickHouse.
+_MOST_BATCHES = 200
+_MOST_ROWS = 5_000_000
+
+#: Differing batches whose rows are counted position by position; of the others only the number of rows is known.
+MOST_EXAMINED = 100
+
+#: Unknown batches that are reported; there may be more.
+MOST_UNKNOWN = 100
+
+#: What no rows add up to.
+NOTHING = Proof(0, 0, 0, 0, 0, 0, 0)
+
+
+@dataclass
+class _Findings:
+    """What has been found so far."""
+
+    differences: list[Difference] = field(default_factory=list)
+    whole: list[tuple[UUID, int]] = field(default_factory=list)
+    expected: dict[date, Proof] = field(default_factory=dict)
+    found: dict[date, Proof] = field(default_factory=dict)
+    batches: Counter[date] = field(default_factory=Counter)
+    late: list[LateEvents] = field(default_factory=list)
+    types: Counter[tuple[date, str, str]] = field(default_factory=Counter)
+
+
+def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = False) -> Reconciled:
+    """Compare both sides over the days of *window*.
+
+    With *by_type* also the events by type, which reads all events of the window in PostgreSQL. Rows of unknown batches
+    are looked for in the whole table, whatever the window. Batches found whole are noted as proved now.
+
+    Raises LedgerError when the ledger belongs to another cluster: what the other life delivered is unknown here, and
+    `outbox adopt` learns it.
+    """
+    started = time.monotonic()
+    require_ready(stores)
+    unknown, astray = _sweep(stores)
+    with ledger_transaction(stores.engine) as connection:
+        require_own_cluster(connection)
+        processed = ledger.processed_batches(connection, window.first_day, window.last_day)
+    findings = _Findings()
+    for batch_ids in _chunks(processed):
+        _compare(stores, batch_ids, astray=astray, findings=findings)
+        if by_type:
+            _compare_types(stores, batch_ids, findings)
+    strays = tuple(stray for stray in find_strays(stores, window) if stray.day in window)
+    result = Reconciled(
+        window,
+        differences=tuple(findings.differences),
+        strays=strays,
+        late=tuple(findings.late),
+        unknown=tuple(_described(stores, unknown[:MOST_UNKNOWN])),
+        unknown_batches=len(unknown),
+        types=_type_totals(findings),
+        whole=tuple(findings.whole),
+    )
+    return replace(result, days=_days(stores, result, findings), seconds=time.monotonic() - started)
+
+
+def _compare(stores: Stores, batch_ids: list[UUID], *, astray: set[UUID], findings: _Findings) -> None:
+    batches = {batch.batch_id: batch for batch in _read(stores, batch_ids)}
+    proofs = shown_proofs(stores.client, list(batches.values()), everywhere=astray)
+    suspects = [batch_id for batch_id, batch in batches.items() if _differs(batch, proofs)]
+    if suspects:
+        fresh = {batch.batch_id: batch for batch in _read(stores, suspects)}
+        again = shown_proofs(stores.client, list(fresh.values()), everywhere=astray)
+        batches = {batch_id: batch for batch_id, batch in batches.items() if batch_id not in suspects} | fresh
+        proofs = {batch_id: shown for batch_id, shown in proofs.items() if batch_id not in suspects} | again
+    for batch in batches.values():
+        _note(stores, batch, proofs.get(batch.batch_id, {}), findings)
+    findings.late += late_events(stores, [batch for batch in batches.values() if batch.pruned_at is not None])
+    with ledger_transaction(stores.engine) as connection:
+        note_proved(connection, [batch_id for batch_id in batches if not _differs(batches[batch_id], proofs)])
+
+
+def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Findings) -> None:
+    assert batch.proof is not None
+    day, found = batch.recorded_on, reduce(Proof.plus, shown.values(), NOTHING)
+    findings.batches[day] += 1
+    findings.expected[day] = findings.expected.get(day, NOTHING).plus(batch.proof)
+    findings.found[day] = findings.found.get(day, NOTHING).plus(found)
+    if not _differs(batch, {batch.batch_id: shown}):
+        findings.whole.append((batch.batch_id, found.row_count))
+        return
+    difference = Difference(batch, expected=batch.proof.row_count, found=found.row_count)
+    if len(findings.differences) < MOST_EXAMINED:
+        difference = examine(stores, difference, found)
+    findings.differences.append(difference)
+
+
+def _differs(batch: Batch, proofs: dict[UUID, dict[int, Proof]]) -> bool:
+    shown = {generation: proof for generation, proof in proofs.get(batch.batch_id, {}).items() if proof.row_count}
+    return shown != ({batch.generation: batch.proof} if batch.accepted_count else {})
+
+
+def _compare_types(stores: Stores, batch_ids: list[UUID], findings: _Findings) -> None:
+    known = {difference.batch.batch_id for difference in findings.differences}
+    for batch, held, shown in compare_types(stores, _read(stores, batch_ids), findings.late):
+        for side, counts in (("expected", held), ("found", shown)):
+            for event_type, (count, _) in counts.items():
+                findings.types[batch.recorded_on, event_type, side] += count
+        if held != shown and batch.batch_id not in known:
+            findings.whole = [item for item in findings.whole if item[0] != batch.batch_id]
+            count = batch.accepted_count or 0
+            findings.differences.append(
+                Difference(batch, expected=count, found=count, is_examined=True, altered="event types")
+            )
+
+
+def _type_totals(findings: _Findings) -> tuple[TypeTotals, ...]:
+    names = sorted({(day, event_type) for day, event_type, _ in findings.types})
+    return tuple(
+        TypeTotals(
+            day, event_type, findings.types[day, event_type, "expected"], findings.types[day, event_type, "found"]
+        )
+        for day, event_type in names
+    )
+
+
+def _sweep(stores: Stores) -> tuple[list[UUID], set[UUID]]:
+    """Return the batches that the ledger does not know, and those with rows beyond the positions they were cut with."""
+    unknown: list[UUID] = []
+    astray: set[UUID] = set()
+    for block in shown_batches(stores.client):
+        # Read after ClickHouse has answered: a batch is in the ledger before its first row is sent.
+        with ledger_transaction(stores.engine) as connection:
+            known = ledger.known_bounds(connection, [shown.batch_id for shown in block])
+        for shown in block:
+            if shown.batch_id not in known:
+                unknown.append(shown.batch_id)
+                continue
+            first, last, is_adopted = known[shown.batch_id]
+            if not is_adopted and (shown.first_position < first or shown.last_position > last):
+                astray.add(shown.batch_id)
+    return unknown, astray
+
+
+def _described(stores: Stores, batch_ids: Sequence[UUID]) -> Iterator[UnknownBatch]:
+    for rows in unknown_rows(stores.client, batch_ids) if batch_ids else ():
+        yield UnknownBatch(**vars(rows), copies=count_copies(stores.client, rows))
+
+
+def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayTotals, ...]:
+    window = result.window
+    with ledger_transaction(stores.engine) as connection:
+        ledger_days = {day.day: day for day in ledger.read_days(connection, window.first_day, window.last_day)}
+    differing = Counter(difference.day for difference in result.differences)
+    strays = Counter({stray.day: stray.event_count for stray in result.strays})
+    late = _sum((item.day, item.event_count) for item in result.late)
+    unknown = _sum((rows.day, rows.row_count) for rows in result.unknown if rows.day in window)
+    totals = []
+    for day in sorted({*ledger_days, *findings.batches, *strays, *unknown}):
+        there, expected = ledger_days.get(day), findings.expected.get(day, NOTHING)
+        found = findings.found.get(day, NOTHING)
+        totals.append(
+            DayTotals(
+                day,
+                batches=findings.batches[day],
+                differing=differing[day],
+                expected_rows=expected.row_count,
+                found_rows=found.row_count,
+                expected_checksum=checksum(expected),
+                found_checksum=checksum(found),
+                pruned_batches=there.pruned_batches if there else 0,
+                open_batches=there.open_batches if there else 0,
+                parked_batches=there.parked_batches if there else 0,
+                held_events=there.held_events if there else 0,
+                stray_events=strays[day],
+                late_events=late[day],
+                unknown_rows=unknown[day],
+            )
+        )
+    return tuple(totals)
+
+
+def _read(stores: Stores, batch_ids: Sequence[UUID]) -> list[Batch]:
+    with ledger_transaction(stores.engine) as connection:
+        return ledger.read_processed(connection, batch_ids)
+
+
+def _chunks(processed: Iterable[tuple[UUID, int]]) -> Iterator[list[UUID]]:
+    chunk: list[UUID] = []
+    rows = 0
+    for batch_id, count in processed:
+        chunk.append(batch_id)
+        rows += count
+        if len(chunk) >= _MOST_BATCHES or rows >= _MOST_ROWS:
+            yield chunk
+            chunk, rows = [], 0
+    if chunk:
+        yield chunk
+
+
+def _sum(pairs: Iterable[tuple[date, int]]) -> Counter[date]:
+    counted: Counter[date] = Counter()
+    for day, count in pairs:
+        counted[day] += count
+    return counted

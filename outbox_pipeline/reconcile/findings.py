@@ -1,0 +1,206 @@
+"""What a reconciliation finds, as numbers and as sentences for a person."""
+
+from dataclasses import dataclass
+from datetime import date
+from uuid import UUID
+
+from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.postgres.reconcile import StrayEvents
+
+
+@dataclass(frozen=True)
+class Window:
+    """The UTC days that are compared, both ends included."""
+
+    first_day: date
+    last_day: date
+
+    def __contains__(self, day: date) -> bool:
+        """Tell whether a day is one of them."""
+        return self.first_day <= day <= self.last_day
+
+
+#: Every day there can be.
+ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One processed batch that ClickHouse does not show as the ledger expects.
+
+    `missing`: events without a row. `doubled`: rows that stand there once more. `misplaced`: rows of positions that
+    are not the batch's. `other_generation`: rows of an earlier or later sending. `altered`: what was changed in rows
+    that are all there. The five are known once the batch is examined; `found` minus `expected` always is.
+    """
+
+    batch: Batch
+    expected: int
+    found: int
+    is_examined: bool = False
+    missing: int = 0
+    doubled: int = 0
+    misplaced: int = 0
+    other_generation: int = 0
+    altered: str = ""
+
+    @property
+    def day(self) -> date:
+        """The batch's UTC day."""
+        return self.batch.recorded_on
+
+    @property
+    def sentence(self) -> str:
+        """Say what differs, in the numbers that are known."""
+        counted = {
+            "missing": self.missing,
+            "doubled": self.doubled,
+            "of positions that are not the batch's": self.misplaced,
+            "of another generation": self.other_generation,
+        }
+        parts = [f"{count:,} {what}" for what, count in counted.items() if count]
+        if self.altered:
+            parts.append(f"{self.altered} altered")
+        pruned = "; its events are pruned, so it cannot be sent again" if self.batch.pruned_at else ""
+        return f"{self.found:,} rows instead of {self.expected:,}: {', '.join(parts) or 'not examined'}{pruned}"
+
+
+@dataclass(frozen=True)
+class UnknownBatch:
+    """Rows of one UTC day under a batch id that the ledger does not know.
+
+    `copies` of a sample of them stand under another batch too. Nobody here deletes them: another outbox, or another
+    life of this one, may have written them.
+    """
+
+    batch_id: UUID
+    day: date
+    row_count: int
+    first_position: int
+    last_position: int
+    copies: int
+
+    def sentence(self, table: str) -> str:
+        """Say what they are and the exact next step."""
+        what = (
+            f"at least {self.copies:,} of them are doubles of rows under other batches"
+            if self.copies
+            else "the events looked at stand under no other batch"
+        )
+        remedy = f"ALTER TABLE {table} DELETE WHERE batch_id = '{self.batch_id}'"
+        return (
+            f"{self.row_count:,} rows of {self.day} under batch {self.batch_id}, which the ledger does not know; "
+            f"{what}. When no other outbox writes into {table} and no restore is waiting for 'outbox adopt', remove "
+            f"them: {remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class LateEvents:
+    """Events at positions of a batch that was cut before they were recorded: the sequence went back."""
+
+    batch_id: UUID
+    day: date
+    event_count: int
+
+    @property
+    def sentence(self) -> str:
+        """Say why they were never delivered and the exact next step."""
+        return (
+            f"{self.event_count:,} events stand at positions of batch {self.batch_id}, which was cut before they were "
+            "recorded: the sequence of outbox.event went back, and they were never delivered. Publish them again with "
+            "new ids, and look who calls setval on outbox.event_position_seq."
+        )
+
+
+@dataclass(frozen=True)
+class TypeTotals:
+    """Events of one type and UTC day on both sides; only of batches whose events PostgreSQL still holds."""
+
+    day: date
+    event_type: str
+    expected: int
+    found: int
+
+
+@dataclass(frozen=True)
+class DayTotals:
+    """One UTC day on both sides.
+
+    `batches` and rows are of processed batches, `expected_*` from the ledger, `found_*` from ClickHouse. Checksums do
+    not depend on the order of rows.
+    """
+
+    day: date
+    batches: int = 0
+    differing: int = 0
+    expected_rows: int = 0
+    found_rows: int = 0
+    expected_checksum: str = "0" * 16
+    found_checksum: str = "0" * 16
+    pruned_batches: int = 0
+    open_batches: int = 0
+    parked_batches: int = 0
+    held_events: int = 0
+    stray_events: int = 0
+    late_events: int = 0
+    unknown_rows: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """True when each event that ought to be in ClickHouse is there once; batches may still be on their way."""
+        return not (self.differing or self.stray_events or self.late_events or self.parked_batches)
+
+    @property
+    def is_clean(self) -> bool:
+        """True when the day is whole and holds no rows of unknown batches."""
+        return self.is_whole and not self.unknown_rows
+
+    @property
+    def sentence(self) -> str:
+        """Say what is wrong, or that nothing is."""
+        counted = {
+            f"of {self.batches:,} batches differ": self.differing,
+            "events in no place": self.stray_events,
+            "events recorded after their batch was cut": self.late_events,
+            "batches parked": self.parked_batches,
+            "rows of unknown batches": self.unknown_rows,
+        }
+        parts = [f"{count:,} {what}" for what, count in counted.items() if count]
+        said = ", ".join(parts) or f"{self.batches:,} batches, {self.found_rows:,} rows, all as the ledger expects"
+        waiting = f"; {self.open_batches:,} batches are on their way" if self.open_batches else ""
+        pruned = f"; {self.pruned_batches:,} batches are pruned and can only be proved" if self.pruned_batches else ""
+        return f"{said}{waiting}{pruned}"
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What comparing a window found; a day without batches and findings is not among `days`.
+
+    Of `unknown_batches` unknown batches at most the first hundred are in `unknown`.
+    """
+
+    window: Window
+    days: tuple[DayTotals, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    strays: tuple[StrayEvents, ...] = ()
+    late: tuple[LateEvents, ...] = ()
+    unknown: tuple[UnknownBatch, ...] = ()
+    unknown_batches: int = 0
+    types: tuple[TypeTotals, ...] = ()
+    whole: tuple[tuple[UUID, int], ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """True when every day is clean and there are no rows of unknown batches anywhere."""
+        return all(day.is_clean for day in self.days) and not self.unknown
+
+    def day(self, day: date) -> DayTotals:
+        """Return the totals of a day of the window, zeros for one without batches."""
+        return next((totals for totals in self.days if totals.day == day), DayTotals(day))
+
+
+def checksum(proof: Proof) -> str:
+    """Return one number for a set of rows: ids, positions, times and contents, added up."""
+    total = proof.id_sum + proof.position_sum + proof.time_sum + proof.context_sum
+    return f"{total % 2**64:016x}"

@@ -1,0 +1,104 @@
+"""Repair what a comparison found, by the protocol of any delivery: lease, fence, new generation, proof, mark.
+
+Invariant: only batches that were found to differ are touched, and no row is deleted but older generations of theirs.
+What cannot be repaired from here (pruned events, rows of unknown batches, a sequence that went back) is left and named.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+
+from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.reconcile import read_processed
+from outbox_pipeline.reconcile.compare import reconcile
+from outbox_pipeline.reconcile.findings import Difference, Reconciled, Window
+from outbox_pipeline.reconcile.strays import put_back
+from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_day, left_alone, redeliver
+from outbox_pipeline.relay.stores import Stores
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair did, and in sentences what it had to leave."""
+
+    batches: tuple[Replayed, ...] = ()
+    put_back: int = 0
+    left: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """True when nothing is left to do."""
+        return not self.left
+
+    @property
+    def redelivered(self) -> tuple[Replayed, ...]:
+        """The batches that were delivered again."""
+        return tuple(item for item in self.batches if item.outcome == Outcome.REDELIVERED)
+
+
+def repair(stores: Stores, found: Reconciled, *, run_id: str | None = None) -> Repaired:
+    """Deliver each differing batch again and put stray events back; what was put back waits for the next cut."""
+    batches = tuple(_redeliver(stores, difference, run_id) for difference in found.differences)
+    count = put_back(stores, found.window) if found.strays else 0
+    return Repaired(batches, count, tuple(_left(stores, found, batches)))
+
+
+def differences_left(stores: Stores, found: Reconciled) -> list[str]:
+    """Say in sentences what a comparison found and nobody has repaired."""
+    said = [f"Batch {item.batch.batch_id} differs: {item.sentence}." for item in found.differences]
+    said += [
+        f"{stray.event_count:,} events of {stray.day} are in no place: {stray.positions}." for stray in found.strays
+    ]
+    if said:
+        said.append("Run 'outbox reconcile --repair' to repair this.")
+    return said + list(_beyond_repair(stores, found))
+
+
+def prove_day(stores: Stores, day: date, *, run_id: str | None = None) -> list[Replayed]:
+    """Compare one day and repair it; return what was done with each of its batches, those left alone included."""
+    open_batches = [batch for batch in batches_of_day(stores.engine, day) if batch.status != BatchStatus.PROCESSED]
+    found = reconcile(stores, Window(day, day))
+    return [
+        *(Replayed(batch_id, Outcome.PROVEN, row_count) for batch_id, row_count in found.whole),
+        *(Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch)) for batch in open_batches),
+        *repair(stores, found, run_id=run_id).batches,
+    ]
+
+
+def parse_day(word: str) -> date:
+    """Return a UTC day. Raises ConfigurationError when it is none."""
+    try:
+        return date.fromisoformat(word.strip())
+    except ValueError:
+        raise ConfigurationError(f"{word!r} is no day: write it like 2026-03-01.") from None
+
+
+def _redeliver(stores: Stores, difference: Difference, run_id: str | None) -> Replayed:
+    batch_id = difference.batch.batch_id
+    with ledger_transaction(stores.engine) as connection:
+        fresh = read_processed(connection, [batch_id])
+    if not fresh or fresh[0].generation != difference.batch.generation:
+        return Replayed(batch_id, Outcome.LEFT_ALONE, 0, "another run delivers it, or has just delivered it")
+    return redeliver(stores, fresh[0], difference.sentence, run_id=run_id)
+
+
+def _left(stores: Stores, found: Reconciled, batches: tuple[Replayed, ...]) -> Iterator[str]:
+    for item in batches:
+        if item.outcome in (Outcome.FAILED, Outcome.PRUNED):
+            yield f"Batch {item.batch_id}: {item.outcome}. {item.detail}"
+    yield from _beyond_repair(stores, found)
+
+
+def _beyond_repair(stores: Stores, found: Reconciled) -> Iterator[str]:
+    for late in found.late:
+        yield late.sentence
+    for rows in found.unknown:
+        yield rows.sentence(stores.client.table)
+    more = found.unknown_batches - len({rows.batch_id for rows in found.unknown})
+    if more:
+        yield f"{more:,} more unknown batches: does another outbox write into {stores.client.table}?"
+    parked = sum(day.parked_batches for day in found.days)
+    if parked:
+        yield f"{parked:,} batches are parked: 'outbox status' shows the last error, 'outbox resume' frees them."

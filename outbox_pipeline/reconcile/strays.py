@@ -1,0 +1,80 @@
+"""Events that are in no place, and the way back: a mistake by hand or a defect would make one; none is known.
+
+Invariant: a position is put back only when it is in no place in a snapshot taken under the lock on `unclaimed`;
+otherwise two of these at once would put it into `unclaimed` and a batch, and stop every cut.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import date
+
+from sqlalchemy import Connection
+
+from outbox_pipeline.logs import log
+from outbox_pipeline.postgres import reconcile as ledger
+from outbox_pipeline.postgres.claim import lock_unclaimed
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.reconcile import StrayEvents
+from outbox_pipeline.reconcile.findings import Window
+from outbox_pipeline.relay.cut import require_own_cluster
+from outbox_pipeline.relay.stores import Stores
+
+#: Positions looked at in one statement.
+_SLICE = 2_000_000
+
+#: How much of a set of positions is shown.
+_SHOWN_CHARACTERS = 200
+
+
+def find_strays(stores: Stores, window: Window) -> list[StrayEvents]:
+    """Return the stray events around the window's batches, one item a day and slice of positions.
+
+    Their days may lie outside of the window: an event's day is when it was recorded, and positions overlap.
+    """
+    found = []
+    for first, last in _slices(stores, window):
+        with ledger_transaction(stores.engine) as connection:
+            found += ledger.find_strays(connection, first, last)
+    return _by_day(found)
+
+
+def put_back(stores: Stores, window: Window) -> int:
+    """Make the stray events of the window unclaimed again, so that the next cut takes them; return how many."""
+    count = 0
+    for positions in _slices(stores, window):
+        # Looked for first without the lock, which holds up cuts: nearly always there is nothing.
+        with ledger_transaction(stores.engine) as connection:
+            has_some = any(stray.day in window for stray in ledger.find_strays(connection, *positions))
+        if has_some:
+            lock_timeout = stores.settings.lock_timeout_seconds
+            with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout) as connection:
+                count += _put_back(connection, window, positions)
+    if count:
+        log().warning("strays_put_back", count=count)
+    return count
+
+
+def _put_back(connection: Connection, window: Window, positions: tuple[int, int]) -> int:
+    require_own_cluster(connection)
+    lock_unclaimed(connection)
+    strays = [stray for stray in ledger.find_strays(connection, *positions) if stray.day in window]
+    ledger.put_back(connection, strays)
+    return sum(stray.event_count for stray in strays)
+
+
+def _slices(stores: Stores, window: Window) -> Iterator[tuple[int, int]]:
+    with ledger_transaction(stores.engine) as connection:
+        first, last = ledger.stray_bounds(connection, window.first_day, window.last_day)
+    while first <= last:
+        yield first, min(first + _SLICE - 1, last)
+        first += _SLICE
+
+
+def _by_day(found: list[StrayEvents]) -> list[StrayEvents]:
+    counted: dict[date, list[StrayEvents]] = defaultdict(list)
+    for stray in found:
+        counted[stray.day].append(stray)
+    return [
+        StrayEvents(day, sum(stray.event_count for stray in some), some[0].positions[:_SHOWN_CHARACTERS])
+        for day, some in counted.items()
+    ]

@@ -1,0 +1,66 @@
+"""Compare batches by event type, and find events that hide at positions of batches cut before them.
+
+Both read the events themselves in PostgreSQL, a million at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from uuid import UUID
+
+from outbox_pipeline.batches import Batch
+from outbox_pipeline.clickhouse.reconcile import shown_types
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.reconcile import HeldType, held_types, read_processed
+from outbox_pipeline.reconcile.choose import pieces
+from outbox_pipeline.reconcile.findings import LateEvents
+from outbox_pipeline.relay.stores import Stores
+
+#: Count and sum of positions of each event type.
+Types = dict[str, tuple[int, int]]
+
+
+def compare_types(
+    stores: Stores, batches: Sequence[Batch], late: list[LateEvents]
+) -> Iterator[tuple[Batch, Types, Types]]:
+    """Yield each batch with its types in PostgreSQL and in ClickHouse, and add late events to *late*.
+
+    Batches of which PostgreSQL does not hold every event any more are left out: their types are not known.
+    """
+    for some in pieces([batch for batch in batches if batch.pruned_at is None]):
+        found = _ask(stores, some, late)
+        suspects = [batch.batch_id for batch, held, shown in found if held != shown]
+        if suspects:
+            with ledger_transaction(stores.engine) as connection:
+                fresh = read_processed(connection, suspects)
+            found = [item for item in found if item[0].batch_id not in suspects] + _ask(stores, fresh, [])
+        yield from found
+
+
+def late_events(stores: Stores, batches: Sequence[Batch]) -> list[LateEvents]:
+    """Return the events that stand at positions of these batches and were recorded after they were cut."""
+    return [late for some in pieces(batches) for late in _late(some, _held(stores, some))]
+
+
+def _ask(stores: Stores, batches: Sequence[Batch], late: list[LateEvents]) -> list[tuple[Batch, Types, Types]]:
+    rows = _held(stores, batches)
+    late += _late(batches, rows)
+    held: dict[UUID, Types] = {}
+    for row in rows:
+        held.setdefault(row.batch_id, {})[row.event_type] = (row.event_count, row.position_sum)
+    shown: dict[UUID, Types] = {}
+    for there in shown_types(stores.client, batches):
+        shown.setdefault(there.batch_id, {})[there.event_type] = (there.row_count, there.position_sum)
+    return [
+        (batch, held.get(batch.batch_id, {}), shown.get(batch.batch_id, {}))
+        for batch in batches
+        if sum(count for count, _ in held.get(batch.batch_id, {}).values()) == batch.accepted_count
+    ]
+
+
+def _held(stores: Stores, batches: Sequence[Batch]) -> list[HeldType]:
+    with ledger_transaction(stores.engine) as connection:
+        return held_types(connection, [batch.batch_id for batch in batches])
+
+
+def _late(batches: Sequence[Batch], rows: Sequence[HeldType]) -> list[LateEvents]:
+    days = {batch.batch_id: batch.recorded_on for batch in batches}
+    return [LateEvents(row.batch_id, days[row.batch_id], row.late_count) for row in rows if row.late_count]

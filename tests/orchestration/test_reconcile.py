@@ -1,0 +1,162 @@
+"""The check `reconciled`: by itself for one day, and reported for many days by the job."""
+
+from datetime import date, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from outbox_pipeline.batches import Batch
+from outbox_pipeline.orchestration.definitions import build_definitions
+from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.reconcile import RECONCILED, ReconcileConfig
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.settings import today
+from tests.fixtures.breakage import (
+    BREAKAGES,
+    copy_to_unknown_batch,
+    deliver_batches,
+    forget,
+    healthy_rows,
+    prune,
+    read_all,
+)
+from tests.fixtures.events import publish
+from tests.orchestration.test_op_graph import execute, run_config
+
+
+@pytest.fixture
+def batches(stores: Stores) -> list[Batch]:
+    """Three processed batches of 100 events each, today."""
+    return deliver_batches(stores)
+
+
+def compare(instance: dg.DagsterInstance, **config: object) -> dict[str, dg.AssetCheckEvaluation]:
+    """Run the job over yesterday and today and return the evaluation of each day."""
+    days = {"first_day": str(today() - timedelta(days=1)), "last_day": str(today())}
+    result = (
+        build_definitions()
+        .resolve_job_def("reconcile_days")
+        .execute_in_process(instance=instance, run_config={"ops": {"compare_days": {"config": {**days, **config}}}})
+    )
+    return {str(check.partition): check for check in result.get_asset_check_evaluations()}
+
+
+def numbers(check: dg.AssetCheckEvaluation) -> dict[str, Any]:
+    """Return what a check shows."""
+    return {
+        name: [record.data for record in value.records] if isinstance(value, dg.TableMetadataValue) else value.value
+        for name, value in check.metadata.items()
+    }
+
+
+def test_the_job_reports_each_day(instance: dg.DagsterInstance, batches: list[Batch]) -> None:
+    """One run evaluates the check of each of its days; a day without batches is green too."""
+    checks = compare(instance, by_type=True)
+
+    assert {day: check.passed for day, check in checks.items()} == {
+        str(today() - timedelta(days=1)): True,
+        str(today()): True,
+    }
+    assert numbers(checks[str(today())])["rows_found"] == 300
+
+
+def test_a_broken_day_is_red_with_numbers(instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]) -> None:
+    """The check of the day that differs fails as an error and shows what which batch lacks; nothing is sent."""
+    BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
+
+    checks = compare(instance)
+
+    broken = checks[str(today())]
+    shown = numbers(broken)
+    assert (broken.passed, broken.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert (shown["batches_differing"], shown["rows_expected"], shown["rows_found"]) == (1, 300, 250)
+    assert shown["rows_missing"] == 50
+    assert [record["batch_id"] for record in shown["differing_batches"]] == [str(batches[1].batch_id)]
+    assert "Materialize this day" in str(broken.description)
+    assert checks[str(today() - timedelta(days=1))].passed
+    assert [batch.generation for batch in read_all(stores.engine)] == [0, 0, 0]
+
+
+def test_the_job_repairs_when_told(instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]) -> None:
+    """With repair the differing batch is delivered again, strays are put back, and the check is green."""
+    before = healthy_rows(stores.client, batches[1].batch_id)
+    BREAKAGES["doubled rows"].do(stores.client, batches[1].batch_id)
+    publish(stores.engine, 2)
+    forget(stores.engine, "{[301,303)}")
+
+    check = compare(instance, repair=True)[str(today())]
+
+    assert check.passed
+    assert numbers(check)["differing_batches"][0]["repair"] == "redelivered"
+    assert numbers(check)["events_in_no_place"] == 2
+    assert healthy_rows(stores.client, batches[1].batch_id) == before
+    again = compare(instance, repair=True)[str(today())]
+    assert (again.passed, numbers(again)["batches_differing"]) == (True, 0)
+
+
+def test_rows_of_unknown_batches_are_a_warning(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """The ledger's rows are all there, so the check is yellow and not red."""
+    copy_to_unknown_batch(stores.client, positions=(1, 3))
+
+    check = compare(instance)[str(today())]
+
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert numbers(check)["rows_of_unknown_batches"] == 3
+
+
+def test_rows_of_no_day_are_shown_on_the_newest(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """Rows that somebody inserted with the five columns of an event only have no day of ours; they are not hidden."""
+    stores.client.run(
+        "INSERT INTO {table:Identifier} (event_type, event_date_time, environment, event_context, metadata_version)"
+        " VALUES ('by_hand', now(), 'x', '{}', 1)"
+    )
+
+    assert numbers(compare(instance)[str(today())])["rows_of_unknown_batches"] == 1
+
+
+def test_a_day_run_repairs_what_it_must_and_says_what_it_cannot(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """A batch with rows far from its positions is repaired, a pruned one that differs is named and fails the check."""
+    BREAKAGES["a foreign row far away"].do(stores.client, batches[1].batch_id)
+    repaired = execute(instance, run_config())
+    prune(stores.engine, batches[1].batch_id)
+    pruned = execute(instance, run_config(reload=True))
+    BREAKAGES["missing rows"].do(stores.client, batches[1].batch_id)
+    refused = execute(instance, run_config(), raise_on_error=False)
+
+    shown = [numbers(result.get_asset_check_evaluations()[0]) for result in (repaired, pruned, refused)]
+    assert (shown[0]["batches_redelivered"], shown[0]["batches_proven"]) == (1, 2)
+    assert (shown[1]["batches_redelivered"], shown[1]["batches_proven"]) == (2, 1)
+    assert (shown[2]["batches_pruned"], refused.success) == (1, False)
+
+
+def test_a_run_for_a_day_ends_with_its_check(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """Materializing a day from the UI takes the asset's checks along: `reconciled` looks after what was repaired."""
+    BREAKAGES["missing rows"].do(stores.client, batches[1].batch_id)
+    job = dg.define_asset_job("as_the_ui_does", selection=dg.AssetSelection.assets(EVENT_LOG))
+    merged = dg.Definitions.merge(build_definitions(), dg.Definitions(jobs=[job]))
+
+    result = merged.resolve_job_def("as_the_ui_does").execute_in_process(instance=instance, partition_key=str(today()))
+
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert (checks[RECONCILED].partition, checks[RECONCILED].passed) == (str(today()), True)
+    assert checks["delivered_whole"].metadata["batches_redelivered"].value == 1
+
+
+def test_days_are_chosen_by_the_setting(pipeline_environment: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without days it is the last OUTBOX_RECONCILE_DAYS before today; never a day without a partition."""
+    monkeypatch.setenv("OUTBOX_RECONCILE_DAYS", "3")
+
+    window = ReconcileConfig().window()
+    clipped = ReconcileConfig(first_day="2020-01-01", last_day="2199-01-01").window()
+
+    assert (window.first_day, window.last_day) == (today() - timedelta(days=3), today() - timedelta(days=1))
+    assert (clipped.first_day, clipped.last_day) == (date(2026, 1, 1), today() + timedelta(days=1))
