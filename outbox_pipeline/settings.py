@@ -5,6 +5,7 @@ to put one into a message.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -82,13 +83,21 @@ class Settings(BaseSettings):
         14, ge=0, le=36_500, description="Days after which step events and logs of Dagster's runs go; 0 keeps them"
     )
     reconcile_days: int = Field(7, ge=1, description="Days before today that reconcile_daily compares every night")
+    freshness_hours: float | None = Field(
+        None, ge=1, description="Hours without a delivery after which event_log is not fresh. Empty: quiet is no fault"
+    )
+    owners: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="Who owns the assets in the UI: e-mail addresses or team:name, comma separated"
+    )
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
     lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
     alert_webhook_url: SecretStr | None = Field(
         None, description="Where alert_sensor posts incidents as JSON, http://… or https://…; empty: nowhere"
     )
-    alert_lag_seconds: float = Field(600, gt=0, description="Lag above which alert_sensor alerts")
+    alert_lag_seconds: float = Field(
+        600, gt=0, description="Age of an undelivered event, or of a transaction holding a gap open, that is too much"
+    )
     log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
 
@@ -98,6 +107,16 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return frozenset(name for part in value.split(",") if (name := part.strip()))
+
+    @field_validator("owners", mode="before")
+    @classmethod
+    def _split_owners(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        owners = tuple(name for part in value.split(",") if (name := part.strip()))
+        if any(not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[a-z]{2,}", owner) for owner in owners):
+            raise ValueError("OUTBOX_OWNERS must be e-mail addresses or team:name, separated by commas")
+        return owners
 
     @field_validator("event_modules", mode="before")
     @classmethod

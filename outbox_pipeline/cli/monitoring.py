@@ -10,7 +10,7 @@ from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import OutboxError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.monitoring.doctor import Check
+    from outbox_pipeline.monitoring.check import Check
     from outbox_pipeline.monitoring.status import Status
     from outbox_pipeline.monitoring.trace import Trace
     from outbox_pipeline.settings import Settings
@@ -72,7 +72,7 @@ def _with_ui(settings: "Settings") -> "Settings":
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check settings, servers, schemas, clocks and the ledger, and say what to do about each thing that is wrong.
+    """Check settings, servers, grants, schemas, clocks, ledger, Dagster; say what to do about each thing that is wrong.
 
     Changes nothing. Exit code 1 when a check fails.
 

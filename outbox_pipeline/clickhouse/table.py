@@ -59,6 +59,12 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
 """
 
 
+def column_comments() -> dict[str, str]:
+    """Return what each column of the event log means, in the words of its table."""
+    found = re.findall(r"^    (\w+) .*?COMMENT '((?:[^']|\'\')*)'", _CREATE, re.MULTILINE)
+    return {name: comment.replace("''", "'") for name, comment in found}
+
+
 def create_table(client: EventLogClient) -> None:
     """Create the event log, its fence and the days' table where they are missing, then check the first two.
 

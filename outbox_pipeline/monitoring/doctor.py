@@ -16,9 +16,11 @@ from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.delivered import delivered_problem
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
+from outbox_pipeline.monitoring.check import Check, skipped
+from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, require_storage
+from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, read_vacuum_off
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -39,6 +41,7 @@ CHECKS = (
     "postgres",
     "postgres encoding",
     "postgres durability",
+    "postgres vacuum",
     "grants",
     "schema",
     "ledger",
@@ -47,17 +50,8 @@ CHECKS = (
     "clickhouse durability",
     "delivered days",
     "clocks",
-    "dagster storage",
+    *DAGSTER_CHECKS,
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at; `ok` is None when it could not be looked at or is not in use."""
-
-    name: str
-    ok: bool | None
-    message: str
 
 
 @dataclass(frozen=True)
@@ -76,13 +70,12 @@ def examine(settings: Settings) -> list[Check]:
     checks += _postgres_checks(settings, clocks)
     checks += _clickhouse_checks(settings, clocks)
     checks.append(check_clocks(clocks))
-    checks.append(_dagster_check(settings))
-    return checks
+    return checks + examine_dagster(settings, os.environ)
 
 
 def unusable(error: OutboxError) -> list[Check]:
     """Return the report for settings that cannot even be read, or engines that do not start."""
-    return [Check("settings", False, _said(error)), *_skipped(CHECKS[1:], "settings")]
+    return [Check("settings", False, _said(error)), *skipped(CHECKS[1:], "settings")]
 
 
 def check_variables(environment: Mapping[str, str]) -> Check:
@@ -135,18 +128,20 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
         version, encoding = _read_postgres(engine, clocks)
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
-        yield from _skipped(["postgres encoding", "postgres durability", "grants", "schema", "ledger"], "postgres")
+        needing = ["postgres encoding", "postgres durability", "postgres vacuum", "grants", "schema", "ledger"]
+        yield from skipped(needing, "postgres")
         return
     yield check_postgres_version(version, shown_url(settings.postgres_url))
     yield check_encoding(encoding)
     yield _outcome("postgres durability", lambda: _check_postgres_durability(engine))
+    yield _outcome("postgres vacuum", lambda: _check_vacuum(engine))
     yield _outcome("grants", lambda: _check_grants(engine))
     schema = _outcome("schema", lambda: _check_schema(engine))
     yield schema
     if schema.ok:
         yield _outcome("ledger", lambda: _check_ledger(engine))
     else:
-        yield from _skipped(["ledger"], "schema")
+        yield from skipped(["ledger"], "schema")
 
 
 def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str]:
@@ -178,6 +173,16 @@ def _check_postgres_durability(engine: Engine) -> str:
         off = read_switched_off(connection, ["fsync", "full_page_writes"])
     problem = f"PostgreSQL runs with {' and '.join(off)} off: a power failure can lose committed events. Turn it on."
     return _fine(problem if off else None, "PostgreSQL writes what is committed to disk.")
+
+
+def _check_vacuum(engine: Engine) -> str:
+    with ledger_transaction(engine) as connection:
+        off = read_vacuum_off(connection)
+    problem = (
+        f"Autovacuum is off ({', '.join(off)}): deleted events leave no room for new ones and plans grow bad. Set the "
+        "settings on, and ALTER TABLE … RESET (autovacuum_enabled)."
+    )
+    return _fine(problem if off else None, "Autovacuum works on the server and on the outbox's tables.")
 
 
 def _check_grants(engine: Engine) -> str:
@@ -218,7 +223,7 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterato
         version = _read_clickhouse(client, clocks)
     except OutboxError as error:
         yield Check("clickhouse", False, _said(error))
-        yield from _skipped(["clickhouse table", "clickhouse durability", "delivered days"], "clickhouse")
+        yield from skipped(["clickhouse table", "clickhouse durability", "delivered days"], "clickhouse")
         return
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
@@ -253,16 +258,6 @@ def check_clickhouse_version(version: str, shown: str) -> Check:
     return Check("clickhouse", True, f"ClickHouse {version} at {shown} answers.")
 
 
-def _dagster_check(settings: Settings) -> Check:
-    if settings.dagster_url is None:
-        return Check("dagster storage", None, "Not set: 'outbox up' needs OUTBOX_DAGSTER_URL, 'outbox relay' does not.")
-    try:
-        require_storage(settings.dagster_url.get_secret_value())
-    except OutboxError as error:
-        return Check("dagster storage", False, f"{_said(error)}. Check that it runs and OUTBOX_DAGSTER_URL is right.")
-    return Check("dagster storage", True, f"Dagster's storage at {shown_url(settings.dagster_url)} answers.")
-
-
 def _clock(name: str, before: datetime, at: datetime) -> ServerClock:
     # The server read its clock somewhere between question and answer; take the middle.
     half = (datetime.now(UTC) - before) / 2
@@ -284,7 +279,3 @@ def _fine(problem: str | None, otherwise: str) -> str:
 
 def _said(error: OutboxError) -> str:
     return without_secrets(str(error))
-
-
-def _skipped(names: tuple[str, ...] | list[str], because: str) -> list[Check]:
-    return [Check(name, None, f"Skipped: the check '{because}' failed.") for name in names]

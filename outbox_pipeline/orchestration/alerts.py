@@ -17,6 +17,7 @@ from outbox_pipeline.monitoring.incidents import Condition, Incidents
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.webhook import post_json
 from outbox_pipeline.orchestration.failures import failing_groups, remember_runs
+from outbox_pipeline.orchestration.health import LAG_BELOW_THRESHOLD
 from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.settings import Settings
@@ -27,8 +28,8 @@ _AWAY_SECONDS = 60
 _MOST_RESULTS = 100
 _NAMES_SHOWN = 5
 
-#: Checks that fail while a retry is coming; a parked batch or a failed run tells of them.
-TOLD_OTHERWISE = frozenset({DELIVERED_WHOLE})
+#: Checks with an incident of their own: a parked batch or a failed run where a retry may be coming, and the lag.
+TOLD_OTHERWISE = frozenset({DELIVERED_WHOLE, LAG_BELOW_THRESHOLD})
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """The asset `event_log`: the ClickHouse table, one partition a day, made by the op graph of a delivery."""
 
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 
+from outbox_pipeline.clickhouse.table import COLUMNS, column_comments
+from outbox_pipeline.orchestration.health import VOUCHED
 from outbox_pipeline.orchestration.ops import (
     DELIVERED_WHOLE,
     EVENT_LOG,
+    OUTBOX_KEY,
     extract_batch,
     load_batch,
     mark_processed,
@@ -15,12 +19,43 @@ from outbox_pipeline.orchestration.ops import (
 )
 from outbox_pipeline.orchestration.partitions import recorded_days
 from outbox_pipeline.orchestration.runs import DeliveryConfig
+from outbox_pipeline.settings import load_settings
+
+#: Only the deployer knows them; none unless OUTBOX_OWNERS is set.
+_OWNERS = list(load_settings().owners or ())
+
+_OUTBOX_RUNBOOK = """
+| question | answer |
+|---|---|
+| Is something late, and why? | the checks of this asset; `outbox status` |
+| Where is one event? | `outbox trace EVENT_ID`; view `outbox.event_status` |
+| Nothing is cut? | *Automation* → `outbox_sensor`: its latest tick says why |
+| This asset is overdue? | something was late for half an hour, or `health_sensor` is stopped or fails |
+"""
+
+_EVENT_LOG_RUNBOOK = """
+| question | answer |
+|---|---|
+| Is a day whole? | *Materialize* its partition: each batch is proved, and repaired where ClickHouse differs |
+| A run failed? | Its batch is tried again by itself; the sentence of the failed step says what is wrong |
+| Batches are parked? | Fix what `outbox status` shows as last error, then run `resume_parked_batches` |
+| Is anything late, held back or refused? | the checks of `postgres/outbox` |
+| Events are held? | `outbox quarantine list`, then `requeue_quarantined` or `discard_quarantined` |
+| Is everything set up right? | `outbox doctor` |
+"""
 
 OUTBOX = dg.AssetSpec(
-    ["postgres", "outbox"],
-    description="Table outbox.event in PostgreSQL, where applications publish in their own transactions.",
+    OUTBOX_KEY,
+    description=(
+        "Table outbox.event in PostgreSQL, where applications publish in their own transactions. Plots show how many "
+        "events wait and for how long, as health_sensor sees it every ten minutes. Overdue means that something has "
+        "been late for half an hour, or that health_sensor does not run."
+    ),
     group_name="outbox",
-    kinds={"postgres"},
+    kinds={"postgres", "table"},
+    owners=_OWNERS,
+    metadata={"dagster/table_name": "outbox.event", "runbook": dg.MetadataValue.md(_OUTBOX_RUNBOOK)},
+    freshness_policy=VOUCHED,
 )
 
 
@@ -37,6 +72,26 @@ def _delivered_whole() -> dg.AssetCheckSpec:
                 "ClickHouse shows exactly the rows the ledger expects: counts, ids, positions, times and contents."
             ),
         )
+
+
+def _table_metadata() -> dict[str, Any]:
+    meaning = column_comments()
+    columns = [dg.TableColumn(name, type=kind, description=meaning[name]) for name, kind in COLUMNS.items()]
+    return {
+        "dagster/table_name": load_settings().clickhouse_table,
+        "dagster/column_schema": dg.TableSchema(columns),
+        "runbook": dg.MetadataValue.md(_EVENT_LOG_RUNBOOK),
+    }
+
+
+def _with_freshness(spec: dg.AssetSpec) -> dg.AssetSpec:
+    # Dagster's freshness counts deliveries: without this setting a quiet night would turn the asset red for nothing.
+    hours = load_settings().freshness_hours
+    if hours is None:
+        return spec
+    within = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours))
+    fresh: dg.AssetSpec = dg.apply_freshness_policy(spec, within)
+    return fresh
 
 
 @dg.config_mapping
@@ -59,8 +114,13 @@ def one_config_for_all_ops(value: DeliveryConfig) -> dict[str, Any]:
     check_specs=[_delivered_whole()],
     group_name="outbox",
     kinds={"clickhouse", "pandas"},
+    owners=_OWNERS,
+    metadata=_table_metadata(),
 )
-def event_log(outbox: Any) -> Any:
+def _event_log(outbox: Any) -> Any:
     """Wire the four ops; only their order passes between them."""
     proven = load_batch(after=validate_batch(after=extract_batch(outbox=outbox)))
     return {"result": mark_processed(after=proven), f"{EVENT_LOG.to_python_identifier()}_{DELIVERED_WHOLE}": proven}
+
+
+event_log = _event_log.map_asset_specs(_with_freshness)

@@ -5,11 +5,11 @@ import dagster as dg
 from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
 from outbox_pipeline.orchestration.completeness import completeness_sensor
+from outbox_pipeline.orchestration.health import health_checks, health_sensor
 from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
     discard_quarantined,
     quarantine_empty,
-    quarantine_sensor,
     requeue_quarantined,
 )
 from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
@@ -31,7 +31,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
     )
     return dg.Definitions(
         assets=[OUTBOX, event_log],
-        asset_checks=[quarantine_empty, reconciled],
+        asset_checks=[quarantine_empty, reconciled, *health_checks],
         jobs=[
             deliver_batch,
             resume_parked_batches,
@@ -43,7 +43,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
             reconcile_days,
         ],
         schedules=[prune_hourly, purge_history_daily, reconcile_daily],
-        sensors=[outbox_sensor, quarantine_sensor, recheck_sensor, completeness_sensor, alert_sensor],
+        sensors=[outbox_sensor, health_sensor, recheck_sensor, completeness_sensor, alert_sensor],
         resources={"pipeline": pipeline or from_environment},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,

@@ -5,6 +5,8 @@ from typing import Any
 
 import dagster as dg
 
+from outbox_pipeline.monitoring.health import Answer
+from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.orchestration.history import Purged
 from outbox_pipeline.quarantine import Held, Requeued
 from outbox_pipeline.reconcile.findings import DayTotals, Difference, Reconciled
@@ -145,6 +147,26 @@ def of_held(held: Held) -> Metadata:
     return {"held": held.count, "reasons": dg.MetadataValue.json(held.by_reason), **since}
 
 
+def of_answer(answer: Answer) -> Metadata:
+    """Show the numbers behind a check of the pipeline's health, and what exactly it found."""
+    found = {"found": _table(answer.rows)} if answer.rows else {}
+    return {**answer.numbers, **found}
+
+
+def of_status(status: Status) -> Metadata:
+    """Show the outbox as one point of its plots."""
+    return {
+        "pending": status.pending,
+        "in_flight": status.in_flight,
+        "parked": status.parked,
+        "quarantined": status.quarantined,
+        "undelivered": status.undelivered,
+        "lag_seconds": round(status.lag_seconds, 3),
+        "open_batches": sum(status.open_batches.values()),
+        "gaps": status.gaps,
+    }
+
+
 def of_requeue(held: Held, done: Requeued) -> Metadata:
     """Show what was requeued and what stays held."""
     refused: list[dict[str, int | str]] = [
@@ -213,7 +235,7 @@ def _of_one(item: Replayed) -> dict[str, int | str]:
     }
 
 
-def _table(rows: Sequence[Mapping[str, int | str]]) -> dg.MetadataValue[Any]:
+def _table(rows: Sequence[Mapping[str, int | float | str]]) -> dg.MetadataValue[Any]:
     if not rows:
         return dg.MetadataValue.text("none")
     return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])

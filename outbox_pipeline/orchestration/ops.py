@@ -17,6 +17,7 @@ from outbox_pipeline.errors import ProofError
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, delivering
+from outbox_pipeline.orchestration.summary import of_batch, of_day
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
 from outbox_pipeline.reconcile.repair import prove_day
@@ -24,6 +25,7 @@ from outbox_pipeline.relay.attempts import end_failed
 from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_day, replay
 
 EVENT_LOG = dg.AssetKey("event_log")
+OUTBOX_KEY = dg.AssetKey(["postgres", "outbox"])
 DELIVERED_WHOLE = "delivered_whole"
 
 _AFTER = {"after": dg.In(dg.Nothing)}
@@ -89,8 +91,10 @@ def mark_processed(
     with delivering(context, config, pipeline) as delivery:
         if delivery is None:
             return dg.Output(None, metadata={"dagster/partition_row_count": _day_count(context, pipeline)})
+        batch = delivery.batch()
         marked = delivery.mark()
-        return dg.Output(None, metadata=metadata.of_mark(marked, day_row_count=_day_count(context, pipeline)))
+        shown = metadata.of_mark(marked, day_row_count=_day_count(context, pipeline))
+        return dg.Output(None, metadata={**shown, "summary": of_batch(batch, marked, delivery.event_types)})
 
 
 def _batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> list[Batch]:
@@ -107,7 +111,7 @@ def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
         if item.outcome != Outcome.PROVEN:
             context.log.info(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
     bad = [item for item in replayed if item.outcome in (Outcome.FAILED, Outcome.PRUNED)]
-    return _check(passed=not bad, shown=metadata.of_replay(replayed))
+    return _check(passed=not bad, shown={**metadata.of_replay(replayed), "summary": of_day(replayed)})
 
 
 def _replay(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Iterator[Replayed]:

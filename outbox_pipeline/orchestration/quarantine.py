@@ -1,12 +1,10 @@
 """Quarantine in the UI: a check that is yellow while events are held, and jobs that requeue or discard them.
 
-The jobs change nothing before somebody turns their dry run off. The check is reported by a sensor, without a run: a
-run process every few minutes for one count would cost more than the delivery it watches.
+The jobs change nothing before somebody turns their dry run off. health_sensor reports the check.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 import dagster as dg
 from pydantic import Field
@@ -14,14 +12,13 @@ from pydantic import Field
 from outbox_pipeline import quarantine
 from outbox_pipeline.errors import OutboxError, QuarantineError, first_line
 from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.quarantine import Filter
 
 QUARANTINE_EMPTY = "quarantine_empty"
 
 _MAX_RUNTIME_SECONDS = 600
-_REPORTED_EVERY_SECONDS = 600
 _NEXT_STEP = "Look with 'outbox quarantine list', fix the cause, then run requeue_quarantined or discard_quarantined."
 
 
@@ -124,11 +121,11 @@ def discard_quarantined() -> None:
 
 
 @dg.asset_check(
-    asset=EVENT_LOG,
+    asset=OUTBOX_KEY,
     name=QUARANTINE_EMPTY,
     description=(
         "No event is held in quarantine. Yellow while some are: they were refused by validation and wait for somebody "
-        "to requeue or discard them; all others are delivered. quarantine_sensor keeps it fresh."
+        "to requeue or discard them; all others are delivered. health_sensor keeps it fresh."
     ),
 )
 def quarantine_empty(pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -137,38 +134,13 @@ def quarantine_empty(pipeline: PipelineResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=held.count == 0,
         severity=dg.AssetCheckSeverity.WARN,
-        description=_told(held),
+        description=told(held),
         metadata=metadata.of_held(held),
     )
 
 
-@dg.sensor(
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=(
-        "Reports the check quarantine_empty of event_log: at once when what is held changes, and every ten minutes "
-        "otherwise. One count in PostgreSQL, no run."
-    ),
-)
-def quarantine_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
-    """Report the check; the cursor is what was reported last, and in which ten minutes."""
-    held = quarantine.count_held(pipeline.engine)
-    cursor = f"{int(datetime.now(UTC).timestamp()) // _REPORTED_EVERY_SECONDS} {held.summary()}"
-    if context.cursor == cursor:
-        return dg.SensorResult(skip_reason=f"Unchanged: {held.summary()}.")
-    evaluation = dg.AssetCheckEvaluation(
-        asset_key=EVENT_LOG,
-        check_name=QUARANTINE_EMPTY,
-        passed=held.count == 0,
-        severity=dg.AssetCheckSeverity.WARN,
-        blocking=False,
-        description=_told(held),
-        metadata=dict(metadata.of_held(held)),
-    )
-    return dg.SensorResult(asset_events=[evaluation], skip_reason=f"Check reported: {held.summary()}.", cursor=cursor)
-
-
-def _told(held: quarantine.Held) -> str:
+def told(held: quarantine.Held) -> str:
+    """Say how much is held and what to do about it."""
     return f"{held.summary()}. {_NEXT_STEP}" if held.count else "Nothing is held."
 
 

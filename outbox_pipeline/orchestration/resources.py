@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from uuid import UUID
 
 import dagster as dg
-from pydantic import PrivateAttr, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import BatchStatus
@@ -27,8 +27,8 @@ from outbox_pipeline.settings import Settings, load_settings
 class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own usage leaves it open
     """Both stores, by URL. At most one delivery is open in a process."""
 
-    postgres_url: str
-    clickhouse_url: str
+    postgres_url: str = Field(description="PostgreSQL with the outbox; from OUTBOX_POSTGRES_URL, never shown.")
+    clickhouse_url: str = Field(description="ClickHouse over HTTP; from OUTBOX_CLICKHOUSE_URL, never shown.")
 
     _engine: Engine | None = PrivateAttr(None)
     _client: EventLogClient | None = PrivateAttr(None)

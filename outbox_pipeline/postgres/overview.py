@@ -23,6 +23,16 @@ def read_overview(connection: Connection, *, most: int) -> RowMapping:
     return connection.execute(query("status"), {"most": most}).mappings().one()
 
 
+def read_gap_holders(connection: Connection) -> Sequence[RowMapping]:
+    """Return the transactions that keep gaps open, longest first, as `gap_holders.sql` describes them."""
+    return connection.execute(query("gap_holders")).mappings().all()
+
+
+def read_ledger_breaches(connection: Connection) -> Sequence[RowMapping]:
+    """Return each rule of the ledger that is broken, how often, and one place; none when it is sound."""
+    return connection.execute(query("ledger_breaches")).mappings().all()
+
+
 def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float]) -> RowMapping:
     """Return the one row of `metrics.sql`; pending events are counted one by one up to *most*."""
     return connection.execute(query("metrics"), {"most": most, "quantiles": list(quantiles)}).mappings().one()
@@ -51,6 +61,11 @@ def read_grants(connection: Connection) -> RowMapping:
 def read_switched_off(connection: Connection, names: list[str]) -> list[str]:
     """Return those of the server's on/off settings that are off."""
     return [name for name in names if connection.scalar(select(func.current_setting(name))) != "on"]
+
+
+def read_vacuum_off(connection: Connection) -> list[str]:
+    """Return server settings and tables of the outbox that keep autovacuum from working."""
+    return list(connection.execute(query("vacuum_off")).scalars())
 
 
 def require_storage(url: str) -> None:

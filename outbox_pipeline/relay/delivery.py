@@ -57,7 +57,7 @@ class Validated:
     @property
     def reasons(self) -> dict[str, int]:
         """How many events were rejected for each reason."""
-        return dict(Counter(reason.partition(":")[0] for reasons in self.rejected.values() for reason in reasons))
+        return count_reasons(self.rejected)
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Delivery:
         """Start the heartbeat of a lease that was just taken."""
         self.stores = stores
         self.lease = lease
+        #: Accepted events by type, known where this process validated the batch.
+        self.event_types: dict[str, int] | None = None
         self._events: pa.Table | None = None
         self._started = time.monotonic()
         self._has_sent = False
@@ -142,7 +144,8 @@ class Delivery:
             announce(Point.FROZEN)
             batch = self.batch()
         accepted = self._accepted(batch)
-        return Validated(accepted.num_rows, batch.rejected or {}, _count_types(accepted), was_frozen)
+        self.event_types = _count_types(accepted)
+        return Validated(accepted.num_rows, batch.rejected or {}, self.event_types, was_frozen)
 
     def load(self, *, reload: bool = False) -> Loaded:
         """Make ClickHouse hold exactly the accepted events, whatever an earlier attempt left there.
@@ -293,6 +296,11 @@ def proof_differences(stores: Stores, batch: Batch, *, generation: int) -> str:
     if foreign_count:
         differences = ", ".join(filter(None, [differences, f"{foreign_count} rows of another generation"]))
     return differences
+
+
+def count_reasons(rejected: dict[int, list[str]]) -> dict[str, int]:
+    """Return how often each reason code was given; an event may have several."""
+    return dict(Counter(reason.partition(":")[0] for reasons in rejected.values() for reason in reasons))
 
 
 def without_positions(events: pa.Table, rejected: dict[int, list[str]]) -> pa.Table:

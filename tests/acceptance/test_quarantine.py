@@ -8,7 +8,7 @@ from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.stack import Running
 
 LATEST = """
-{ assetCheckExecutions(assetKey: {path: ["event_log"]}, checkName: "quarantine_empty", limit: 1)
+{ assetCheckExecutions(assetKey: {path: ["postgres", "outbox"]}, checkName: "quarantine_empty", limit: 1)
   { status evaluation { success severity description } } }
 """
 

@@ -154,7 +154,7 @@ def test_failed_checks_are_told_with_their_words(watched: Watched, receiver: Rec
     test_quarantine_jobs.tick(watched.instance, watched.stores)
     watched.tick()
 
-    incident = "check:event_log/quarantine_empty"
+    incident = "check:postgres/outbox/quarantine_empty"
     assert receiver.told(incident) == ["firing", "resolved"]
     assert receiver.notices[0]["severity"] == "warning"
     assert "requeue_quarantined" in receiver.notices[0]["detail"]

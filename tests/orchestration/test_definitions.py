@@ -1,13 +1,21 @@
 """What Dagster loads: the location, its instance file, and nothing secret in it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pytest
 import yaml
 
+from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE, LOCATION_NAME
+from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration.resources import PipelineResource
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,37 +28,102 @@ def test_the_location_loads_without_settings() -> None:
     assert definitions.resolve_job_def("deliver_batch").partitions_def is not None
 
 
-def test_everything_shown_in_the_ui_is_described() -> None:
-    """Each op, job, sensor and asset says what it is for."""
-    repository = build_definitions().get_repository_def()
-    job = repository.get_job("deliver_batch")
-    nodes = [node.definition for node in job.graph.node_dict["event_log"].definition.node_dict.values()]  # type: ignore[attr-defined]
+def all_nodes(graph: dg.GraphDefinition) -> list[dg.OpDefinition | dg.GraphDefinition]:
+    """Return every op below a graph."""
+    nodes: list[dg.OpDefinition | dg.GraphDefinition] = []
+    for node in graph.node_dict.values():
+        below = node.definition
+        nodes += all_nodes(below) if isinstance(below, dg.GraphDefinition) else [below]  # type: ignore[list-item]
+    return nodes
 
-    assert all(len(node.description or "") > 80 for node in nodes)
+
+def undescribed_fields(field: Any, path: str) -> list[str]:
+    """Return each config field without a description, with its path."""
+    fields = getattr(field, "fields", None)
+    if fields is None:
+        inner = getattr(field, "inner_type", None)
+        return [] if inner is None else undescribed_fields(inner, path)
+    missing: list[str] = []
+    for name, one in fields.items():
+        below = f"{path}.{name}"
+        is_leaf = getattr(one.config_type, "fields", None) is None
+        missing += [below] if is_leaf and not one.description else []
+        missing += undescribed_fields(one.config_type, below)
+    return missing
+
+
+def test_everything_shown_in_the_ui_is_described() -> None:
+    """Each op, job, sensor, schedule, check and asset says what it is for, and each config field what it takes."""
+    definitions = build_definitions()
+    repository = definitions.get_repository_def()
     jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
-    checks = [spec for checks in build_definitions().asset_checks or [] for spec in checks.check_specs]  # type: ignore[union-attr]
-    assert all(len(item.description or "") > 80 for item in (*jobs, *checks))
-    assert all(len(sensor.description or "") > 80 for sensor in repository.sensor_defs)
-    assert all(len(schedule.description or "") > 80 for schedule in repository.schedule_defs)
-    assert all(spec.description for spec in build_definitions().resolve_all_asset_specs())
+    ops = {node.name: node for job in repository.get_all_jobs() for node in all_nodes(job.graph)}
+    checks = [spec for checks in definitions.asset_checks or [] for spec in checks.check_specs]  # type: ignore[union-attr]
+    shown = [*jobs, *ops.values(), *repository.sensor_defs, *repository.schedule_defs, *checks]
+    shown += definitions.resolve_all_asset_specs()
+    fields = {path for op in ops.values() for path in undescribed_fields(op.config_schema.config_type, op.name)}
+
+    assert len(jobs) >= 5
+    assert len(ops) >= 8
+    assert [getattr(item, "name", item) for item in shown if len(item.description or "") <= 80] == []
+    assert sorted(fields) == []
+    assert all(field.description for field in PipelineResource.model_fields.values())
+
+
+def test_every_op_and_asset_says_what_it_touches() -> None:
+    """Ops carry the kind of the store they work on; assets their kinds and the group of the pipeline."""
+    definitions = build_definitions()
+    repository = definitions.get_repository_def()
+    ops = {node.name: node for job in repository.get_all_jobs() for node in all_nodes(job.graph)}
+    checks = {node.op.name for node in definitions.asset_checks or []}  # type: ignore[union-attr]
+
+    untagged = [name for name, op in ops.items() if "kind" not in op.tags and name not in checks]
+    assert untagged == []
+    assert all(spec.kinds and spec.group_name == "outbox" for spec in build_definitions().resolve_all_asset_specs())
+
+
+def test_the_event_log_shows_its_columns() -> None:
+    """The catalog has each column of the ClickHouse table with type and meaning, and the table's name."""
+    (spec,) = [spec for spec in build_definitions().resolve_all_asset_specs() if spec.key == EVENT_LOG]
+
+    schema = spec.metadata["dagster/column_schema"]
+    assert {column.name: column.type for column in schema.columns} == COLUMNS
+    assert all(column.description for column in schema.columns)
+    assert spec.metadata["dagster/table_name"] == "event_log"
+
+
+@pytest.mark.parametrize("hours", ["", "24"])
+def test_a_quiet_event_log_is_a_fault_only_where_it_is_said(hours: str) -> None:
+    """Dagster's freshness counts deliveries, so event_log has a policy only with OUTBOX_FRESHNESS_HOURS."""
+    script = (
+        "from outbox_pipeline.orchestration.definitions import defs\n"
+        "spec, = [spec for spec in defs.resolve_all_asset_specs() if spec.key.path == ['event_log']]\n"
+        "policy = spec.freshness_policy\n"
+        "print(policy and policy.fail_window.to_timedelta().total_seconds(), *spec.owners)"
+    )
+    environment = {**os.environ, "OUTBOX_FRESHNESS_HOURS": hours, "OUTBOX_OWNERS": "team:data, ops@example.com"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["86400.0" if hours else "None", "team:data", "ops@example.com"]
 
 
 def test_the_sensors_run_by_default() -> None:
-    """A new deployment delivers and watches its quarantine without anybody switching something on."""
+    """A new deployment delivers and watches its health without anybody switching something on."""
     sensors = build_definitions().get_repository_def().sensor_defs
 
-    assert {sensor.name for sensor in sensors} >= {"outbox_sensor", "quarantine_sensor"}
+    assert {sensor.name for sensor in sensors} >= {"outbox_sensor", "health_sensor"}
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in sensors)
-    schedules = build_definitions().get_repository_def().schedule_defs
-    assert {schedule.name for schedule in schedules} >= {"reconcile_daily"}
-    assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in schedules)
 
 
 def test_the_schedules_run_by_default() -> None:
-    """Both databases stay small without anybody switching something on, and behind deliveries."""
+    """Without anybody switching them on both sides are compared and databases kept small, behind deliveries."""
     repository = build_definitions().get_repository_def()
 
-    assert {schedule.name for schedule in repository.schedule_defs} >= {"prune_hourly", "purge_history_daily"}
+    assert {schedule.name for schedule in repository.schedule_defs} >= {
+        "prune_hourly",
+        "purge_history_daily",
+        "reconcile_daily",
+    }
     assert all(one.default_status == dg.DefaultScheduleStatus.RUNNING for one in repository.schedule_defs)
     for name in ("prune_outbox", "prune_dagster_history"):
         assert int(repository.get_job(name).run_tags["dagster/priority"]) < 0

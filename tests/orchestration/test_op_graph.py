@@ -74,6 +74,12 @@ def test_a_requested_batch_is_delivered(instance: dg.DagsterInstance, stores: St
     assert shown["events_quarantined"].value == 1
     assert isinstance(shown["lag_seconds"].value, float)
     assert shown["dagster/partition_row_count"].value == 50
+    summary = str(shown["summary"].value)
+    assert "**50 events delivered and proved**, 1 refused" in summary
+    assert "`order_placed` 50" in summary
+    assert "`context_not_object` 1" in summary
+    assert "attempt 1, generation 0" in summary
+    assert "outbox quarantine list --batch" in summary
     assert batch_row(stores)[0] == "processed"
     assert_each_exactly_once(stores.engine, stores.client)
 

@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
-from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, quarantine_sensor
+from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, OUTBOX_KEY
+from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.quarantine import count_held, show
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
 from tests.fixtures.events import publish
-from tests.orchestration.test_sensor import pipeline
+from tests.orchestration.test_health import latest_check, tick
 
-CHECK = dg.AssetCheckKey(EVENT_LOG, QUARANTINE_EMPTY)
+CHECK = dg.AssetCheckKey(OUTBOX_KEY, QUARANTINE_EMPTY)
 
 
 def hold(stores: Stores, count: int = 1, *, event_type: str = "order_placed") -> list[UUID]:
@@ -53,25 +53,6 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     (event,) = result.filter_events(lambda event: event.is_step_failure)
     assert event.step_failure_data.user_failure_data is not None
     return event.step_failure_data.user_failure_data.description or ""
-
-
-def latest_check(instance: dg.DagsterInstance) -> dg.AssetCheckEvaluation | None:
-    """Return what the UI shows of the check."""
-    (record,) = instance.event_log_storage.get_latest_asset_check_execution_by_key([CHECK]).values() or (None,)
-    if record is None or record.event is None or record.event.dagster_event is None:
-        return None
-    return record.event.dagster_event.asset_check_evaluation_data
-
-
-def tick(instance: dg.DagsterInstance, stores: Stores, cursor: str | None = None) -> dg.SensorResult:
-    """Evaluate the sensor once and report what it found, as the daemon does."""
-    resources = {"pipeline": pipeline(stores)}
-    with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
-        result = quarantine_sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    for event in result.asset_events:
-        instance.report_runless_asset_event(event)
-    return result
 
 
 def test_a_requeue_as_it_is_prefilled_only_counts(instance: dg.DagsterInstance, stores: Stores) -> None:
@@ -146,13 +127,13 @@ def test_a_discard_without_note_is_refused_before_it_starts(instance: dg.Dagster
 def test_the_check_warns_while_events_are_held(instance: dg.DagsterInstance, stores: Stores) -> None:
     """The sensor turns the check yellow with counts by reason, and green again once nothing is held."""
     first = tick(instance, stores)
-    green = latest_check(instance)
+    green = latest_check(instance, QUARANTINE_EMPTY)
     hold(stores, 2)
     second = tick(instance, stores, first.cursor)
-    yellow = latest_check(instance)
+    yellow = latest_check(instance, QUARANTINE_EMPTY)
     run(instance, "discard_quarantined", everything=True, note="why", dry_run=False)
     tick(instance, stores, second.cursor)
-    after = latest_check(instance)
+    after = latest_check(instance, QUARANTINE_EMPTY)
 
     assert green is not None
     assert green.passed
@@ -162,17 +143,6 @@ def test_the_check_warns_while_events_are_held(instance: dg.DagsterInstance, sto
     assert "requeue_quarantined" in (yellow.description or "")
     assert after is not None
     assert after.passed
-
-
-def test_the_check_is_reported_when_it_changes(instance: dg.DagsterInstance, stores: Stores) -> None:
-    """A tick that finds what was reported already adds no event; the next ten minutes do."""
-    first = tick(instance, stores)
-
-    again = tick(instance, stores, first.cursor)
-    later = tick(instance, stores, "0 " + (first.cursor or "").split(" ", 1)[1])
-
-    assert [len(result.asset_events) for result in (first, again, later)] == [1, 0, 1]
-    assert "nothing held" in str(again.skip_reason)
 
 
 def test_the_check_can_be_executed_by_hand(instance: dg.DagsterInstance, stores: Stores) -> None:
@@ -206,6 +176,6 @@ def test_no_context_reaches_dagster(instance: dg.DagsterInstance, stores: Stores
     result = run(instance, "requeue_quarantined", everything=True, dry_run=False)
 
     logged = [entry.to_json() for entry in instance.all_logs(result.run_id)]
-    check = latest_check(instance)
+    check = latest_check(instance, QUARANTINE_EMPTY)
     assert check is not None
     assert "sekret" not in json.dumps(logged) + str(check)

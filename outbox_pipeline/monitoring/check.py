@@ -1,0 +1,18 @@
+"""What the doctor says of one thing it looked at."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; `ok` is None when it could not be looked at or is not in use."""
+
+    name: str
+    ok: bool | None
+    message: str
+
+
+def skipped(names: Iterable[str], because: str) -> list[Check]:
+    """Return a report for each check that could not be made, as the check *because* failed."""
+    return [Check(name, None, f"Skipped: the check '{because}' failed.") for name in names]

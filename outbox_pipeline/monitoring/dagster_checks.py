@@ -1,0 +1,131 @@
+"""The doctor's part about Dagster: its home, its storage, its daemon, its sensors and its queue of runs.
+
+Dagster's UI shows all this as long as it runs; these checks are for when it does not. They ask its tables and files and
+never import it. Invariant: nothing is changed, and a storage that Dagster has not used yet is no fault.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from outbox_pipeline.errors import OutboxError, without_secrets
+from outbox_pipeline.monitoring.check import Check, skipped
+from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state
+from outbox_pipeline.settings import Settings, shown_url
+
+#: Every check of this part, in the order it is made.
+DAGSTER_CHECKS = ("dagster home", "dagster storage", "dagster daemon", "dagster sensors", "dagster queue")
+
+#: Daemons without which nothing is delivered: one evaluates sensors, the other starts queued runs.
+_NEEDED = {"SENSOR": "evaluates sensors", "QUEUED_RUN_COORDINATOR": "starts queued runs"}
+#: The daemon writes a heartbeat every half minute.
+_SILENT_SECONDS = 180
+#: outbox_sensor ticks every few seconds; a tick may last a minute.
+_TICKLESS_SECONDS = 300
+#: A run starts within seconds, and a backlog within minutes.
+_QUEUED_SECONDS = 600
+
+_NAMES_STORAGE = re.compile(r"^\s*env:\s*[\"']?OUTBOX_DAGSTER_URL\b", re.MULTILINE)
+
+
+def examine_dagster(settings: Settings, environment: Mapping[str, str]) -> list[Check]:
+    """Make every check of this part."""
+    home = check_home(environment)
+    if settings.dagster_url is None:
+        said = "Not set: 'outbox up' needs OUTBOX_DAGSTER_URL, 'outbox relay' does not."
+        unused = [Check(name, None, "Not looked at: OUTBOX_DAGSTER_URL is not set.") for name in DAGSTER_CHECKS[2:]]
+        return [home, Check("dagster storage", None, said), *unused]
+    try:
+        state = read_dagster_state(settings.dagster_url.get_secret_value())
+    except OutboxError as error:
+        said = f"{without_secrets(str(error))}. Check that it runs and OUTBOX_DAGSTER_URL is right."
+        return [home, Check("dagster storage", False, said), *skipped(DAGSTER_CHECKS[2:], "dagster storage")]
+    storage = Check("dagster storage", True, f"Dagster's storage at {shown_url(settings.dagster_url)} answers.")
+    if state is None:
+        said = "Dagster has not run on this storage yet: 'outbox up' starts it."
+        return [home, storage, *(Check(name, None, said) for name in DAGSTER_CHECKS[2:])]
+    return [home, storage, check_daemon(state), check_sensors(state), check_queue(state)]
+
+
+def check_home(environment: Mapping[str, str]) -> Check:
+    """Find a DAGSTER_HOME with which `dagster` commands would work on another instance than the pipeline's."""
+    name = "dagster home"
+    home = environment.get("DAGSTER_HOME", "")
+    if not home:
+        said = "DAGSTER_HOME is not set here: 'outbox up' sets its own, and eval \"$(outbox env)\" sets it for dagster."
+        return Check(name, None, said)
+    folder = Path(home)
+    if not folder.is_absolute() or not folder.is_dir():
+        return Check(name, False, f"DAGSTER_HOME is {home}, which is no absolute path of a folder: correct it.")
+    file = folder / "dagster.yaml"
+    if not file.is_file():
+        said = (
+            f"DAGSTER_HOME {home} has no dagster.yaml, so Dagster keeps runs and cursors in SQLite files there: copy "
+            'this package\'s dagster.yaml into it, or eval "$(outbox env)".'
+        )
+        return Check(name, False, said)
+    if not _NAMES_STORAGE.search(file.read_text(encoding="utf-8", errors="replace")):
+        said = (
+            f"{file} does not take its storage from OUTBOX_DAGSTER_URL, so what is said here of daemon, sensors and "
+            "queue is about another instance: set storage.postgres.postgres_url to env: OUTBOX_DAGSTER_URL."
+        )
+        return Check(name, False, said)
+    return Check(name, True, f"DAGSTER_HOME {home} takes its storage from OUTBOX_DAGSTER_URL.")
+
+
+def check_daemon(state: DagsterState) -> Check:
+    """Find daemons that are silent: without them sensors do not tick and queued runs do not start."""
+    silent = {
+        kind: state.heartbeat_ages.get(kind)
+        for kind in _NEEDED
+        if state.heartbeat_ages.get(kind, _SILENT_SECONDS + 1) > _SILENT_SECONDS
+    }
+    if not silent:
+        return Check("dagster daemon", True, "Dagster's daemon runs.")
+    told = [
+        f"{kind} ({_NEEDED[kind]}) {'has never run' if age is None else f'is silent for {_duration(age)}'}"
+        for kind, age in silent.items()
+    ]
+    said = f"Dagster's daemon does not run: {', '.join(told)}. Start 'outbox up', or 'dagster-daemon run'."
+    return Check("dagster daemon", False, said)
+
+
+def check_sensors(state: DagsterState) -> Check:
+    """Find sensors and schedules that somebody stopped, and an outbox_sensor that no longer ticks or fails."""
+    name = "dagster sensors"
+    stopped = sorted(sensor for sensor, status in state.sensors.items() if status == "STOPPED")
+    if stopped:
+        said = f"Switched off: {', '.join(stopped)}. Switch them on under Automation in the UI."
+        return Check(name, False, f"{said} Nothing is delivered meanwhile." if "outbox_sensor" in stopped else said)
+    failing = sorted(sensor for sensor, status in state.last_ticks.items() if status == "FAILURE")
+    if failing:
+        said = f"The latest tick failed: {', '.join(failing)}. Its page under Automation shows the error."
+        return Check(name, False, said)
+    if state.outbox_tick_age is None or state.outbox_tick_age > _TICKLESS_SECONDS:
+        since = "never" if state.outbox_tick_age is None else f"not for {_duration(state.outbox_tick_age)}"
+        said = f"outbox_sensor has ticked {since}: look whether the daemon runs and Deployment shows the code location."
+        return Check(name, False, said)
+    return Check(name, True, "outbox_sensor ticks, and nothing is switched off.")
+
+
+def check_queue(state: DagsterState) -> Check:
+    """Find runs that wait in the queue for minutes, and what keeps them there."""
+    if not state.queued_count or state.queued_seconds <= _QUEUED_SECONDS:
+        return Check("dagster queue", True, f"{state.queued_count} runs are queued, {state.working_count} at work.")
+    waiting = f"{state.queued_count} runs are queued, the oldest for {_duration(state.queued_seconds)}"
+    if not state.working_count:
+        said = (
+            f"{waiting}, and none is at work: look whether the daemon runs; the page of a queued run says which limit "
+            "holds it."
+        )
+    else:
+        said = (
+            f"{waiting}, while {state.working_count} are at work, the oldest, {state.oldest_run_id}, for "
+            f"{_duration(state.oldest_run_seconds)}: terminate it on the Runs page if it hangs, or raise "
+            "max_concurrent_runs in dagster.yaml."
+        )
+    return Check("dagster queue", False, said)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,190 @@
+"""The pipeline's health in the UI: checks of the outbox, its numbers, and who watches the watcher.
+
+One sensor reports all of it without a run, since a process every few minutes for a few counts would cost more than the
+delivery it watches. Each check can also be executed by hand. A check keeps its last answer for ever, so a stopped
+sensor would leave it green: therefore the sensor vouches for the outbox while it finds nothing late, and
+`postgres/outbox` has a freshness policy that turns red when nobody has vouched for half an hour.
+
+All of this hangs on `postgres/outbox` and not on `event_log`, for two reasons in Dagster. It shows a check as not
+evaluated once its asset was materialized again, as `event_log` is with every batch. And its freshness counts
+materializations only (not observations) of the whole asset: `event_log` has one from each delivery of whatever batch,
+and one that delivers nothing would wake whoever waits for new events. The outbox has none but the sensor's vouching, so
+a quiet outbox is vouched for like any other and never turns red for being quiet.
+
+Invariant: a tick that vouches reports every check after it, so that none is shown as not evaluated.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from outbox_pipeline import quarantine
+from outbox_pipeline.monitoring.health import Answer, Health, judge_gaps, judge_lag, judge_ledger, read_health
+from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.ops import OUTBOX_KEY
+from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, told
+from outbox_pipeline.orchestration.resources import PipelineResource
+
+LAG_BELOW_THRESHOLD = "lag_below_threshold"
+NO_OLD_GAP = "no_old_gap"
+LEDGER_CONSISTENT = "ledger_consistent"
+
+_REPORTED_EVERY_SECONDS = 600
+
+#: Red once the sensor has not vouched for the outbox three times in a row, yellow after two.
+VOUCHED = dg.FreshnessPolicy.time_window(
+    fail_window=timedelta(seconds=3 * _REPORTED_EVERY_SECONDS + 120),
+    warn_window=timedelta(seconds=2 * _REPORTED_EVERY_SECONDS + 120),
+)
+
+_ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+_SEVERITY = {LAG_BELOW_THRESHOLD: _ERROR, NO_OLD_GAP: _WARN, LEDGER_CONSISTENT: _ERROR, QUARANTINE_EMPTY: _WARN}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One check's answer as Dagster shows it; `cause` is what makes it news."""
+
+    is_well: bool
+    said: str
+    cause: str
+    shown: metadata.Metadata
+
+
+@dg.asset_check(
+    asset=OUTBOX_KEY,
+    name=LAG_BELOW_THRESHOLD,
+    description=(
+        "No committed event has been undelivered for longer than OUTBOX_ALERT_LAG_SECONDS. Red says where the late "
+        "ones are (pending, in flight, parked), the last error and the next step. health_sensor keeps it fresh."
+    ),
+)
+def lag_below_threshold(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """Compare the age of the oldest undelivered event with OUTBOX_ALERT_LAG_SECONDS; reads PostgreSQL only."""
+    return _result(LAG_BELOW_THRESHOLD, _reports(pipeline, read_health(pipeline.engine)))
+
+
+@dg.asset_check(
+    asset=OUTBOX_KEY,
+    name=NO_OLD_GAP,
+    description=(
+        "No transaction that writes into the outbox has been open for longer than OUTBOX_ALERT_LAG_SECONDS. Yellow "
+        "names the session or prepared transaction whose events wait for its end; all others are delivered. "
+        "health_sensor keeps it fresh."
+    ),
+)
+def no_old_gap(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """Look for sessions that keep a gap open; a warning, because only their own events wait."""
+    return _result(NO_OLD_GAP, _reports(pipeline, read_health(pipeline.engine)))
+
+
+@dg.asset_check(
+    asset=OUTBOX_KEY,
+    name=LEDGER_CONSISTENT,
+    description=(
+        "Every position is in exactly one place, batches hold as many events as they count, and the guards on the "
+        "outbox are in force. Red means that something or somebody changed the ledger: it says what, and what to do. "
+        "Looks at what is open and at the last day; health_sensor keeps it fresh."
+    ),
+)
+def ledger_consistent(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """Look for broken rules of the ledger in PostgreSQL alone; whether ClickHouse agrees is another check."""
+    return _result(LEDGER_CONSISTENT, _reports(pipeline, read_health(pipeline.engine)))
+
+
+health_checks = [lag_below_threshold, no_old_gap, ledger_consistent]
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Reports the checks of postgres/outbox (lag_below_threshold, no_old_gap, ledger_consistent, quarantine_empty): "
+        "at once when an answer changes, and every ten minutes otherwise; with them the outbox's numbers, as an "
+        "observation. A few queries in PostgreSQL, no run. While it is stopped, postgres/outbox turns overdue."
+    ),
+)
+def health_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
+    """Look once and report what is news; the cursor is what was reported last, and in which ten minutes."""
+    health = read_health(pipeline.engine)
+    reports = {**_reports(pipeline, health), QUARANTINE_EMPTY: _of_quarantine(pipeline)}
+    slot = int(datetime.now(UTC).timestamp()) // _REPORTED_EVERY_SECONDS
+    answers = {name: f"{report.is_well} {report.cause}" for name, report in reports.items()}
+    before = _last_reported(context.cursor)
+    is_due = before.get("slot") != slot
+    news = [name for name in reports if is_due or before.get("answers", {}).get(name) != answers[name]]
+    events = _about_outbox(health, may_vouch=is_due and reports[LAG_BELOW_THRESHOLD].is_well) if news else []
+    return dg.SensorResult(
+        asset_events=[*events, *(_evaluation(name, reports[name]) for name in news)],
+        skip_reason=_summary(reports, news),
+        cursor=json.dumps({"slot": slot, "answers": answers}),
+    )
+
+
+def _reports(pipeline: PipelineResource, health: Health) -> dict[str, Report]:
+    limit_seconds = pipeline.settings.alert_lag_seconds
+    answers = {
+        LAG_BELOW_THRESHOLD: judge_lag(health, limit_seconds=limit_seconds),
+        NO_OLD_GAP: judge_gaps(health, limit_seconds=limit_seconds),
+        LEDGER_CONSISTENT: judge_ledger(health),
+    }
+    return {name: _of_answer(answer) for name, answer in answers.items()}
+
+
+def _of_answer(answer: Answer) -> Report:
+    return Report(answer.is_well, answer.said, answer.cause, metadata.of_answer(answer))
+
+
+def _of_quarantine(pipeline: PipelineResource) -> Report:
+    held = quarantine.count_held(pipeline.engine)
+    return Report(held.count == 0, told(held), held.summary(), metadata.of_held(held))
+
+
+def _result(name: str, reports: Mapping[str, Report]) -> dg.AssetCheckResult:
+    report = reports[name]
+    return dg.AssetCheckResult(
+        passed=report.is_well, severity=_SEVERITY[name], description=report.said, metadata=report.shown
+    )
+
+
+def _evaluation(name: str, report: Report) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=OUTBOX_KEY,
+        check_name=name,
+        passed=report.is_well,
+        severity=_SEVERITY[name],
+        blocking=False,
+        description=report.said,
+        metadata=dict(report.shown),
+    )
+
+
+def _about_outbox(health: Health, *, may_vouch: bool) -> list[dg.AssetObservation | dg.AssetMaterialization]:
+    seen = dg.AssetObservation(OUTBOX_KEY, metadata=metadata.of_status(health.status))
+    if not may_vouch:
+        return [seen]
+    vouched = dg.AssetMaterialization(
+        OUTBOX_KEY,
+        description="Nothing committed here is late: all of it is in event_log, in quarantine or on its way.",
+        metadata={"lag_seconds": round(health.status.lag_seconds, 3)},
+    )
+    return [seen, vouched]
+
+
+def _last_reported(cursor: str | None) -> dict[str, Any]:
+    # A cursor of another form, from another version, only means that everything is reported once more.
+    try:
+        found = json.loads(cursor or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _summary(reports: Mapping[str, Report], news: list[str]) -> str:
+    wrong = [f"{name}: {report.said}" for name, report in reports.items() if not report.is_well]
+    found = " ".join(wrong) or "all is well."
+    return f"Reported {', '.join(news)}; {found}" if news else f"Unchanged; {found}"

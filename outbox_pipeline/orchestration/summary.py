@@ -1,0 +1,73 @@
+"""What a run did, in a few lines of Markdown for whoever opens it at night.
+
+Invariant: counts, ids, names and times only, never an event's content; and whatever an event is called, it stays within
+its cell.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+import dagster as dg
+
+from outbox_pipeline.batches import Batch
+from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
+from outbox_pipeline.relay.delivery import Marked, count_reasons
+from outbox_pipeline.relay.replay import Outcome, Replayed
+
+_NAMES_SHOWN = 5
+_NAME_LENGTH = 60
+
+
+def of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int] | None) -> dg.MarkdownMetadataValue:
+    """Say what was delivered and refused, how late, and where to look on; *batch* is its row before it was marked.
+
+    *event_types* is None where another process validated the batch.
+    """
+    lines = [
+        f"**{marked.accepted_count:,} events delivered and proved**, {marked.quarantined_count:,} refused.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| types | {_counted(event_types) if event_types is not None else 'see the step validate_batch'} |",
+        f"| refused | {_counted(count_reasons(batch.rejected or {}))} |",
+        f"| oldest event | waited {marked.lag_seconds:,.1f} s |",
+        f"| took | {marked.seconds:,.1f} s for {marked.context_bytes:,} bytes of contexts |",
+        f"| batch | `{batch.batch_id}`, attempt {batch.attempt}, generation {batch.generation} |",
+        f"| positions | {batch.first_position} to {batch.last_position}, recorded on {batch.recorded_on} |",
+        "",
+        f"[All attempts]({_runs_of(batch)}) · [The day]({_day(batch)})",
+    ]
+    if marked.quarantined_count:
+        lines += ["", f"Look at the refused ones with `outbox quarantine list --batch {batch.batch_id}`."]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def of_day(replayed: Sequence[Replayed]) -> dg.MarkdownMetadataValue:
+    """Say how many of a day's batches are proven, and what became of the others."""
+    if not replayed:
+        return dg.MetadataValue.md("**The day has no batches.** Nothing was recorded on it, or nothing is cut yet.")
+    counts = {str(outcome): sum(item.outcome == outcome for item in replayed) for outcome in Outcome}
+    rows = sum(item.row_count for item in replayed)
+    told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count)
+    return dg.MetadataValue.md(f"**{len(replayed):,} batches with {rows:,} rows**: {told}.")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    first = [f"{_cell(name)} {count:,}" for name, count in list(counts.items())[:_NAMES_SHOWN]]
+    more = [f"{len(counts) - _NAMES_SHOWN:,} more"] if len(counts) > _NAMES_SHOWN else []
+    return ", ".join(first + more) or "none"
+
+
+def _cell(name: str) -> str:
+    # Anything but a plain name could end the cell, or become a link or an image.
+    plain = re.sub(r"[^\w.:\- ]", "�", name)
+    return f"`{plain[:_NAME_LENGTH]}{'…' if len(plain) > _NAME_LENGTH else ''}`"
+
+
+def _runs_of(batch: Batch) -> str:
+    return f"/runs?q%5B%5D={quote(f'tag:{BATCH_ID_TAG}={batch.batch_id}', safe='')}"
+
+
+def _day(batch: Batch) -> str:
+    return f"/assets/event_log?view=partitions&partition={batch.recorded_on}"

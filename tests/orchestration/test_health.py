@@ -1,0 +1,248 @@
+"""health_sensor and its checks on a real instance: what is news, what plots, and who notices when nobody looks."""
+
+import asyncio
+import json
+from datetime import timedelta
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.freshness import FreshnessState
+from dagster._core.definitions.freshness_evaluator import TimeWindowFreshnessPolicyEvaluator
+from dagster._core.loader import LoadingContextForTest
+from sqlalchemy import text
+
+from outbox_pipeline.errors import TransientError
+from outbox_pipeline.orchestration.assets import OUTBOX
+from outbox_pipeline.orchestration.definitions import build_definitions
+from outbox_pipeline.orchestration.health import (
+    LAG_BELOW_THRESHOLD,
+    LEDGER_CONSISTENT,
+    NO_OLD_GAP,
+    health_sensor,
+)
+from outbox_pipeline.orchestration.ops import OUTBOX_KEY
+from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
+from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.events import publish, publish_in
+from tests.orchestration.test_sensor import NOWHERE, pipeline
+
+ALL = [LAG_BELOW_THRESHOLD, NO_OLD_GAP, LEDGER_CONSISTENT, QUARANTINE_EMPTY]
+
+
+def evaluate(instance: dg.DagsterInstance, resource: PipelineResource, cursor: str | None = None) -> dg.SensorResult:
+    """Evaluate the sensor once and report what it found, as the daemon does."""
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"pipeline": resource}) as context:
+        result = health_sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    for event in result.asset_events:
+        instance.report_runless_asset_event(event)
+    return result
+
+
+def tick(instance: dg.DagsterInstance, stores: Stores, cursor: str | None = None) -> dg.SensorResult:
+    """Evaluate the sensor on this test's stores."""
+    return evaluate(instance, pipeline(stores), cursor)
+
+
+def latest_check(instance: dg.DagsterInstance, name: str) -> dg.AssetCheckEvaluation | None:
+    """Return what the UI shows of a check."""
+    key = dg.AssetCheckKey(OUTBOX_KEY, name)
+    (record,) = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values() or (None,)
+    if record is None or record.event is None or record.event.dagster_event is None:
+        return None
+    return record.event.dagster_event.asset_check_evaluation_data
+
+
+def reported(result: dg.SensorResult) -> list[str]:
+    """Return the checks that a tick reported."""
+    return [event.check_name for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+
+
+def in_next_slot(cursor: str | None) -> str:
+    """Return the cursor as it is once ten minutes have gone by."""
+    return json.dumps({**json.loads(cursor or ""), "slot": 0})
+
+
+def test_every_check_is_reported_at_first_and_green(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """On an empty outbox the first tick makes all four checks green and asks for no run."""
+    result = tick(instance, stores)
+
+    assert reported(result) == ALL
+    assert not result.run_requests
+    checks = [latest_check(instance, name) for name in ALL]
+    assert [check is not None and check.passed for check in checks] == [True] * 4
+
+
+def test_a_check_is_reported_when_it_changes(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A tick that finds what was reported already adds no event; the next ten minutes do."""
+    first = tick(instance, stores)
+
+    again = tick(instance, stores, first.cursor)
+    later = tick(instance, stores, in_next_slot(first.cursor))
+
+    assert [len(reported(result)) for result in (first, again, later)] == [4, 0, 4]
+    assert not again.asset_events
+    assert "all is well" in str(again.skip_reason)
+
+
+def test_only_the_check_that_changed_is_news(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lag above OUTBOX_ALERT_LAG_SECONDS turns its check red at once, and green when it is delivered."""
+    monkeypatch.setenv("OUTBOX_ALERT_LAG_SECONDS", "0.001")
+    first = tick(instance, stores)
+    publish(stores.engine, 3)
+    late = tick(instance, stores, first.cursor)
+    red = latest_check(instance, LAG_BELOW_THRESHOLD)
+    later = tick(instance, stores, late.cursor)
+    relay(stores, until_empty=True)
+    over = tick(instance, stores, later.cursor)
+    green = latest_check(instance, LAG_BELOW_THRESHOLD)
+
+    assert [reported(result) for result in (late, later, over)] == [[LAG_BELOW_THRESHOLD], [], [LAG_BELOW_THRESHOLD]]
+    assert "3 pending" in str(later.skip_reason)
+    assert red is not None
+    assert (red.passed, red.severity, red.blocking) == (False, dg.AssetCheckSeverity.ERROR, False)
+    assert "outbox_sensor" in (red.description or "")
+    assert red.metadata["pending"].value == 3
+    assert green is not None
+    assert green.passed
+
+
+def test_an_old_gap_names_its_session(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check is yellow while an open transaction holds events back, and shows its pid."""
+    monkeypatch.setenv("OUTBOX_ALERT_LAG_SECONDS", "0.001")
+    with stores.engine.connect() as slow, slow.begin():
+        publish_in(slow, 1)
+        pid = slow.scalar(text("SELECT pg_backend_pid()"))
+        publish(stores.engine, 1)
+        cut_batches(stores.engine, stores.settings, most=1)
+        tick(instance, stores)
+
+    check = latest_check(instance, NO_OLD_GAP)
+    assert check is not None
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert f"pid {pid}" in (check.description or "")
+    assert f"pid {pid}" in str(check.metadata["found"].value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_check_can_be_executed_by_hand(instance: dg.DagsterInstance, stores: Stores, name: str) -> None:
+    """The Execute button of a check gives an answer of the same form as the sensor."""
+    tick(instance, stores)
+    reported_one = latest_check(instance, name)
+    job = build_definitions().resolve_implicit_global_asset_job_def()
+    chosen = job.get_subset(asset_selection=set(), asset_check_selection={dg.AssetCheckKey(OUTBOX_KEY, name)})
+
+    (check,) = chosen.execute_in_process(instance=instance).get_asset_check_evaluations()
+
+    assert reported_one is not None
+    assert (check.check_name, check.passed, check.description) == (name, True, reported_one.description)
+
+
+def test_a_broken_ledger_is_an_error(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """What no delivery can be trusted with is red, with one line for each broken rule."""
+    with stores.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE outbox.event DISABLE TRIGGER event_is_never_updated"))
+    tick(instance, stores)
+
+    check = latest_check(instance, LEDGER_CONSISTENT)
+    assert check is not None
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "ENABLE TRIGGER" in (check.description or "")
+
+
+def test_the_outbox_shows_numbers_that_plot(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The upstream asset is observed with what waits and for how long."""
+    publish(stores.engine, 4)
+    publish(stores.engine, 1, context="[]")
+    relay(stores, until_empty=True)
+    publish(stores.engine, 2)
+    tick(instance, stores)
+
+    (record,) = instance.fetch_observations(OUTBOX_KEY, limit=1).records
+    assert record.asset_observation is not None
+    shown = {name: value.value for name, value in record.asset_observation.metadata.items()}
+    assert (shown["pending"], shown["in_flight"], shown["quarantined"], shown["undelivered"]) == (2, 0, 1, 2)
+    assert isinstance(shown["lag_seconds"], float)
+
+
+def test_checks_are_reported_after_vouching(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Dagster shows a check as not evaluated once its asset is materialized again, so every check comes after that."""
+    kinds = [type(event) for event in tick(instance, stores).asset_events]
+
+    assert kinds.count(dg.AssetMaterialization) == 1
+    assert kinds.index(dg.AssetMaterialization) < kinds.index(dg.AssetCheckEvaluation)
+    assert kinds.count(dg.AssetCheckEvaluation) == len(ALL)
+
+
+def test_one_changed_check_does_not_outdate_the_others(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Between two full reports a change is reported alone, without vouching."""
+    first = tick(instance, stores)
+    publish(stores.engine, 1, context="[]")
+    relay(stores, until_empty=True)
+
+    second = tick(instance, stores, first.cursor)
+
+    assert reported(second) == [QUARANTINE_EMPTY]
+    assert not [event for event in second.asset_events if isinstance(event, dg.AssetMaterialization)]
+
+
+def forget_outbox(instance: dg.DagsterInstance) -> None:
+    """Start without the events of other tests, which share Dagster's storage."""
+    instance.wipe_assets([OUTBOX_KEY])
+
+
+def freshness(instance: dg.DagsterInstance) -> FreshnessState:
+    """Ask the evaluator that Dagster's freshness daemon uses."""
+
+    node = SimpleNamespace(key=OUTBOX_KEY, freshness_policy_or_from_metadata=OUTBOX.freshness_policy)
+    context = LoadingContextForTest(instance)
+    return asyncio.run(TimeWindowFreshnessPolicyEvaluator().evaluate_freshness(context, node))  # type: ignore[arg-type]
+
+
+def test_a_quiet_outbox_stays_fresh(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Without a single event the outbox is vouched for, so silence never turns it red."""
+    forget_outbox(instance)
+    unknown = freshness(instance)
+    tick(instance, stores)
+
+    assert (unknown, freshness(instance)) == (FreshnessState.UNKNOWN, FreshnessState.PASS)
+
+
+def test_nobody_vouches_for_a_late_outbox(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While something is late, or PostgreSQL cannot be asked, nothing keeps the outbox fresh."""
+    forget_outbox(instance)
+    monkeypatch.setenv("OUTBOX_ALERT_LAG_SECONDS", "0.001")
+    publish(stores.engine, 1)
+    tick(instance, stores)
+    with pytest.raises(TransientError):
+        evaluate(instance, pipeline(stores, postgres_url=f"postgresql+psycopg://nobody@{NOWHERE}/none"))
+
+    assert freshness(instance) == FreshnessState.UNKNOWN
+    policy = OUTBOX.freshness_policy
+    assert isinstance(policy, dg.FreshnessPolicy)
+    assert timedelta(minutes=20) < policy.fail_window.to_timedelta() < timedelta(hours=1)  # type: ignore[attr-defined]
+
+
+def test_vouching_leaves_the_event_log_in_sync(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The outbox's materializations carry no data version, so no delivered day is shown as out of date."""
+    tick(instance, stores)
+
+    event = instance.get_latest_materialization_event(OUTBOX_KEY)
+    assert event is not None
+    assert not [tag for tag in event.tags or {} if "data_version" in tag]
+
+
+def test_a_cursor_of_another_version_is_forgotten(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """An unreadable cursor only means that everything is reported once more."""
+    for cursor in ("2965 nothing held", "[]", ""):
+        assert reported(tick(instance, stores, cursor)) == ALL

@@ -1,0 +1,88 @@
+"""What the doctor says of Dagster's home, daemon, sensors and queue, one finding at a time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from outbox_pipeline.monitoring.check import Check
+from outbox_pipeline.monitoring.dagster_checks import check_daemon, check_home, check_queue, check_sensors
+from outbox_pipeline.orchestration.instance import prepare_dagster_home
+from outbox_pipeline.postgres.dagster_storage import DagsterState
+
+WELL = DagsterState(
+    heartbeat_ages={"SENSOR": 12.0, "QUEUED_RUN_COORDINATOR": 20.0, "ASSET": 9_999.0},
+    sensors={"outbox_sensor": "DECLARED_IN_CODE", "health_sensor": "RUNNING"},
+    last_ticks={"outbox_sensor": "SKIPPED", "health_sensor": "SUCCESS"},
+    outbox_tick_age=4.0,
+    queued_count=3,
+    queued_seconds=20.0,
+    working_count=4,
+    oldest_run_id="0b5c",
+    oldest_run_seconds=30.0,
+)
+
+
+def test_a_working_dagster_has_no_finding() -> None:
+    """Young heartbeats, ticks and a short queue are fine, and so is a daemon that nothing here needs."""
+    assert [check(WELL).ok for check in (check_daemon, check_sensors, check_queue)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (check_daemon(replace(WELL, heartbeat_ages={})), ["SENSOR", "has never run", "outbox up"]),
+        (
+            check_daemon(replace(WELL, heartbeat_ages={"SENSOR": 9.0, "QUEUED_RUN_COORDINATOR": 7200.0})),
+            ["QUEUED_RUN_COORDINATOR (starts queued runs) is silent for 120 min", "dagster-daemon run"],
+        ),
+        (
+            check_sensors(replace(WELL, sensors={**WELL.sensors, "outbox_sensor": "STOPPED"})),
+            ["Switched off: outbox_sensor", "Nothing is delivered"],
+        ),
+        (check_sensors(replace(WELL, sensors={"x_sensor": "STOPPED"})), ["Switched off: x_sensor", "Automation"]),
+        (check_sensors(replace(WELL, last_ticks={"health_sensor": "FAILURE"})), ["health_sensor", "shows the error"]),
+        (check_sensors(replace(WELL, outbox_tick_age=600.0)), ["not for 10 min", "code location"]),
+        (check_sensors(replace(WELL, outbox_tick_age=None)), ["has ticked never"]),
+        (
+            check_queue(replace(WELL, queued_seconds=1200.0)),
+            ["3 runs are queued, the oldest for 20 min", "0b5c", "max_concurrent_runs"],
+        ),
+        (check_queue(replace(WELL, queued_seconds=1200.0, working_count=0)), ["none is at work", "daemon"]),
+    ],
+)
+def test_each_fault_is_named_with_what_to_do(check: Check, said: list[str]) -> None:
+    """A finding says which part is at fault and the next step."""
+    assert check.ok is False
+    assert [words for words in said if words not in check.message] == []
+
+
+def test_the_packaged_home_is_fine(tmp_path: Path) -> None:
+    """The folder that `outbox up` prepares passes."""
+    home = prepare_dagster_home(tmp_path)
+
+    assert check_home({"DAGSTER_HOME": str(home)}).ok is True
+
+
+def test_no_home_is_no_fault() -> None:
+    """Without DAGSTER_HOME the check says how to set it, as `outbox up` needs none."""
+    check = check_home({})
+
+    assert check.ok is None
+    assert "outbox env" in check.message
+
+
+def test_a_wrong_home_is_named(tmp_path: Path) -> None:
+    """A home that is relative, missing, without dagster.yaml, or of another instance is a finding."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "dagster.yaml").write_text("storage:\n  postgres:\n    # env: OUTBOX_DAGSTER_URL\n")
+
+    found = {name: check_home({"DAGSTER_HOME": str(tmp_path / name)}) for name in ("none", "empty", "other")}
+    relative = check_home({"DAGSTER_HOME": "dagster"})
+
+    assert [check.ok for check in (*found.values(), relative)] == [False] * 4
+    assert "no absolute path" in relative.message
+    assert "no absolute path" in found["none"].message
+    assert "no dagster.yaml" in found["empty"].message
+    assert "another instance" in found["other"].message
