@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test lint format real-input soak lock clean
+.PHONY: help setup demo test examples lint format real-input soak lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -14,6 +14,10 @@ demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagst
 
 test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
 	$(BIN)/python -m pytest
+
+examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
+	cd examples/django_shop && ../../$(BIN)/python -m pytest
+	cd examples/fastapi_users && ../../$(BIN)/python -m pytest
 
 lint: $(INSTALLED)  ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

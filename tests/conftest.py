@@ -7,6 +7,7 @@ pytest_plugins = [
     "tests.fixtures.roles",
     "tests.fixtures.events",
     "tests.fixtures.sessions",
+    "tests.fixtures.django_project",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",

@@ -3,18 +3,16 @@
 Alembic keeps the order and the version; each step is a numbered `.sql` file that other migration tools can run as well.
 """
 
-from functools import cache
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import translated
+from outbox_pipeline.postgres.migrations.files import LOCK_KEY, VERSION_TABLE, known_versions
 from outbox_pipeline.postgres.tables import SCHEMA
 
-VERSION_TABLE = "schema_version"
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_LOCK_KEY = 0x6F7574626F78  # "outbox": one migration at a time in a database
 
 
 def migrate(engine: Engine) -> str:
@@ -24,7 +22,7 @@ def migrate(engine: Engine) -> str:
     than this code or too old a server.
     """
     with translated(engine), engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         _require_server(connection)
         found = schema_version(connection)
         if found is not None and found not in known_versions():
@@ -59,12 +57,6 @@ def schema_version(connection: Connection) -> str | None:
 def latest_version() -> str:
     """Return the version this code needs: the number of its last migration."""
     return known_versions()[-1]
-
-
-@cache
-def known_versions() -> list[str]:
-    """Return all versions this code can migrate from, in order."""
-    return sorted(path.name.split("_")[0] for path in (_MIGRATIONS / "sql").glob("[0-9]*.sql"))
 
 
 def _upgrade(connection: Connection) -> None:

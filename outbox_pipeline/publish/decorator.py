@@ -103,17 +103,18 @@ def _publish(session: Any, result: object, required: bool) -> None:
     if isinstance(result, Event):
         publish_event(session, result, required=required)
     elif result is not None:
-        publish_events(session, _events(result), required=required)
+        publish_events(session, events_of(result), required=required)
 
 
 async def _publish_async(session: Any, result: object, required: bool) -> None:
     if isinstance(result, Event):
         await publish_event_async(session, result, required=required)
     elif result is not None:
-        await publish_events_async(session, _events(result), required=required)
+        await publish_events_async(session, events_of(result), required=required)
 
 
-def _events(result: object) -> list[Event]:
+def events_of(result: object) -> list[Event]:
+    """Return the Events among which nothing else is. Raises PublishError for anything but a list or tuple of them."""
     if not isinstance(result, list | tuple) or not all(isinstance(event, Event) for event in result):
         raise PublishError("event", f"must be what @publishes finds returned: Events, not {type(result).__name__}")
     return cast("list[Event]", list(result))

@@ -22,11 +22,17 @@ def note(error: Exception, event_type: str | None, event_count: int) -> None:
     global _counted
     with _lock:
         _counted += event_count
+    # SQLAlchemy has the driver's error in `orig`, Django as the cause.
     cause = getattr(error, "orig", None) or error
     application_log().warning(
         "event_not_published",
         event_type=event_type,
         count=event_count,
         error=str(error) if isinstance(error, PublishError) else type(cause).__name__,
-        sqlstate=getattr(cause, "sqlstate", None),
+        sqlstate=getattr(cause, "sqlstate", None) or _sqlstate_of(cause.__cause__),
     )
+
+
+def _sqlstate_of(cause: BaseException | None) -> str | None:
+    # psycopg2 calls it pgcode.
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)

@@ -4,7 +4,7 @@ Nothing is imported to find out: a library is imported by the module that speaks
 its sessions, and then it is loaded already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -63,10 +63,17 @@ def is_async_session(session: object) -> bool:
     return _library_of(session, _ASYNC) is not None
 
 
-def write_through(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
-    """Write *rows* through a session that is called; see `write`. Raises TypeError for any other kind."""
+def write_through(
+    session: Any, rows: Sequence[EventRow], manner: Manner, *, wire_of: Callable[[Any], Wire] | None = None
+) -> int | None:
+    """Write *rows* through a session that is called; see `write`. Raises TypeError for any other kind.
+
+    A framework that knows its connections by another word than the object gives its own *wire_of*.
+    """
     taken = published.take(rows)
-    return published.announced(rows, write(_wire_of(session), rows, manner)) if taken is None else taken
+    if taken is not None:
+        return taken
+    return published.announced(rows, write((wire_of or _wire_of)(session), rows, manner))
 
 
 async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
@@ -107,6 +114,8 @@ def _wire_of(session: Any) -> Wire:
         from outbox_pipeline.publish import psycopg_connections
 
         return psycopg_connections.wire_of(session)
+    if type(session).__module__.partition(".")[0] == "django":
+        raise TypeError("In Django publish with outbox_pipeline.django.publish_event, which finds the connection.")
     if is_async_session(session):
         raise TypeError(f"A {type(session).__name__} is awaited: call 'await publish_event_async(session, event)'.")
     raise TypeError(

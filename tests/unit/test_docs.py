@@ -18,7 +18,11 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.validation import Reason
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / "README.md", ROOT / "CHANGELOG.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
 COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,7 +79,7 @@ def default_of(name: str) -> str:
     return "empty" if value is None else f"`{value}`"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_in_the_docs_exists(page: Path) -> None:
     """What a reader copies is a command, with options it has."""
     for command, rest in calls(page):
@@ -98,7 +102,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert list(listed.items()) == [(f"OUTBOX_{name.upper()}", default_of(name)) for name in Settings.model_fields]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_variable_in_the_docs_exists(page: Path) -> None:
     """No page speaks of an OUTBOX_ variable that nobody reads."""
     named = set(re.findall(r"OUTBOX_[A-Z][A-Z_]*", read(page)))
@@ -117,7 +121,7 @@ def test_every_move_of_a_batch_is_drawn_and_explained() -> None:
     assert {name: cells for name, cells in rows(page).items() if " → " in name}.keys() == moves
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_test_in_the_docs_exists(page: Path) -> None:
     """A promise that names its test names one that is there."""
     for path, name in re.findall(r"([\w/]+\.py)::(\w+)", read(page)):
@@ -141,7 +145,7 @@ def test_every_reason_is_documented() -> None:
     assert [match["name"] for match in _ROW.finditer(text)] == [*map(str, Reason), REFUSED_BY_CLICKHOUSE]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file of this repository, and every anchor a heading in it."""
     for target in _LINK.findall(_FENCE.sub("", read(page))):
@@ -154,7 +158,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_snippets_compile_and_import_what_exists(page: Path) -> None:
     """A snippet is Python, and takes from this package what it has."""
     for snippet in fences(page, "python"):
@@ -164,7 +168,7 @@ def test_python_snippets_compile_and_import_what_exists(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_make_targets_in_the_docs_exist(page: Path) -> None:
     """`make TARGET` is in the Makefile."""
     text = "\n".join([*fences(page, "sh", ""), *_SPAN.findall(_FENCE.sub("", read(page)))])

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from outbox_pipeline.postgres.schema import VERSION_TABLE
+from outbox_pipeline.postgres.migrations.files import VERSION_TABLE
 from outbox_pipeline.postgres.tables import SCHEMA
 
 context.configure(

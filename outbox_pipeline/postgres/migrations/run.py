@@ -1,8 +1,8 @@
 """Run a migration's `.sql` file as it stands."""
 
-from importlib.resources import files
-
 from alembic import op
+
+from outbox_pipeline.postgres.migrations.files import script
 
 
 def run_file(name: str) -> None:
@@ -10,5 +10,4 @@ def run_file(name: str) -> None:
 
     Goes to the driver's cursor without parameters: colons and percent signs in the file mean themselves.
     """
-    script = files("outbox_pipeline.postgres.migrations").joinpath("sql", name).read_text(encoding="utf-8")
-    op.get_bind().connection.cursor().execute(script)
+    op.get_bind().connection.cursor().execute(script(name))

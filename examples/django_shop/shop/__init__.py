@@ -1,0 +1,1 @@
+"""A small shop where people sign up, perhaps with a voucher."""

@@ -1,0 +1,10 @@
+"""What this shop publishes. The pipeline holds contexts against these models: OUTBOX_EVENT_MODULES=shop.events."""
+
+from outbox_pipeline import Event
+
+
+class UserCreated(Event):
+    """Somebody has signed up."""
+
+    user_id: int
+    email: str

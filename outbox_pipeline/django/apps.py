@@ -1,0 +1,12 @@
+"""The app as INSTALLED_APPS knows it."""
+
+from django.apps import AppConfig
+
+
+class OutboxConfig(AppConfig):
+    """The outbox; its label leaves `outbox` to an app of the project's own."""
+
+    name = "outbox_pipeline.django"
+    label = "outbox_pipeline"
+    verbose_name = "Outbox"
+    default_auto_field = "django.db.models.BigAutoField"

@@ -1,0 +1,63 @@
+"""Django's connections as publishing needs them.
+
+Everything goes through Django's own cursor: it works on psycopg 3 and psycopg2 alike, raises Django's errors, refuses a
+transaction that must be rolled back, another thread and async code, and is seen by instrumentation.
+
+Invariant: what a test accepts production accepts. The transaction that Django's TestCase puts around a test is none of
+the application's, so publishing outside `atomic` is autocommit there too.
+"""
+
+from functools import cache, partial
+from re import compile as pattern
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, connections, router
+
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.publish.steps import Step, Wire
+
+_PARAMETER = pattern(r":(\w+)")
+
+
+def wire_of(using: str | None) -> Wire:
+    """Return the wire of the connection that *using* and the routers lead to.
+
+    Raises ConfigurationError when it does not lead to PostgreSQL.
+    """
+    connection = connections[alias_of(using)]
+    if connection.vendor != "postgresql":
+        raise ConfigurationError(
+            f"The database {connection.alias!r} is {connection.vendor}, and events are published in PostgreSQL: "
+            "name its alias with using=, or in a database router."
+        )
+    return Wire(partial(_execute, connection), (DatabaseError, InterfaceError), _is_autocommit(connection))
+
+
+def alias_of(using: str | None) -> str:
+    """Return the alias *using*, or the one that the database routers name for outbox events."""
+    if using is not None:
+        return using
+    # Models can be imported once Django is set up, this module before.
+    from outbox_pipeline.django.models import OutboxEvent
+
+    alias: str = router.db_for_write(OutboxEvent)
+    return alias
+
+
+def _execute(connection: Any, step: Step) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(_pyformat(step[0]), step[1] or None)
+        count: int = cursor.rowcount
+        return count
+
+
+@cache
+def _pyformat(statement: str) -> str:
+    return _PARAMETER.sub(r"%(\1)s", statement)
+
+
+def _is_autocommit(connection: Any) -> bool:
+    if connection.in_atomic_block:
+        return all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    is_autocommit: bool = connection.get_autocommit()
+    return is_autocommit

@@ -1,0 +1,1 @@
+"""One module for each numbered `.sql` file of the outbox schema, called as it is."""

@@ -1,0 +1,107 @@
+"""Django migrations that run the numbered `.sql` files, in step with `outbox init`.
+
+Invariant: whichever of the two comes first, each file runs once. Both read and write `outbox.schema_version` under the
+same lock, so a database that one has migrated is nothing new to the other.
+
+They do nothing on a database that is not PostgreSQL, as `django.contrib.postgres` does, and cannot be reversed: that
+would take the events.
+"""
+
+from typing import Any
+
+from django.db import migrations
+from django.db.migrations.operations.base import Operation
+
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.postgres.migrations.files import LOCK_KEY, VERSION_TABLE, file_names, known_versions, script
+
+#: As Alembic makes it.
+_VERSION_TABLE = f"""
+CREATE SCHEMA IF NOT EXISTS outbox;
+CREATE TABLE IF NOT EXISTS outbox.{VERSION_TABLE} (
+    version_num varchar(32) NOT NULL CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY
+)
+"""
+_VERSION = f"SELECT max(version_num) FROM outbox.{VERSION_TABLE}"  # noqa: S608 - a constant
+_FIRST_VERSION = f"INSERT INTO outbox.{VERSION_TABLE} VALUES (%s)"  # noqa: S608 - a constant
+_NEXT_VERSION = f"UPDATE outbox.{VERSION_TABLE} SET version_num = %s"  # noqa: S608 - a constant
+
+
+def numbered_migration(module_name: str, *state: Operation) -> type[migrations.Migration]:
+    """Return the migration that runs the `.sql` file which *module_name* is called after, after the one before it.
+
+    *state* are operations that tell Django of unmanaged models.
+    """
+    names = [name.removesuffix(".sql") for name in file_names()]
+    own = module_name.rpartition(".")[2]
+    before = names[: names.index(own)][-1:]
+    body = {
+        "__module__": module_name,
+        "dependencies": [("outbox_pipeline", name) for name in before],
+        "operations": [RunNumbered(own), *state],
+    }
+    return type("Migration", (migrations.Migration,), body)
+
+
+class RunNumbered(Operation):
+    """Run one numbered file unless the database's version says that it ran."""
+
+    reduces_to_sql = True
+    reversible = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Change nothing: the tables are no managed models."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Run the file and note its number, in the migration's transaction."""
+        connection = schema_editor.connection
+        if connection.vendor != "postgresql" or not self.allow_migrate(connection.alias, app_label):
+            return
+        if schema_editor.collect_sql:
+            schema_editor.execute(script(f"{self.name}.sql"), params=None)
+            return
+        with connection.cursor() as cursor:
+            _run(cursor, self.name)
+
+    def allow_migrate(self, alias: str, app_label: str) -> bool:
+        """Tell whether the database routers let this app into the database *alias*."""
+        from django.db import router
+
+        return bool(router.allow_migrate(alias, app_label))
+
+    def describe(self) -> str:
+        """Return what `migrate --plan` shows."""
+        return f"Runs {self.name}.sql of the outbox schema"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        """Return the end of a migration's name."""
+        return self.name.partition("_")[2]
+
+
+def _run(cursor: Any, name: str) -> None:
+    number = name.partition("_")[0]
+    cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+    _require_server(cursor)
+    cursor.execute(_VERSION_TABLE)
+    cursor.execute(_VERSION)
+    found = cursor.fetchone()[0]
+    if found is not None and found not in known_versions():
+        raise ConfigurationError(
+            f"The outbox schema has version {found}, newer than this code: update outbox-pipeline."
+        )
+    if found is not None and found >= number:
+        return
+    # Without parameters: percent signs in the file mean themselves.
+    cursor.execute(script(f"{name}.sql"))
+    cursor.execute(_FIRST_VERSION if found is None else _NEXT_VERSION, [number])
+
+
+def _require_server(cursor: Any) -> None:
+    cursor.execute("SELECT current_setting('server_version_num')::integer / 10000")
+    version = cursor.fetchone()[0]
+    if version < 15:
+        raise ConfigurationError(f"PostgreSQL {version} is too old: the outbox needs version 15 or later.")

@@ -1,0 +1,91 @@
+"""`publish_event` and `publish_events` without a session: the connection is found by its alias.
+
+The same keywords, refusals and results as in `outbox_pipeline.publish`, in the same transaction as the ORM's work.
+Async code has no transaction in Django: it awaits `sync_to_async` of a function that opens one and publishes in it.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, Unpack, overload
+from uuid import UUID
+
+from outbox_pipeline.django.connections import wire_of
+from outbox_pipeline.ids import EventId
+from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
+from outbox_pipeline.publish.kinds import write_through
+from outbox_pipeline.publish.repeats import event_id_of, event_ids_of
+from outbox_pipeline.publish.steps import Manner
+
+
+@overload
+def publish_event(
+    event: Publishable,
+    using: str | None = None,
+    *,
+    required: Literal[True] = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId: ...
+@overload
+def publish_event(
+    event: Publishable,
+    using: str | None = None,
+    *,
+    required: bool,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId | None: ...
+def publish_event(
+    event: Publishable,
+    using: str | None = None,
+    *,
+    required: bool = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[EventFields],
+) -> EventId | None:
+    """Write *event* into the outbox as part of the transaction that `transaction.atomic` has opened; return its id.
+
+    *using* is a database alias; without it the database routers decide, and without routers it is `default`.
+
+    Raises NoTransactionError outside `transaction.atomic` unless *allow_autocommit* is given, PublishError when the
+    event cannot be stored; nothing was written then. Errors of the database are Django's.
+    """
+    row = row_of(event, fields, is_required=required)
+    if row is None:
+        return None
+    return event_id_of(row, write_through(using, [row], Manner(required, allow_autocommit), wire_of=wire_of))
+
+
+@overload
+def publish_events(
+    events: Iterable[Publishable],
+    using: str | None = None,
+    *,
+    required: Literal[True] = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID]: ...
+@overload
+def publish_events(
+    events: Iterable[Publishable],
+    using: str | None = None,
+    *,
+    required: bool,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID] | None: ...
+def publish_events(
+    events: Iterable[Publishable],
+    using: str | None = None,
+    *,
+    required: bool = True,
+    allow_autocommit: bool = False,
+    **fields: Unpack[ManyFields],
+) -> list[UUID] | None:
+    """Write *events* in their order, a thousand to a round trip, and return their ids in the same order.
+
+    `event_ids` are one for each; all other keywords hold for every event.
+    """
+    rows = rows_of(events, fields, is_required=required)
+    if rows is None:
+        return None
+    return event_ids_of(rows, write_through(using, rows, Manner(required, allow_autocommit), wire_of=wire_of))
