@@ -260,6 +260,23 @@ def test_events_hiding_in_an_old_batch_are_found(stores: Stores, batches: list[B
     assert "setval" in repair(stores, found).left[0]
 
 
+def test_a_clock_that_was_set_back_makes_no_event_late(stores: Stores) -> None:
+    """Events stamped ahead of the cut are the batch's own: who was told to publish them again would double them."""
+    with stores.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO outbox.event (event_type, environment, event_context, recorded_at)"
+                " SELECT 'order_placed', 'test', '{}', now() + interval '1 minute' FROM generate_series(1, 5)"
+            )
+        )
+    publish(stores.engine, 5)
+    relay(stores, until_empty=True)
+
+    found = reconcile(stores, by_type=True)
+
+    assert (found.late, found.is_clean) == ((), True)
+
+
 def test_batches_under_way_are_no_differences(stores: Stores, batches: list[Batch]) -> None:
     """A batch that is being delivered again while both sides are compared is counted as on its way."""
     BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
