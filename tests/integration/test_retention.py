@@ -91,6 +91,17 @@ def test_delivered_events_are_pruned_after_the_retention(stores: Stores) -> None
     assert prune(stores).batches == 0
 
 
+def test_a_prune_notes_that_it_has_proved_the_batch(stores: Stores) -> None:
+    """The ledger keeps when ClickHouse last showed the batch: right before its events went."""
+    deliver(stores)
+
+    prune(stores)
+
+    with stores.engine.begin() as connection:
+        statement = text("SELECT proved_at > now() - interval '1 day' AND proved_at <= pruned_at FROM outbox.batch")
+        assert connection.scalar(statement)
+
+
 def test_a_batch_delivered_again_lately_stays(stores: Stores) -> None:
     """The retention counts from the last delivery: an old event that was delivered yesterday is kept."""
     deliver(stores)
