@@ -16,7 +16,7 @@ from outbox_pipeline.postgres.reconcile import known_bounds
 from outbox_pipeline.reconcile import compare, strays
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import Window
-from outbox_pipeline.reconcile.repair import repair
+from outbox_pipeline.reconcile.repair import differences_left, repair
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.replay import Outcome, replay
@@ -167,6 +167,7 @@ def test_a_pruned_batch_is_proved_and_not_sent_again(stores: Stores, batches: li
     assert (difference.missing, "cannot be sent again" in difference.sentence) == (3, True)
     assert [item.outcome for item in done.batches] == [Outcome.PRUNED]
     assert "pruned" in done.left[0]
+    assert not any("--repair" in sentence for sentence in differences_left(stores, found))
     assert read_all(stores.engine)[1].status == BatchStatus.PROCESSED
 
 
