@@ -106,6 +106,18 @@ def test_repairing_twice_changes_nothing(stores: Stores, batches: list[Batch]) -
     assert [batch.generation for batch in read_all(stores.engine)] == generations == [0, 1, 0]
 
 
+def test_what_another_run_has_repaired_is_left_alone(stores: Stores, batches: list[Batch]) -> None:
+    """Two repairs from one finding: the second sees that the batch was sent again and does not touch it."""
+    BREAKAGES["missing rows"].do(stores.client, batches[1].batch_id)
+    found = reconcile(stores)
+    repair(stores, found)
+
+    again = repair(stores, found)
+
+    assert [item.outcome for item in again.batches] == [Outcome.LEFT_ALONE]
+    assert [batch.generation for batch in read_all(stores.engine)] == [0, 1, 0]
+
+
 def test_an_altered_type_is_found_by_type(stores: Stores, batches: list[Batch]) -> None:
     """The event type is in no proof; comparing by type finds a row whose type was changed, and repair puts it right."""
     change(
