@@ -15,7 +15,7 @@ mutation Launch($params: ExecutionParams!) {
 
 CHECKS = """
 query Checks($partition: String!) {
-  assetCheckExecutions(assetKey: {path: ["event_log"]}, checkName: "reconciled", limit: 5, partition: $partition) {
+  assetCheckExecutions(assetKey: {path: ["event_log"]}, checkName: "reconciled", limit: 100, partition: $partition) {
     status
     evaluation {
       severity description
