@@ -33,6 +33,9 @@ FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
+#: What the driver puts before ClickHouse's own words, and the statement that ClickHouse's analyzer puts behind them.
+_PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server response: )?Code: \d+\. DB::\w*Exception: ")
+_STATEMENT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*")
 _QUOTES_CONTENT = ("Column values:", " before: ", "(while reading the value", "Buffer contents")
 
 
@@ -78,9 +81,11 @@ def _refusal(error: Exception, code: int) -> str:
 
 
 def _without_content(said: str) -> str:
-    # ClickHouse quotes the offending row; contexts belong in no log and no ledger.
+    # ClickHouse quotes the offending row; contexts belong in no log and no ledger. It also quotes whole statements,
+    # which would push the next step out of the sentence.
     for marker in _QUOTES_CONTENT:
         said = said.partition(marker)[0]
+    said = _STATEMENT.sub("", _PREAMBLE.sub("", said))
     return said.rstrip(" .,:")
 
 

@@ -113,7 +113,13 @@ def of_day(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> M
         "batches_pruned": totals.pruned_batches,
         "checksum": dg.MetadataValue.text(f"{totals.found_checksum} (expected {totals.expected_checksum})"),
         "differing_batches": _table(
-            [_of_difference(item, outcomes.get(item.batch.batch_id)) for item in differences[:_TYPES_SHOWN]]
+            [
+                {
+                    **_of_difference(item),
+                    **({} if repaired is None else {"repair": str(outcomes.get(item.batch.batch_id, ""))}),
+                }
+                for item in differences[:_TYPES_SHOWN]
+            ]
         ),
     }
 
@@ -203,7 +209,7 @@ def of_purge(done: Purged, *, days: int) -> Metadata:
     return {"events_purged": done.events, "runs": done.runs, "is_finished": done.is_finished, "history_days": days}
 
 
-def _of_difference(item: Difference, outcome: Outcome | None) -> dict[str, int | str]:
+def _of_difference(item: Difference) -> dict[str, int | str]:
     return {
         "batch_id": str(item.batch.batch_id),
         "expected": item.expected,
@@ -213,7 +219,6 @@ def _of_difference(item: Difference, outcome: Outcome | None) -> dict[str, int |
         "misplaced": item.misplaced,
         "other_generation": item.other_generation,
         "altered": item.altered,
-        "repair": "" if outcome is None else str(outcome),
     }
 
 

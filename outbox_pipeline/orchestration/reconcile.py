@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from pydantic import Field
 
 from outbox_pipeline.errors import ConfigurationError
@@ -101,7 +102,8 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
     found = reconcile(pipeline.stores, window, by_type=config.by_type)
     repaired = repair(pipeline.stores, found, run_id=context.run_id) if config.repair else None
     for totals in _each_day(found):
-        context.log_event(_evaluation(totals, found, repaired))  # type: ignore[arg-type]  # taken, if not declared
+        evaluation = _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))
+        context.log_event(evaluation)  # type: ignore[arg-type]  # taken, if not declared
     for sentence in [] if repaired is None else repaired.left:
         context.log.warning(sentence)
     for rows in found.unknown:
@@ -152,12 +154,31 @@ def _each_day(found: Reconciled) -> list[DayTotals]:
     return totals
 
 
-def _evaluation(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> dg.AssetCheckEvaluation:
+def _latest_materialization(
+    instance: dg.DagsterInstance, day: date
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    # A result that names no materialization counts as older than the day's latest, and its day is shown as missing.
+    wanted = dg.AssetRecordsFilter(asset_key=EVENT_LOG, asset_partitions=[day.isoformat()])
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        return AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
+    return None
+
+
+def _evaluation(
+    totals: DayTotals,
+    found: Reconciled,
+    repaired: Repaired | None,
+    *,
+    target: AssetCheckEvaluationTargetMaterializationData | None,
+) -> dg.AssetCheckEvaluation:
     after = _after_repair(totals, found, repaired)
     return dg.AssetCheckEvaluation(
         asset_key=EVENT_LOG,
         check_name=RECONCILED,
         partition=totals.day.isoformat(),
+        target_materialization_data=target,
         passed=after.is_clean,
         severity=_severity(after),
         blocking=False,

@@ -158,8 +158,10 @@ class DayTotals:
     @property
     def sentence(self) -> str:
         """Say what is wrong, or that nothing is."""
+        uneven = self.found_rows != self.expected_rows
+        rows = f", {self.found_rows:,} rows instead of {self.expected_rows:,}" if uneven else ""
         counted = {
-            f"of {self.batches:,} batches differ": self.differing,
+            f"of {self.batches:,} batches differ{rows}": self.differing,
             "events in no place": self.stray_events,
             "events recorded after their batch was cut": self.late_events,
             "batches parked": self.parked_batches,

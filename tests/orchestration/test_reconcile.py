@@ -79,6 +79,21 @@ def test_a_broken_day_is_red_with_numbers(instance: dg.DagsterInstance, stores: 
     assert [batch.generation for batch in read_all(stores.engine)] == [0, 0, 0]
 
 
+def test_the_result_of_a_delivered_day_counts_as_its_latest(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """A day that runs have materialized is shown as red, and not as missing, by the job's result."""
+    day = str(today())
+    instance.report_runless_asset_event(dg.AssetMaterialization(EVENT_LOG, partition=day))
+    BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
+
+    compare(instance)
+
+    key = dg.AssetCheckKey(EVENT_LOG, RECONCILED)
+    found = instance.event_log_storage.get_asset_check_partition_info([key], partition_keys=[day])
+    assert [(info.is_current, info.latest_execution_status.value) for info in found] == [(True, "FAILED")]
+
+
 def test_the_job_repairs_when_told(instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]) -> None:
     """With repair the differing batch is delivered again, strays are put back, and the check is green."""
     before = healthy_rows(stores.client, batches[1].batch_id)

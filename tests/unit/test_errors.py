@@ -94,6 +94,18 @@ def test_digits_of_an_address_are_no_status(digits: str) -> None:
     assert isinstance(translate(error, f"ClickHouse at http://host:4{digits}/t_{digits}"), InDoubtError)
 
 
+def test_the_next_step_is_not_pushed_out_by_a_quoted_statement() -> None:
+    """Of an answer that quotes a statement of kilobytes, the sentence has ClickHouse's reason and what to do."""
+    said = "Received ClickHouse exception, code: 60, server response: Code: 60. DB::Exception: Unknown table expression"
+    statement = "WITH reinterpretAsUInt64(reverse(substring(bytes, 1, 8))) AS high, " * 50
+    error = server_error(60, f"{said} identifier 'event_log'. In scope {statement}SELECT count() FROM event_log")
+
+    assert str(translate(error, "there")) == (
+        "there refuses this: Unknown table expression identifier 'event_log'. "
+        "Check URL, user and grants, or run 'outbox init'."
+    )
+
+
 def test_one_number_with_two_meanings_is_told_apart_by_its_text() -> None:
     """Too many parts passes with time; too many partitions in one insert never does."""
     assert isinstance(translate(server_error(252, "Too many parts (300)"), "there"), TransientError)
