@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Each worker brings its own engines; 0 runs the tests one after the other, as on servers given by URL.
+TEST_WORKERS ?= 2
 INSTALLED := .venv/installed
 
 .PHONY: help setup demo test examples lint format real-input soak lock clean
@@ -13,7 +15,7 @@ demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagst
 	$(BIN)/outbox demo
 
 test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest

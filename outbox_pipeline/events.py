@@ -264,6 +264,8 @@ def _context_max_bytes() -> int:
 
 
 def _checked_name(field: str, value: object) -> str:
+    if value is None:
+        raise PublishError(field, "is missing: an Event class has one, with a mapping give it as a keyword")
     if type(value) is str and _PLAIN_NAME.fullmatch(value):
         return value
     text = _checked_text(field, value)

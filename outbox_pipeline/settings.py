@@ -22,6 +22,9 @@ from outbox_pipeline.errors import SettingsError, without_secrets
 #: The earliest day with a Dagster partition unless OUTBOX_START_DATE says otherwise.
 DEFAULT_START_DATE = date(2026, 1, 1)
 
+#: Eleven days. Much longer times are mistakes, and the longest have no interval in Python or PostgreSQL.
+_LONGEST_SECONDS = 1_000_000
+
 
 class Settings(BaseSettings):
     """The settings; each field is the environment variable `OUTBOX_<FIELD>`."""
@@ -63,18 +66,30 @@ class Settings(BaseSettings):
     )
     batch_max_events: int = Field(200_000, ge=1, le=1_000_000, description="Most events in one batch")
     batch_max_bytes: int = Field(64_000_000, ge=1, description="Most bytes of context text in one batch")
-    linger_seconds: float = Field(0, ge=0, description="How long a batch that is not full waits for more events")
+    linger_seconds: float = Field(
+        0, ge=0, le=_LONGEST_SECONDS, description="How long a batch that is not full waits for more events"
+    )
     max_open_batches: int = Field(8, ge=1, description="Batches in flight above which no new ones are cut")
     max_cuts_per_tick: int = Field(4, ge=1, description="Batches cut in one sensor tick at most")
-    lease_seconds: float = Field(30, ge=2, description="How long a batch stays with a run that has gone silent")
-    request_seconds: float = Field(
-        45, ge=5, description="How long a run may take to start, its time in Dagster's queue not counted"
+    lease_seconds: float = Field(
+        30, ge=2, le=_LONGEST_SECONDS, description="How long a batch stays with a run that has gone silent"
     )
-    retry_base_seconds: float = Field(5, gt=0, description="First wait after a failed attempt; doubles with each")
-    retry_max_seconds: float = Field(300, gt=0, description="Longest wait between attempts")
+    request_seconds: float = Field(
+        45,
+        ge=5,
+        le=_LONGEST_SECONDS,
+        description="How long a run may take to start, its time in Dagster's queue not counted",
+    )
+    retry_base_seconds: float = Field(
+        5, gt=0, le=_LONGEST_SECONDS, description="First wait after a failed attempt; doubles with each"
+    )
+    retry_max_seconds: float = Field(300, gt=0, le=_LONGEST_SECONDS, description="Longest wait between attempts")
     max_attempts: int = Field(10, ge=1, description="Attempts after which a batch is parked for a person")
     recheck_seconds: float = Field(
-        600, ge=1, description="How long after marking a batch that took several attempts is proved once more"
+        600,
+        ge=1,
+        le=_LONGEST_SECONDS,
+        description="How long after marking a batch that took several attempts is proved once more",
     )
     retention_days: int = Field(
         14, ge=0, le=36_500, description="Days after delivery after which events may be pruned; 0 keeps them for ever"
@@ -82,21 +97,31 @@ class Settings(BaseSettings):
     dagster_history_days: int = Field(
         14, ge=0, le=36_500, description="Days after which step events and logs of Dagster's runs go; 0 keeps them"
     )
-    reconcile_days: int = Field(7, ge=1, description="Days before today that reconcile_daily compares every night")
+    reconcile_days: int = Field(
+        7, ge=1, le=36_500, description="Days before today that reconcile_daily compares every night"
+    )
     freshness_hours: float | None = Field(
-        None, ge=1, description="Hours without a delivery after which event_log is not fresh. Empty: quiet is no fault"
+        None,
+        ge=1,
+        le=876_000,
+        description="Hours without a delivery after which event_log is not fresh. Empty: quiet is no fault",
     )
     owners: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Who owns the assets in the UI: e-mail addresses or team:name, comma separated"
     )
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
     sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
-    lock_timeout_seconds: float = Field(5, gt=0, description="Longest wait for a lock on the ledger")
+    lock_timeout_seconds: float = Field(
+        5, gt=0, le=_LONGEST_SECONDS, description="Longest wait for a lock on the ledger"
+    )
     alert_webhook_url: SecretStr | None = Field(
         None, description="Where alert_sensor posts incidents as JSON, http://… or https://…; empty: nowhere"
     )
     alert_lag_seconds: float = Field(
-        600, gt=0, description="Age of an undelivered event, or of a transaction holding a gap open, that is too much"
+        600,
+        gt=0,
+        le=_LONGEST_SECONDS,
+        description="Age of an undelivered event, or of a transaction holding a gap open, that is too much",
     )
     log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
@@ -181,6 +206,9 @@ def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], nam
         raise ValueError(f"{name} must start with {' or '.join(wanted)}")
     if value is not None:
         _require_readable(value.get_secret_value(), name)
+    # PostgreSQL's may do without: a socket's folder is a parameter.
+    if value is not None and "http://" in wanted and not urlsplit(value.get_secret_value()).hostname:
+        raise ValueError(f"{name} names no host")
     return value
 
 

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 # Optional[] and not `| None`: typer then shows the bare type in its usage line.
 FromDay = Annotated[
     Optional[datetime],  # noqa: UP045
-    typer.Option("--from", formats=["%Y-%m-%d"], help="First UTC day; the first there is when left out."),
+    typer.Option(
+        "--from",
+        metavar="DAY",
+        formats=["%Y-%m-%d"],
+        help="First UTC day, e.g. 2026-03-01; the first there is when left out.",
+    ),
 ]
 UntilDay = Annotated[
     Optional[datetime],  # noqa: UP045
-    typer.Option("--to", formats=["%Y-%m-%d"], help="Last UTC day; the last there is when left out."),
+    typer.Option(
+        "--to", metavar="DAY", formats=["%Y-%m-%d"], help="Last UTC day, included; the last there is when left out."
+    ),
 ]
 
 

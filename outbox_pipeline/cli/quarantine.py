@@ -211,7 +211,7 @@ def _confirmed(engine: "Engine", wanted: "Filter", *, verb: str, yes: bool) -> "
     if yes or wanted.has_ids:
         return found.wanted
     typer.echo(f"{found.held.summary()}; oldest since {shown(found.held.oldest_at)}", err=True)
-    require_agreement(f"{verb} {found.held.count:,} events?")
+    require_agreement(f"{verb} {found.held.count:,} event{'' if found.held.count == 1 else 's'}?")
     return found.wanted
 
 

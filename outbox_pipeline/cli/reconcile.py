@@ -9,6 +9,7 @@ import typer
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_facts, print_json
+from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from outbox_pipeline.reconcile.choose import Chosen
@@ -110,8 +111,11 @@ def _window(first_day: str, last_day: str) -> "Window":
     from outbox_pipeline.reconcile.findings import ALL_DAYS, Window
     from outbox_pipeline.reconcile.repair import parse_day
 
-    first = parse_day(first_day) if first_day else ALL_DAYS.first_day
-    last = parse_day(last_day) if last_day else ALL_DAYS.last_day
+    try:
+        first = parse_day(first_day) if first_day else ALL_DAYS.first_day
+        last = parse_day(last_day) if last_day else ALL_DAYS.last_day
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
     if first > last:
         raise typer.BadParameter(f"--from {first} is after --to {last}")
     return Window(first, last)

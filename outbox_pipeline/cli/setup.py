@@ -35,7 +35,7 @@ def init() -> None:
 
 
 def env() -> None:
-    """Print export lines so that dagster, psql or a notebook use the same engines; starts nothing.
+    """Print export lines so that your code, dagster or a notebook use the same engines; starts nothing.
 
     The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
 

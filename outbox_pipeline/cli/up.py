@@ -30,7 +30,10 @@ def add_to(app: typer.Typer) -> None:
 def up(
     port: Port = DEFAULT_PORT,
     engines_only: Annotated[
-        bool, typer.Option("--engines-only", help="Start the embedded engines without Dagster, for `dagster dev`.")
+        bool,
+        typer.Option(
+            "--engines-only", help="Start the embedded engines without Dagster, for `outbox relay` or `dagster dev`."
+        ),
     ] = False,
 ) -> None:
     """Run everything: embedded engines where no URL is set, and Dagster's webserver, daemon and code location.

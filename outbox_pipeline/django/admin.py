@@ -62,7 +62,7 @@ class StatusFilter(admin.SimpleListFilter):
 
     title = "status"
     parameter_name = "status"
-    statuses: tuple[str, ...] = ("pending", "in_flight", "parked", "processed", "held", "discarded")
+    statuses: tuple[str, ...] = ("pending", "in_flight", "parked", "processed", "held", "discarded", "replaced")
     field = "state__status"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
@@ -77,7 +77,7 @@ class StatusFilter(admin.SimpleListFilter):
 class QuarantineStatusFilter(StatusFilter):
     """What became of a refused event."""
 
-    statuses = ("held", "requeued", "discarded")
+    statuses = ("held", "requeued", "discarded", "replaced")
     field = "status"
 
 
@@ -170,7 +170,7 @@ class QuarantinedEventAdmin(ReadOnlyAdmin):
     list_filter = (QuarantineStatusFilter, TypeFilter)
     fields = (
         *("event_id", "event_type", "why", "status", "quarantined_at", "resolved_at", "note"),
-        *("batch_id", "position", "event"),
+        *("replaced_by", "batch_id", "position", "event"),
     )
     readonly_fields = fields
 
@@ -179,7 +179,9 @@ class QuarantinedEventAdmin(ReadOnlyAdmin):
         return _lines(row.reasons)
 
     def event(self, row: QuarantinedEvent) -> Any:
-        """Return a link to the event."""
+        """Return a link to the event, or its id alone once its row was pruned."""
+        if not OutboxEvent._default_manager.filter(pk=row.position, event_id=row.event_id).exists():
+            return f"{row.event_id} (its row was pruned)"
         return format_html(
             '<a href="{}">{}</a>',
             reverse("admin:outbox_pipeline_outboxevent_change", args=[row.position]),

@@ -57,7 +57,7 @@ class OutboxEvent(ReadOnlyModel):
 
 
 class EventStatus(ReadOnlyModel):
-    """Where one event is: pending, in_flight, parked, processed, held or discarded."""
+    """Where one event is: pending, in_flight, parked, processed, held, discarded or replaced."""
 
     event = models.OneToOneField(
         OutboxEvent, models.DO_NOTHING, primary_key=True, db_column="position", related_name="state"
@@ -93,6 +93,7 @@ class QuarantinedEvent(ReadOnlyModel):
     quarantined_at = models.DateTimeField()
     resolved_at = models.DateTimeField(null=True)
     note = models.TextField(null=True)
+    replaced_by = models.UUIDField(null=True)
 
     class Meta:
         """`outbox.quarantined_event`."""

@@ -15,6 +15,7 @@ from outbox_pipeline.monitoring.stations import Station, in_order, read_stations
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.overview import read_event_life
+from outbox_pipeline.postgres.quarantine import Filter, QuarantinedEvent, read_history
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.settings import Settings
@@ -28,6 +29,12 @@ _BY_KEY = (
     " ORDER BY loaded_at LIMIT 100"
 )
 _BY_ID = f"{_COLUMNS} WHERE event_id = {{event_id:UUID}} ORDER BY loaded_at LIMIT 100"
+
+#: What became for good of an event that validation refused.
+_SETTLED = {
+    "discarded": "Validation refused it and somebody discarded it; it will not be delivered.",
+    "replaced": "Validation refused it and a corrected event was published in its place; it will not be delivered.",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
         life = read_event_life(connection, event_id)
         batch_id = life["batch_id"] if life is not None else None
         stations = read_stations(connection, event_id, batch_id, ui_url=settings.dagster_ui_url)
+        stays = read_history(connection, Filter(event_ids=frozenset({event_id})))
     try:
         with clickhouse_client(settings) as client:
             rows: list[TracedRow] | None = _rows(client, event_id, life)
@@ -109,8 +117,8 @@ def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
         rows, unasked = None, str(error)
     stations = in_order([*stations, *(_loaded(row) for row in rows or [])])
     if life is None:
-        found = _without_event(engine, settings, event_id, rows=rows) if rows else _unknown(event_id, rows, unasked)
-        return replace(found, stations=stations)
+        found = _without_event(engine, settings, event_id, rows=rows) if rows else _settled(event_id, stays, rows)
+        return replace(found or _unknown(event_id, rows, unasked), stations=stations)
     batch = _batch({**life, "status": life["batch_status"]}, settings.dagster_ui_url) if batch_id else None
     explanation = unasked if rows is None else _explain(life, batch, rows)
     return Trace(event_id, life["status"], explanation, _event(life), batch, list(life["reasons"]), rows, stations)
@@ -145,6 +153,15 @@ def _without_event(engine: Engine, settings: Settings, event_id: UUID, *, rows: 
     return Trace(event_id, "gone", said, None, batch, rows=rows)
 
 
+def _settled(event_id: UUID, stays: list[QuarantinedEvent], rows: list[TracedRow] | None) -> Trace | None:
+    """Return what quarantine still knows of an event whose row was pruned after it was given up."""
+    if not stays or stays[-1].status not in _SETTLED:
+        return None
+    latest = stays[-1]
+    said = f"{_SETTLED[latest.status]} Its row in PostgreSQL was pruned."
+    return Trace(event_id, latest.status, said, reasons=list(latest.reasons), rows=rows)
+
+
 def _unknown(event_id: UUID, rows: list[TracedRow] | None, unasked: str) -> Trace:
     said = "The outbox holds no event with this id"
     if rows is None:
@@ -167,13 +184,13 @@ def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow])
         return _explain_rows(life, rows)
     match life["status"]:
         case "processed":
-            return "ClickHouse had this event when its batch was marked and has no row of it now."
+            return (
+                "ClickHouse had it when its batch was marked and has no row of it now: run 'outbox reconcile --repair'."
+            )
         case "held":
-            return "Validation refused it; it is held in quarantine until somebody requeues or discards it."
-        case "discarded":
-            return "Validation refused it and somebody discarded it; it will not be delivered."
-        case "replaced":
-            return "Validation refused it and a corrected event was published in its place; it will not be delivered."
+            return "Validation refused it; it is held until somebody requeues, replaces or discards it."
+        case "discarded" | "replaced" as settled:
+            return _SETTLED[settled]
         case "parked":
             return f"Its batch is parked: {_error(batch)} Fix the cause, then run 'outbox resume'."
         case "pending":
@@ -195,7 +212,7 @@ def _explain_pending(life: RowMapping) -> str:
         return "It waits for the next batch to be cut."
     if life["gap_id"] is not None:
         return "It committed after later events had been cut, and joins the next batch."
-    return "The ledger has lost sight of its position: this should not happen, run 'outbox doctor'."
+    return "The ledger has lost sight of its position: 'outbox reconcile --repair' puts it back."
 
 
 def _error(batch: TracedBatch | None) -> str:

@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from pydantic import Field
 
+from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import deliverable_days, recorded_days
@@ -42,14 +43,18 @@ class ReconcileConfig(dg.Config):
     )
 
     def window(self) -> Window:
-        """Return the days, never beyond those that have a partition. Raises ConfigurationError for a word that is none.
+        """Return the days, never beyond those that have a partition.
 
-        Without days they are the last OUTBOX_RECONCILE_DAYS before today.
+        Without days they are the last OUTBOX_RECONCILE_DAYS before today. Raises ConfigurationError for a word that is
+        no day, and when no day is left of those that were given: comparing nothing would look well.
         """
         first_there, last_there = deliverable_days()
         last = parse_day(self.last_day) if self.last_day else today() - timedelta(days=1)
         first = parse_day(self.first_day) if self.first_day else last - timedelta(load_settings().reconcile_days - 1)
-        return Window(max(first, first_there), min(last, last_there))
+        window = Window(max(first, first_there), min(last, last_there))
+        if (self.first_day or self.last_day) and window.first_day > window.last_day:
+            raise ConfigurationError(f"No day from {first} to {last} has a partition: nothing would be compared.")
+        return window
 
 
 def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChecksDefinition:

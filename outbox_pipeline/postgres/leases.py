@@ -210,7 +210,10 @@ def note_proved(connection: Connection, batch_ids: Collection[UUID]) -> None:
 
 
 def due_for_recheck(connection: Connection, *, delay: timedelta, most: int) -> list[Batch]:
-    """Return up to *most* batches that took more than one attempt and were not proved again *delay* after marking."""
+    """Return up to *most* batches that took more than one attempt and were not proved again *delay* after marking.
+
+    Pruned ones are not among them: nothing could be sent again.
+    """
     return read_batches(
         connection,
         and_(
@@ -218,6 +221,7 @@ def due_for_recheck(connection: Connection, *, delay: timedelta, most: int) -> l
             batch.c.attempt > 1,
             batch.c.processed_at < _NOW - delay,
             batch.c.proved_at < batch.c.processed_at + delay,
+            batch.c.pruned_at.is_(None),
         ),
         most=most,
     )
@@ -244,7 +248,7 @@ def read_batch(connection: Connection, batch_id: UUID) -> Batch:
     """Return the ledger's row of a batch. Raises ConfigurationError when there is none."""
     row = connection.execute(select(*_SHOWN).where(batch.c.batch_id == batch_id)).mappings().one_or_none()
     if row is None:
-        raise ConfigurationError(f"The ledger knows no batch {batch_id}: check the id with 'outbox status'.")
+        raise ConfigurationError(f"The ledger knows no batch {batch_id}: 'outbox trace' names the batch of an event.")
     return _as_batch(row)
 
 

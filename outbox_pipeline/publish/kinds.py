@@ -117,7 +117,7 @@ def _wire_of(session: Any) -> Wire:
     if type(session).__module__.partition(".")[0] == "django":
         raise TypeError("In Django publish with outbox_pipeline.django.publish_event, which finds the connection.")
     if is_async_session(session):
-        raise TypeError(f"A {type(session).__name__} is awaited: call 'await publish_event_async(session, event)'.")
+        raise TypeError(f"{type(session).__name__} is awaited: call 'await publish_event_async(session, event)'.")
     raise TypeError(
         "Publishing needs a SQLAlchemy Session or Connection or a psycopg Connection that the transaction runs on, "
         f"not {type(session).__name__}."

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.clickhouse.proof import proof_of_table
 from outbox_pipeline.clickhouse.reconcile import shown_types
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.reconcile import HeldType, held_types, read_processed
 from outbox_pipeline.reconcile.choose import pieces
 from outbox_pipeline.reconcile.findings import LateEvents
@@ -37,12 +39,12 @@ def compare_types(
 
 def late_events(stores: Stores, batches: Sequence[Batch]) -> list[LateEvents]:
     """Return the events that stand at positions of these batches and were recorded after they were cut."""
-    return [late for some in pieces(batches) for late in _late(some, _held(stores, some))]
+    return [late for some in pieces(batches) for late in _late(stores, some, _held(stores, some))]
 
 
 def _ask(stores: Stores, batches: Sequence[Batch], late: list[LateEvents]) -> list[tuple[Batch, Types, Types]]:
     rows = _held(stores, batches)
-    late += _late(batches, rows)
+    late += _late(stores, batches, rows)
     held: dict[UUID, Types] = {}
     for row in rows:
         held.setdefault(row.batch_id, {})[row.event_type] = (row.event_count, row.position_sum)
@@ -61,6 +63,17 @@ def _held(stores: Stores, batches: Sequence[Batch]) -> list[HeldType]:
         return held_types(connection, [batch.batch_id for batch in batches])
 
 
-def _late(batches: Sequence[Batch], rows: Sequence[HeldType]) -> list[LateEvents]:
-    days = {batch.batch_id: batch.recorded_on for batch in batches}
-    return [LateEvents(row.batch_id, days[row.batch_id], row.late_count) for row in rows if row.late_count]
+def _late(stores: Stores, batches: Sequence[Batch], rows: Sequence[HeldType]) -> list[LateEvents]:
+    known = {batch.batch_id: batch for batch in batches}
+    suspects = {row.batch_id for row in rows if row.late_count}
+    foreign = {batch_id for batch_id in suspects if not _holds_its_own(stores, known[batch_id])}
+    return [
+        LateEvents(row.batch_id, known[row.batch_id].recorded_on, row.late_count)
+        for row in rows
+        if row.late_count and row.batch_id in foreign
+    ]
+
+
+def _holds_its_own(stores: Stores, batch: Batch) -> bool:
+    """Tell whether outbox.event holds the very events that were proved: then only a clock was set back meanwhile."""
+    return batch.pruned_at is None and proof_of_table(extract_events(stores.engine, batch.batch_id)) == batch.proof

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.errors import BatchDataError, LeaseLostError, OutboxError
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batches
+from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch, read_batches
 from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
@@ -58,10 +58,13 @@ def replay(
 ) -> Iterator[Replayed]:
     """Go through the batches one at a time, yielding what was done with each; with *reload* send all of them again.
 
-    A reload is another generation, so ClickHouse does not take it for a repetition, and older rows are deleted first.
+    Each is looked up again when its turn comes: what was read before may have been delivered or pruned meanwhile. A
+    reload is another generation, so ClickHouse does not take it for a repetition, and older rows are deleted first.
     """
     for batch in batches:
-        yield _replay_one(stores, batch, reload=reload, run_id=run_id)
+        with ledger_transaction(stores.engine) as connection:
+            fresh = read_batch(connection, batch.batch_id)
+        yield _replay_one(stores, fresh, reload=reload, run_id=run_id)
 
 
 def rechecks_due(stores: Stores) -> list[Batch]:

@@ -50,7 +50,7 @@ class Reason(StrEnum):
     """The event's time is more than a day after the database recorded it, `infinity` included."""
     METADATA_VERSION_BELOW_1 = "metadata_version_below_1"
     """The metadata version is zero or negative."""
-    UNKNOWN_VERSION = "unknown_version"
+    METADATA_VERSION_UNKNOWN = "metadata_version_unknown"
     """The type has models in OUTBOX_EVENT_MODULES, but none of this metadata version."""
     CONTEXT_NOT_OBJECT = "context_not_object"
     """The context is JSON but no object: an array, a text, a number, true, false or null."""
@@ -158,7 +158,7 @@ def _metadata_version_below_1(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedA
     return pc.less(_column(frame, "metadata_version"), 1)
 
 
-def _unknown_version(frame: pd.DataFrame, rules: Rules) -> pa.ChunkedArray:
+def _metadata_version_unknown(frame: pd.DataFrame, rules: Rules) -> pa.ChunkedArray:
     types, versions = _column(frame, "event_type"), _column(frame, "metadata_version")
     is_unknown = pa.chunked_array([pa.repeat(False, len(frame))])
     for event_type in rules.registry.versions.keys() & set(pc.unique(types).to_pylist()):
@@ -196,7 +196,7 @@ _FINDERS: dict[Reason, Find] = {
     Reason.TIME_BEFORE_1970: _time_before_1970,
     Reason.TIME_TOO_FAR_AHEAD: _time_too_far_ahead,
     Reason.METADATA_VERSION_BELOW_1: _metadata_version_below_1,
-    Reason.UNKNOWN_VERSION: _unknown_version,
+    Reason.METADATA_VERSION_UNKNOWN: _metadata_version_unknown,
     Reason.CONTEXT_NOT_OBJECT: _context_not_object,
     Reason.CONTEXT_TOO_LARGE: _context_too_large,
     Reason.MODEL: _model,
@@ -207,7 +207,7 @@ def finders(rules: Rules) -> dict[Reason, Find]:
     """Return the rules that apply, by reason; without a list of known types no type can be unknown."""
     idle = set() if rules.known_event_types is not None else {Reason.EVENT_TYPE_UNKNOWN}
     if not rules.registry.models:
-        idle |= {Reason.UNKNOWN_VERSION, Reason.MODEL}
+        idle |= {Reason.METADATA_VERSION_UNKNOWN, Reason.MODEL}
     return {reason: find for reason, find in _FINDERS.items() if reason not in idle}
 
 

@@ -95,6 +95,9 @@ def cut_and_forget(engine: Engine, settings: Settings, *, most: int) -> None:
 class HastyDelivery(Delivery):
     """Takes a crash for a reason to send a new generation, and puts up no fence."""
 
+    def _raise_fence(self) -> None:
+        """Refuse nobody."""
+
     def load(self, *, reload: bool = False) -> Loaded:
         """Send without looking, under the next generation from the second attempt on."""
         batch = self._frozen_batch()

@@ -15,7 +15,7 @@ mutation Launch($params: ExecutionParams!) {
 
 CHECKS = """
 query Checks($partition: String!) {
-  assetCheckExecutions(assetKey: {path: ["event_log"]}, checkName: "reconciled", limit: 5, partition: $partition) {
+  assetCheckExecutions(assetKey: {path: ["event_log"]}, checkName: "reconciled", limit: 100, partition: $partition) {
     status
     evaluation {
       severity description
@@ -24,6 +24,9 @@ query Checks($partition: String!) {
   }
 }
 """
+
+#: Positions that are no event's.
+FAR = 9_000_000
 
 RUNS = """
 query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }
@@ -77,14 +80,16 @@ def shown_in(check: dict[str, Any]) -> dict[str, Any]:
 def test_broken_batches_are_seen_and_a_backfill_repairs_them(running: Running) -> None:
     """Four batches broken in four ways turn the day red with their numbers; a backfill repairs them and nothing else.
 
-    What was pruned since is still compared: whole it is green, and with rows missing it is red and named as pruned.
+    What was pruned since is still compared: whole it is green, with rows missing it is red and named as pruned.
     """
     client = running.stores.client
-    whole, missing, half, doubled, foreign = (one.batch_id for one in deliver_batches(running.stores, (50,) * 5))
+    batches = deliver_batches(running.stores, (50,) * 5)[-5:]
+    whole, missing, half, doubled, foreign = (one.batch_id for one in batches)
+    first = batches[0].first_position
     change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position % 10 = 0", missing)
     change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position % 2 = 0", half)
     copy_rows(client, doubled, f"{OF_BATCH} AND position % 10 = 0")
-    copy_rows(client, foreign, "position <= 7", replaced="{batch_id:UUID} AS batch_id")
+    copy_rows(client, foreign, f"position BETWEEN {first} AND {first + 6}", replaced="{batch_id:UUID} AS batch_id")
     before = loaded_rows(client, whole)
 
     red = compare(running)
@@ -92,8 +97,11 @@ def test_broken_batches_are_seen_and_a_backfill_repairs_them(running: Running) -
     green = evaluations(running)[0]
     prune(running.stores.engine, whole)
     still_green = compare(running)
-    change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position <= 3", whole)
+    moved = f"ALTER TABLE {{table:Identifier}} UPDATE position = position + {FAR} WHERE {OF_BATCH}"
+    change(client, f"{moved} AND position < {first + 3}", whole)
     pruned = compare(running)
+    change(client, f"{moved.replace('+', '-')} AND position > {FAR}", whole)
+    mended = compare(running)
 
     shown = shown_in(red)
     assert (red["status"], red["evaluation"]["severity"]) == ("FAILED", "ERROR")
@@ -101,9 +109,9 @@ def test_broken_batches_are_seen_and_a_backfill_repairs_them(running: Running) -
     assert (shown["batches_differing"], counted) == (4, [30, 5, 7])
     told = " ".join(shown["differing_batches"])
     assert [str(batch_id) in told for batch_id in (whole, missing, half, doubled, foreign)] == [False] + [True] * 4
-    assert [green["status"], still_green["status"], pruned["status"]] == ["SUCCEEDED", "SUCCEEDED", "FAILED"]
-    assert before[3:] == loaded_rows(client, whole)
+    statuses = [check["status"] for check in (green, still_green, pruned, mended)]
+    assert statuses == ["SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
+    assert before == loaded_rows(client, whole)
     assert shown_in(pruned)["rows_missing"] == 3
     assert "pruned" in pruned["evaluation"]["description"]
-    rows = client.rows("SELECT count() AS n, uniqExact(event_id) AS ids FROM {table:Identifier}")
-    assert rows == [{"n": 247, "ids": 247}]
+    assert [len(loaded_rows(client, one.batch_id)) for one in batches] == [50] * 5

@@ -114,6 +114,28 @@ def test_quarantine_is_listed_and_leads_to_the_event(admin: Any, engine: Engine)
     assert f'href="{EVENTS}1/change/"' in page(admin, QUARANTINE + "1/change/")
 
 
+def test_what_became_of_a_refused_event_is_shown(admin: Any, engine: Engine) -> None:
+    """A replaced event names its replacement in both lists, and leads nowhere once its row was pruned."""
+    with engine.begin() as connection:
+        successor = connection.scalar(
+            text(
+                "UPDATE outbox.quarantined_event SET status = 'replaced', resolved_at = now(), replaced_by ="
+                " (SELECT event_id FROM outbox.event WHERE position = 2) RETURNING replaced_by"
+            )
+        )
+
+    assert rows(page(admin, EVENTS + "?status=replaced")) == 1
+    assert rows(page(admin, QUARANTINE + "?status=replaced")) == 1
+    assert "?status=replaced" in page(admin, EVENTS)
+    assert "?status=replaced" in page(admin, QUARANTINE)
+    assert str(successor) in page(admin, QUARANTINE + "1/change/")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM outbox.event WHERE position = 1"))
+    pruned = page(admin, QUARANTINE + "1/change/")
+    assert f"{EVENTS}1/change/" not in pruned
+    assert "its row was pruned" in pruned
+
+
 @pytest.mark.parametrize("base", [EVENTS, QUARANTINE])
 def test_nothing_can_be_changed(admin: Any, engine: Engine, base: str) -> None:
     """Not even a superuser has a button, and what a form would post is forbidden."""

@@ -71,7 +71,7 @@ def test_wrong_contexts_are_held_and_the_rest_is_delivered(typed: Stores) -> Non
     assert held(typed) == [
         ["model: email: Field required; *: Extra inputs are not permitted"],
         ["model: age: Input should be a valid integer, unable to parse string as an integer"],
-        ["unknown_version"],
+        ["metadata_version_unknown"],
         ["model: cannot be read as JSON by pydantic: unexpected end of hex escape at line 1 column 18"],
     ]
     assert_each_exactly_once(typed.engine, typed.client)

@@ -33,11 +33,14 @@ from outbox_pipeline.orchestration import requests as orchestration_requests
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.quarantine import replace, requeue
+from outbox_pipeline.reconcile.compare import reconcile
+from outbox_pipeline.reconcile.repair import repair
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from tests.fixtures.breakage import forget
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.servers import Servers
 
@@ -284,6 +287,19 @@ def test_trace_says_why_there_is_no_row(stores: Stores) -> None:
     assert (held.status, held.reasons, held.rows) == ("held", ["context_not_object"], [])
     assert parked.status == "parked"
     assert "poison" in parked.explanation
+
+
+def test_trace_of_an_event_in_no_place_names_what_puts_it_back(stores: Stores) -> None:
+    """The command in the explanation is the one that helps."""
+    (event_id,) = publish(stores.engine, 1)
+    forget(stores.engine, "{[1,2)}")
+
+    lost = trace_event(stores.engine, stores.settings, event_id)
+    repair(stores, reconcile(stores))
+    relay(stores, until_empty=True)
+
+    assert "outbox reconcile --repair" in lost.explanation
+    assert trace_event(stores.engine, stores.settings, event_id).status == "processed"
 
 
 def test_trace_shows_doubled_and_lost_rows(stores: Stores) -> None:

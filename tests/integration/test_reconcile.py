@@ -16,7 +16,7 @@ from outbox_pipeline.postgres.reconcile import known_bounds
 from outbox_pipeline.reconcile import compare, strays
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import Window
-from outbox_pipeline.reconcile.repair import repair
+from outbox_pipeline.reconcile.repair import differences_left, repair
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.replay import Outcome, replay
@@ -106,6 +106,18 @@ def test_repairing_twice_changes_nothing(stores: Stores, batches: list[Batch]) -
     assert [batch.generation for batch in read_all(stores.engine)] == generations == [0, 1, 0]
 
 
+def test_what_another_run_has_repaired_is_left_alone(stores: Stores, batches: list[Batch]) -> None:
+    """Two repairs from one finding: the second sees that the batch was sent again and does not touch it."""
+    BREAKAGES["missing rows"].do(stores.client, batches[1].batch_id)
+    found = reconcile(stores)
+    repair(stores, found)
+
+    again = repair(stores, found)
+
+    assert [item.outcome for item in again.batches] == [Outcome.LEFT_ALONE]
+    assert [batch.generation for batch in read_all(stores.engine)] == [0, 1, 0]
+
+
 def test_an_altered_type_is_found_by_type(stores: Stores, batches: list[Batch]) -> None:
     """The event type is in no proof; comparing by type finds a row whose type was changed, and repair puts it right."""
     change(
@@ -167,6 +179,7 @@ def test_a_pruned_batch_is_proved_and_not_sent_again(stores: Stores, batches: li
     assert (difference.missing, "cannot be sent again" in difference.sentence) == (3, True)
     assert [item.outcome for item in done.batches] == [Outcome.PRUNED]
     assert "pruned" in done.left[0]
+    assert not any("--repair" in sentence for sentence in differences_left(stores, found))
     assert read_all(stores.engine)[1].status == BatchStatus.PROCESSED
 
 
@@ -258,6 +271,23 @@ def test_events_hiding_in_an_old_batch_are_found(stores: Stores, batches: list[B
     (late,) = found.late
     assert (late.batch_id, late.event_count, found.is_clean) == (batches[1].batch_id, 4, False)
     assert "setval" in repair(stores, found).left[0]
+
+
+def test_a_clock_that_was_set_back_makes_no_event_late(stores: Stores) -> None:
+    """Events stamped ahead of the cut are the batch's own: who was told to publish them again would double them."""
+    with stores.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO outbox.event (event_type, environment, event_context, recorded_at)"
+                " SELECT 'order_placed', 'test', '{}', now() + interval '1 minute' FROM generate_series(1, 5)"
+            )
+        )
+    publish(stores.engine, 5)
+    relay(stores, until_empty=True)
+
+    found = reconcile(stores, by_type=True)
+
+    assert (found.late, found.is_clean) == ((), True)
 
 
 def test_batches_under_way_are_no_differences(stores: Stores, batches: list[Batch]) -> None:

@@ -155,7 +155,8 @@ def test_a_pruned_batch_that_differs_is_refused(outbox: Outbox, stores: Stores, 
     [
         (["replay"], 2),
         (["replay", "--from", "2026-03-02", "--to", "2026-03-01"], 2),
-        (["reconcile", "--from", "yesterday"], 1),
+        (["reconcile", "--from", "yesterday"], 2),
+        (["replay", "--to", "2026-02-30"], 2),
         (["replay", "--batch", "01a20479-aecd-7199-bf78-efa95fc0a6e0"], 1),
     ],
 )

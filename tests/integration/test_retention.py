@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import replace as changed
 from pathlib import Path
 from uuid import UUID
 
@@ -25,9 +25,10 @@ from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver as deliver_batch
 from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.replay import Outcome, batches_of_day, rechecks_due, replay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.retention import MOST_REFUSED, Pruned, Reason, prune
-from outbox_pipeline.settings import Settings
+from outbox_pipeline.settings import Settings, today
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
 
@@ -71,7 +72,7 @@ def execute(stores: Stores, statement: str) -> None:
 
 def with_settings(stores: Stores, **values: object) -> Stores:
     """Return the same stores under other settings."""
-    return replace(stores, settings=Settings(**{**dict(stores.settings), **values}))  # type: ignore[arg-type]
+    return changed(stores, settings=Settings(**{**dict(stores.settings), **values}))  # type: ignore[arg-type]
 
 
 def test_delivered_events_are_pruned_after_the_retention(stores: Stores) -> None:
@@ -88,6 +89,17 @@ def test_delivered_events_are_pruned_after_the_retention(stores: Stores) -> None
     assert batch_facts(stores) == [("processed", True), ("processed", False)]
     assert done.oldest_kept_at is not None
     assert prune(stores).batches == 0
+
+
+def test_a_prune_notes_that_it_has_proved_the_batch(stores: Stores) -> None:
+    """The ledger keeps when ClickHouse last showed the batch: right before its events went."""
+    deliver(stores)
+
+    prune(stores)
+
+    with stores.engine.begin() as connection:
+        statement = text("SELECT proved_at > now() - interval '1 day' AND proved_at <= pruned_at FROM outbox.batch")
+        assert connection.scalar(statement)
 
 
 def test_a_batch_delivered_again_lately_stays(stores: Stores) -> None:
@@ -305,6 +317,32 @@ def test_a_pruned_batch_is_never_taken_up_again(stores: Stores) -> None:
     assert batch_facts(stores) == [("processed", True)]
 
 
+def test_a_replay_proves_what_was_pruned_meanwhile(stores: Stores) -> None:
+    """A long replay may come to a batch that a prune was at first: it is whole, and that is no failure."""
+    deliver(stores)
+    listed = batches_of_day(stores.engine, today())
+    list(replay(stores, listed, reload=True))
+    age(stores)
+    prune(stores)
+
+    (done,) = replay(stores, listed, reload=True)
+
+    assert (done.outcome, done.row_count) == (Outcome.PROVEN, 10)
+    assert "pruned" in done.detail
+
+
+def test_a_pruned_batch_has_no_second_look(stores: Stores) -> None:
+    """It could not be sent again: looking would fail again and again, and keep others from theirs."""
+    deliver(stores)
+    execute(stores, "UPDATE outbox.batch SET attempt = 2, proved_at = processed_at")
+    due = rechecks_due(stores)
+
+    execute(stores, "UPDATE outbox.batch SET pruned_at = now()")
+
+    assert len(due) == 1
+    assert rechecks_due(stores) == []
+
+
 def test_the_table_refuses_to_let_a_pruned_batch_go(stores: Stores) -> None:
     """Whatever statement tries: a pruned batch stays processed."""
     deliver(stores)
@@ -473,6 +511,23 @@ def test_a_pruned_event_can_still_be_traced(stores: Stores) -> None:
     assert len(found.rows or []) == 1
     with stores.engine.begin() as connection:
         assert connection.scalar(text("SELECT count(*) FROM outbox.event_status")) == 0
+
+
+def test_a_refused_event_is_known_after_its_row_was_pruned(stores: Stores) -> None:
+    """What was discarded or replaced is told from quarantine: nobody must think that it never existed."""
+    ids = publish(stores.engine, 2, context="[1]")
+    relay(stores, until_empty=True)
+    given_up, corrected = (Filter(event_ids=frozenset({event_id})) for event_id in ids)
+    quarantine.discard(stores.engine, given_up, note="nobody needs it")
+    quarantine.replace(stores.engine, corrected, prepare_event({"n": 1}, event_type="order_placed"))
+    age(stores)
+    prune(stores)
+
+    found = [trace_event(stores.engine, stores.settings, event_id) for event_id in ids]
+
+    assert [trace.status for trace in found] == ["discarded", "replaced"]
+    assert all(trace.is_known and "pruned" in trace.explanation for trace in found)
+    assert found[0].reasons == ["context_not_object"]
 
 
 def test_a_repeated_id_is_a_new_event_once_the_first_is_pruned(stores: Stores) -> None:

@@ -204,7 +204,7 @@ def test_a_failed_attempt_says_what_to_do(instance: dg.DagsterInstance, stores: 
 
 @pytest.mark.parametrize(
     ("batch_id", "hint"),
-    [("not-a-uuid", "tag outbox/batch_id"), ("00000000-0000-0000-0000-000000000000", "outbox status")],
+    [("not-a-uuid", "tag outbox/batch_id"), ("00000000-0000-0000-0000-000000000000", "outbox trace")],
 )
 def test_a_wrong_batch_id_is_named(instance: dg.DagsterInstance, stores: Stores, batch_id: str, hint: str) -> None:
     """A run started by hand for a batch that does not exist fails with a sentence."""

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.reconcile import RECONCILED, ReconcileConfig
@@ -175,3 +176,13 @@ def test_days_are_chosen_by_the_setting(pipeline_environment: object, monkeypatc
 
     assert (window.first_day, window.last_day) == (today() - timedelta(days=3), today() - timedelta(days=1))
     assert (clipped.first_day, clipped.last_day) == (date(2026, 1, 1), today() + timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("first_day", "last_day"), [("2026-03-02", "2026-03-01"), ("2019-01-01", "2019-12-31"), ("2199-01-01", "")]
+)
+@pytest.mark.usefixtures("pipeline_environment")
+def test_a_comparison_of_no_days_is_refused(first_day: str, last_day: str) -> None:
+    """Days in the wrong order, or without a partition, would compare nothing and end green."""
+    with pytest.raises(ConfigurationError, match="nothing would be compared"):
+        ReconcileConfig(first_day=first_day, last_day=last_day).window()

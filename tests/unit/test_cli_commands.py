@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 from outbox_pipeline.cli import main
 from outbox_pipeline.cli.output import shown
 from outbox_pipeline.cli.setup import quoted
-from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.errors import OutboxError, SettingsError
+from outbox_pipeline.settings import load_settings
 
 _HEAVY = ("alembic", "chdb", "clickhouse_connect", "dagster", "numpy", "pandas", "pandera", "psycopg", "pyarrow")
 _NOBODY = {
@@ -118,6 +119,28 @@ def test_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, argument
     assert (result.exit_code, result.stdout) == (2, "")
     assert "OUTBOX_POSTGRES_URL" in result.stderr
     assert "sekret" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OUTBOX_LEASE_SECONDS", "1e300"),
+        ("OUTBOX_RECHECK_SECONDS", "1e15"),
+        ("OUTBOX_LOCK_TIMEOUT_SECONDS", "1e9"),
+        ("OUTBOX_ALERT_LAG_SECONDS", "inf"),
+        ("OUTBOX_RECONCILE_DAYS", "99999999999"),
+        ("OUTBOX_FRESHNESS_HOURS", "inf"),
+        ("OUTBOX_CLICKHOUSE_URL", "http://"),
+    ],
+)
+def test_a_setting_that_nothing_can_work_with_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Times without an interval in Python or PostgreSQL, and addresses without a host, are told at the start."""
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError, match=name):
+        load_settings()
 
 
 def test_env_starts_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -172,7 +172,9 @@ def test_an_unreachable_receiver_says_so_without_the_url(url: str) -> None:
     assert "sekret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["ftp://host/sekret", "hooks.example.org/sekret", "https://user:sekret@host/x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/sekret", "hooks.example.org/sekret", "https://user:sekret@host/x", "https:///sekret"]
+)
 def test_a_webhook_that_cannot_be_posted_to_is_a_wrong_setting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused at the start, by name."""
     monkeypatch.setenv("OUTBOX_ALERT_WEBHOOK_URL", url)

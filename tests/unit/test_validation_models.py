@@ -124,7 +124,7 @@ def reason(event_type: str, context: Any, version: int = 1) -> str | None:
         ("created", 2, {"email": "a"}, "model: age: Field required"),
         ("created", 2, {"email": "a", "age": -1}, "model: age: Input should be greater than or equal to 0"),
         ("created", 2, {"age": -1}, "model: email: Field required; age: Input should be greater than or equal to 0"),
-        ("created", 3, {"email": "a"}, "unknown_version"),
+        ("created", 3, {"email": "a"}, "metadata_version_unknown"),
         ("strict", 1, {"age": "1"}, "model: age: Input should be a valid integer"),
         ("created", 2, {"email": "a", "age": "1"}, None),
         ("nobody_knows", 9, {"anything": 1}, None),
@@ -245,7 +245,7 @@ def test_contexts_that_cannot_be_asked_about_keep_their_own_reason() -> None:
         (3, ("value_missing",)),
         (4, ("context_not_object",)),
         (5, ("context_too_large",)),
-        (6, ("metadata_version_below_1", "unknown_version")),
+        (6, ("metadata_version_below_1", "metadata_version_unknown")),
     ]
 
 
