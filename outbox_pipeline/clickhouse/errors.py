@@ -33,9 +33,9 @@ FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
-#: What the driver puts before ClickHouse's own words, and the statement that ClickHouse's analyzer puts behind them.
+#: What the driver puts before ClickHouse's own words, and what comes behind them: the whole statement, or the URL.
 _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server response: )?Code: \d+\. DB::\w*Exception: ")
-_STATEMENT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*")
+_POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
 _QUOTES_CONTENT = ("Column values:", " before: ", "(while reading the value", "Buffer contents")
 
 
@@ -85,7 +85,7 @@ def _without_content(said: str) -> str:
     # which would push the next step out of the sentence.
     for marker in _QUOTES_CONTENT:
         said = said.partition(marker)[0]
-    said = _STATEMENT.sub("", _PREAMBLE.sub("", said))
+    said = _POSTSCRIPT.sub("", _PREAMBLE.sub("", said))
     return said.rstrip(" .,:")
 
 

@@ -104,6 +104,10 @@ def test_the_next_step_is_not_pushed_out_by_a_quoted_statement() -> None:
         "there refuses this: Unknown table expression identifier 'event_log'. "
         "Check URL, user and grants, or run 'outbox init'."
     )
+    error = server_error(
+        60, "Code: 60. DB::Exception: Table event_log does not exist. (UNKNOWN_TABLE) (for url http://h)"
+    )
+    assert str(translate(error, "there")).startswith("there refuses this: Table event_log does not exist. Check")
 
 
 def test_one_number_with_two_meanings_is_told_apart_by_its_text() -> None:
