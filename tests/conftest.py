@@ -1,5 +1,8 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`. Here: which tests share a worker of `make test`."""
 
+from functools import cache
+from typing import Any
+
 import pytest
 
 pytest_plugins = [
@@ -19,12 +22,23 @@ pytest_plugins = [
     "tests.fixtures.lives",
 ]
 
-#: Fixtures with all of Dagster's processes behind them.
-_WHOLE_STACKS = {"running", "own_home"}
+#: What a test file says when it uses a fixture with all of Dagster's processes behind it.
+_WHOLE_STACKS = ("running: Running", "own_home: Path")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests together, and all that run a whole stack: two at once would starve each other."""
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("stack" if fixtures & _WHOLE_STACKS else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests on one worker, and all that run a whole stack: two at once would starve each other."""
+    # xdist's own groups do not reach its scheduler under pytest 9.2, which no longer lets it change a test's id.
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def group_of(file: str) -> str:
+        text = (config.rootpath / file).read_text(encoding="utf-8")
+        return "stack" if any(words in text for words in _WHOLE_STACKS) else file
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return Groups(config, log)
