@@ -67,7 +67,7 @@ def test_every_metric_used_is_exposed(exposed: dict[str, dict[str, set[str]]]) -
 
 def test_every_metric_is_shown_and_documented(exposed: dict[str, dict[str, set[str]]]) -> None:
     """The dashboard leaves none out, and the table in operating.md is the list of them."""
-    text = (ROOT / "docs" / "operating.md").read_text()
+    text = (ROOT / "docs" / "operating.md").read_text().partition("## Metrics\n")[2]
     documented = re.findall(r"^\| `(outbox_\w+)(?:\{[^`]*\})?` \|", text, re.MULTILINE)
     shown = {selector.name for expression in EXPRESSIONS for selector in selectors(expression)}
 
