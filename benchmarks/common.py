@@ -1,0 +1,131 @@
+"""What the measurements share: engines of their own, an outbox full of events, and figures kept as JSON.
+
+Events are 1,000 different JSON contexts of a wanted size, made from a fixed seed, of eight types; each event carries
+its own number, so no two are equal. Half of a context is hexadecimal noise and half words, so that it compresses no
+better than real payloads do.
+"""
+
+import json
+import os
+import platform
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+from pydantic import SecretStr
+from sqlalchemy import Engine, text
+
+from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.embedded.engines import embedded_engines
+from outbox_pipeline.logs import configure_logs
+from outbox_pipeline.postgres.schema import migrate
+from outbox_pipeline.relay.stores import Stores, open_stores
+from outbox_pipeline.settings import Settings
+
+#: Where the figures that docs/benchmarks.md quotes are kept.
+RESULTS = Path(__file__).parent / "results"
+
+_TEMPLATES = 1_000
+_WORDS = ("order", "customer", "shipped", "refunded", "Zürich", "kettle", "grinder", "priority", "invoice", "visit")
+
+_PUBLISH = text(
+    "INSERT INTO outbox.event (event_type, environment, event_context)"
+    " SELECT 'type_' || n % 8, 'benchmark', replace(body, '#number#', n::text)::json"
+    " FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n"
+    " JOIN benchmark_context ON nth = n % :templates"
+)
+
+
+@contextmanager
+def fresh_stores(**settings: Any) -> Iterator[Stores]:
+    """Run embedded engines on an empty home and open both stores; *settings* override the defaults."""
+    with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home)) as urls:
+        assert urls.postgres
+        assert urls.clickhouse
+        # Child processes of a measurement read the same places from their environment.
+        os.environ |= {
+            "OUTBOX_HOME": home,
+            "OUTBOX_POSTGRES_URL": urls.postgres,
+            "OUTBOX_CLICKHOUSE_URL": urls.clickhouse,
+            "OUTBOX_LOG_LEVEL": "WARNING",
+        }
+        made = Settings(**settings, postgres_url=SecretStr(urls.postgres), clickhouse_url=SecretStr(urls.clickhouse))
+        configure_logs(made)
+        with open_stores(made) as stores:
+            migrate(stores.engine)
+            create_table(stores.client)
+            yield stores
+
+
+def contexts(size: int) -> list[str]:
+    """Return the JSON texts of *size* bytes that events are made of, each with a place for the event's number."""
+    dice = random.Random(size)
+    return [_context(dice, size) for _ in range(_TEMPLATES)]
+
+
+def publish(engine: Engine, count: int, *, size: int = 300, first: int = 1, transaction: int = 50_000) -> None:
+    """Commit *count* events of *size* bytes by SQL, *transaction* events in each transaction."""
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS benchmark_context"))
+        connection.execute(text("CREATE UNLOGGED TABLE benchmark_context (nth integer PRIMARY KEY, body text)"))
+        rows = [{"nth": nth, "body": body} for nth, body in enumerate(contexts(size))]
+        connection.execute(text("INSERT INTO benchmark_context VALUES (:nth, :body)"), rows)
+    step = max(1, min(transaction, 100_000_000 // size))
+    for start in range(first, first + count, step):
+        last = min(start + step, first + count) - 1
+        with engine.begin() as connection:
+            connection.execute(_PUBLISH, {"first": start, "last": last, "templates": _TEMPLATES})
+
+
+def vacuum(engine: Engine) -> None:
+    """Do what autovacuum does sooner or later, so that it does not begin in the middle of a measurement."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (ANALYZE) outbox.event"))
+        connection.execute(text("CHECKPOINT"))
+
+
+def machine() -> dict[str, Any]:
+    """Describe where a figure was taken."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+        **{name: version(name) for name in ("chdb-core", "dagster", "clickhouse-connect", "pyarrow", "pandas")},
+    }
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    """Print the figures and keep them with the machine, the date and the command as `results/<name>.json`."""
+    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    taken = datetime.now(UTC).isoformat(timespec="seconds")
+    kept = {"command": command, "taken_at": taken, "machine": machine(), "figures": figures}
+    shown = json.dumps(kept, indent=2)
+    print(shown)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(f"{shown}\n")
+
+
+def _context(dice: random.Random, size: int) -> str:
+    members = {"number": "#number#", "type": dice.choice(_WORDS)}
+    empty = len(json.dumps({**members, "note": "", "blob": ""}, ensure_ascii=False).encode())
+    half = max(0, size - empty) // 2
+    blob = dice.randbytes(half // 2 + 1).hex()[:half]
+    note = " ".join(dice.choice(_WORDS) for _ in range(half // 4 + 1)).encode()[:half].decode(errors="ignore")
+    return json.dumps({**members, "note": note, "blob": blob}, ensure_ascii=False)
+
+
+def _processor() -> str:
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model n" in line
+    ]
+    return names[0] if names else platform.machine()
