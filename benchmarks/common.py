@@ -6,11 +6,12 @@ better than real payloads do.
 """
 
 import json
+import math
 import os
 import platform
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,7 +33,11 @@ from outbox_pipeline.settings import Settings
 #: Where the figures that docs/benchmarks.md quotes are kept.
 RESULTS = Path(__file__).parent / "results"
 
+#: Set in the environment of a quick look, whose figures are not worth keeping.
+QUICK = "BENCHMARKS_QUICK"
+
 _TEMPLATES = 1_000
+_PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _WORDS = ("order", "customer", "shipped", "refunded", "Zürich", "kettle", "grinder", "priority", "invoice", "visit")
 
 _PUBLISH = text(
@@ -49,14 +54,21 @@ def fresh_stores(**settings: Any) -> Iterator[Stores]:
     with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home)) as urls:
         assert urls.postgres
         assert urls.clickhouse
+        assert urls.dagster
         # Child processes of a measurement read the same places from their environment.
         os.environ |= {
             "OUTBOX_HOME": home,
             "OUTBOX_POSTGRES_URL": urls.postgres,
             "OUTBOX_CLICKHOUSE_URL": urls.clickhouse,
+            "OUTBOX_DAGSTER_URL": urls.dagster,
             "OUTBOX_LOG_LEVEL": "WARNING",
         }
-        made = Settings(**settings, postgres_url=SecretStr(urls.postgres), clickhouse_url=SecretStr(urls.clickhouse))
+        made = Settings(
+            **settings,
+            postgres_url=SecretStr(urls.postgres),
+            clickhouse_url=SecretStr(urls.clickhouse),
+            dagster_url=SecretStr(urls.dagster),
+        )
         configure_logs(made)
         with open_stores(made) as stores:
             migrate(stores.engine)
@@ -91,6 +103,15 @@ def vacuum(engine: Engine) -> None:
         connection.execute(text("CHECKPOINT"))
 
 
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return p50, p95 and p99, nearest rank, and the largest; empty without values."""
+    ranked = sorted(values)
+    if not ranked:
+        return {}
+    ranks = {name: ranked[min(len(ranked), math.ceil(len(ranked) * part)) - 1] for name, part in _PARTS.items()}
+    return {name: round(value, 3) for name, value in {**ranks, "max": ranked[-1]}.items()}
+
+
 def machine() -> dict[str, Any]:
     """Describe where a figure was taken."""
     return {
@@ -105,12 +126,17 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures and keep them with the machine, the date and the command as `results/<name>.json`."""
+    """Print the figures and keep them with the machine, the date and the command as `results/<name>.json`.
+
+    A quick look (`python -m benchmarks --quick`) only prints them.
+    """
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     taken = datetime.now(UTC).isoformat(timespec="seconds")
     kept = {"command": command, "taken_at": taken, "machine": machine(), "figures": figures}
     shown = json.dumps(kept, indent=2)
     print(shown)
+    if QUICK in os.environ:
+        return
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(f"{shown}\n")
 
