@@ -33,9 +33,6 @@ from outbox_pipeline.settings import Settings
 #: Where the figures that docs/benchmarks.md quotes are kept.
 RESULTS = Path(__file__).parent / "results"
 
-#: Set in the environment of a quick look, whose figures are not worth keeping.
-QUICK = "BENCHMARKS_QUICK"
-
 _TEMPLATES = 1_000
 _PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _WORDS = ("order", "customer", "shipped", "refunded", "Zürich", "kettle", "grinder", "priority", "invoice", "visit")
@@ -126,17 +123,12 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures and keep them with the machine, the date and the command as `results/<name>.json`.
-
-    A quick look (`python -m benchmarks --quick`) only prints them.
-    """
+    """Print the figures and keep them with the machine, the date and the command as `results/<name>.json`."""
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     taken = datetime.now(UTC).isoformat(timespec="seconds")
     kept = {"command": command, "taken_at": taken, "machine": machine(), "figures": figures}
     shown = json.dumps(kept, indent=2)
     print(shown)
-    if QUICK in os.environ:
-        return
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(f"{shown}\n")
 
