@@ -28,10 +28,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from benchmarks.common import contexts, fresh_stores, percentiles, save
+from benchmarks.common import contexts, fresh_stores, last_position, percentiles, save
 from benchmarks.stack import (
     BatchTimes,
-    last_position,
     read_batches,
     read_ticks,
     run_figures,
@@ -72,7 +71,7 @@ def main() -> None:
 
 def warm_up(stores: Stores) -> None:
     """Wait until the first event has come through: what is measured afterwards is delivery and not Dagster's start."""
-    after = last_position(stores)
+    after = last_position(stores.engine)
     with Session(stores.engine) as session, session.begin():
         publish_events(session, [{"number": 0}], event_type="warm_up")
     wait_processed(stores.engine, 1, after=after, seconds=_DRAIN_SECONDS)
@@ -80,7 +79,7 @@ def warm_up(stores: Stores) -> None:
 
 def measure(stores: Stores, rate: int, seconds: int) -> dict[str, Any]:
     """Publish at *rate* for *seconds* and return what became of the events."""
-    after, began = last_position(stores), time.time()
+    after, began = last_position(stores.engine), time.time()
     journal = stores.settings.home / f"published-{rate}.jsonl"
     with watching_arrivals(stores.settings, after=after) as arrivals:
         command = [sys.executable, "-m", "benchmarks.latency", "--publish", str(journal)]

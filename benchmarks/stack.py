@@ -17,10 +17,8 @@ import psutil
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from sqlalchemy import Engine, text
 
-from benchmarks.common import percentiles
+from benchmarks.common import PeakMemory, clickhouse_pid, percentiles
 from outbox_pipeline.cli.up import dagster_environment
-from outbox_pipeline.embedded.clickhouse import running_clickhouse
-from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.orchestration.instance import prepare_dagster_home
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 from outbox_pipeline.orchestration.stack import DagsterStack, dagster_stack
@@ -44,12 +42,12 @@ _LEDGER = text(
 
 @dataclass
 class Peaks:
-    """Most resident memory seen of any run's process and of each engine, in bytes; a run's includes what it shares."""
+    """Most resident memory of any run's process and of ClickHouse, in megabytes; a run's includes what it shares."""
 
-    run: int = 0
-    clickhouse: int = 0
+    run_mb: int = 0
     runs_at_once: int = 0
-    clickhouse_before: int = 0
+    clickhouse_mb: int = 0
+    clickhouse_before_mb: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,16 @@ def running_dagster(stores: Stores, **environment: str) -> Iterator[DagsterStack
 
 
 @contextmanager
-def watching_memory(stores: Stores, stack: DagsterStack) -> Iterator[Peaks]:
-    """Sample the memory of runs and of ClickHouse during the block, five times a second."""
-    clickhouse = _clickhouse_process(stores)
-    peaks = Peaks(clickhouse_before=clickhouse.memory_info().rss)
-    stopped = threading.Event()
+def watching_memory(stack: DagsterStack) -> Iterator[Peaks]:
+    """Watch the memory of runs, by samples, and of ClickHouse, as the kernel counts it, during the block."""
+    clickhouse = PeakMemory(clickhouse_pid())
+    peaks, stopped = Peaks(clickhouse_before_mb=clickhouse.before_mb), threading.Event()
 
     def sample() -> None:
         while not stopped.wait(_SAMPLE_SECONDS):
-            runs = _run_memory(stack.processes["code"].pid)
-            peaks.run = max([peaks.run, *runs])
+            runs = _run_megabytes(stack.processes["code"].pid)
+            peaks.run_mb = max([peaks.run_mb, *runs])
             peaks.runs_at_once = max(peaks.runs_at_once, len(runs))
-            peaks.clickhouse = max(peaks.clickhouse, clickhouse.memory_info().rss)
 
     thread = threading.Thread(target=sample, name="memory")
     thread.start()
@@ -110,12 +106,7 @@ def watching_memory(stores: Stores, stack: DagsterStack) -> Iterator[Peaks]:
     finally:
         stopped.set()
         thread.join()
-
-
-def last_position(stores: Stores) -> int:
-    """Return the highest position that is visible."""
-    with stores.engine.begin() as connection:
-        return int(connection.scalar(text("SELECT coalesce(max(position), 0) FROM outbox.event")) or 0)
+        peaks.clickhouse_mb = clickhouse.peak_mb
 
 
 def wait_processed(engine: Engine, count: int, *, after: int, seconds: float) -> None:
@@ -223,18 +214,12 @@ def _times(row: Mapping[str, Any], instance: dg.DagsterInstance, run_id: str) ->
     )
 
 
-def _run_memory(code_server: int) -> list[int]:
+def _run_megabytes(code_server: int) -> list[int]:
     # Runs are children of the process they are forked from, which is a child of the code server.
     found: list[int] = []
     with suppress(psutil.NoSuchProcess):
         for forker in psutil.Process(code_server).children():
             for run in forker.children():
                 with suppress(psutil.NoSuchProcess):
-                    found.append(run.memory_info().rss)
+                    found.append(round(run.memory_info().rss / 1e6))
     return found
-
-
-def _clickhouse_process(stores: Stores) -> psutil.Process:
-    running = running_clickhouse(Home(stores.settings.home))
-    assert running is not None
-    return psutil.Process(running.pid)

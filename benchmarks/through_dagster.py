@@ -10,8 +10,8 @@ between and after the backlogs, in this process, so that a machine that changes 
 parts: `cut_to_request` (the rest of the tick), `request_to_queue` (Dagster makes the run), `queue_wait`,
 `process_start` (taken from the queue until the first op starts), `work` (the four ops, split in `op_seconds`) and `end`
 (last op until the run has ended).
-`process_start_share` is start and end over start, work and end, over all runs. Memory is resident memory sampled five
-times a second; a run's includes the pages it shares with the process it was forked from.
+`process_start_share` is start and end over start, work and end, over all runs. A run's memory is
+sampled five times a second and includes the pages it shares with the process it was forked from.
 """
 
 import argparse
@@ -20,11 +20,10 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from benchmarks.common import fresh_stores, publish, save, vacuum
+from benchmarks.common import fresh_stores, last_position, publish, save, vacuum, wait_for_merges
 from benchmarks.stack import (
     BatchTimes,
     Peaks,
-    last_position,
     read_batches,
     read_ticks,
     run_figures,
@@ -70,21 +69,27 @@ def measure(stores: Stores, backlogs: list[int], *, relay_events: int, size: int
 
 def relay_speed(stores: Stores, count: int, *, size: int) -> float:
     """Publish *count* events, deliver them with the relay, and return events a second."""
-    publish(stores.engine, count, size=size, first=last_position(stores) + 1)
-    vacuum(stores.engine)
+    backlog(stores, count, size=size)
     started = time.monotonic()
     done = relay(stores, until_empty=True)
     assert done.delivered_count == count, done
     return count / (time.monotonic() - started)
 
 
-def through_dagster(stores: Stores, count: int, *, size: int) -> dict[str, Any]:
-    """Publish *count* events, deliver them through the stack, and return what was seen."""
-    after = last_position(stores)
+def backlog(stores: Stores, count: int, *, size: int) -> int:
+    """Publish *count* events, let both stores come to rest, and return the last position before them."""
+    after = last_position(stores.engine)
     publish(stores.engine, count, size=size, first=after + 1)
     vacuum(stores.engine)
+    wait_for_merges(stores)
+    return after
+
+
+def through_dagster(stores: Stores, count: int, *, size: int) -> dict[str, Any]:
+    """Publish *count* events, deliver them through the stack, and return what was seen."""
+    after = backlog(stores, count, size=size)
     started = time.time()
-    with running_dagster(stores) as stack, watching_memory(stores, stack) as peaks:
+    with running_dagster(stores) as stack, watching_memory(stack) as peaks:
         wait_processed(stores.engine, count, after=after, seconds=_START_SECONDS + count / _SLOWEST)
         batches = read_batches(stores, after=after)
         ticks = read_ticks(stores, since=started)
@@ -103,8 +108,7 @@ def figures(
         "seconds_until_drained": round(seconds, 2),
         "runs": run_figures(batches),
         "ticks": tick_figures(ticks),
-        "peak_mb": {name: round(value / 1e6) for name, value in asdict(peaks).items() if name != "runs_at_once"},
-        "runs_at_once": peaks.runs_at_once,
+        "peaks": asdict(peaks),
         "timeline": timeline(batches, began),
     }
 
