@@ -5,6 +5,7 @@ transaction. Sequence order is not commit order, so what is not visible below wh
 together with everybody who may still fill it, and looked at again once one of them is gone.
 """
 
+import time
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
@@ -44,22 +45,24 @@ class CutResult:
         return sum(batch.event_count for batch in self.batches)
 
 
-def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
+def cut_batches(engine: Engine, settings: Settings, *, most: int, enough_seconds: float | None = None) -> CutResult:
     """Cut up to *most* batches from the pending events; stop early when nothing is left that may be cut now.
 
     What commits during the call waits for the next one: at once it would make a batch, and a run, of a few events.
+    After *enough_seconds* no further batch is begun, so that what is cut by then need not wait for the others.
 
     Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
     is not as it must be), TransientError when PostgreSQL cannot do it now.
     """
     cut: list[CutBatch] = []
+    started = time.monotonic()
     while len(cut) < most:
         batch, lingering = _cut_next(engine, settings)
         if batch is None:
             return CutResult(cut, lingering)
         cut.append(batch)
         announce(Point.CUT)
-        if batch.is_last:
+        if batch.is_last or (enough_seconds is not None and time.monotonic() - started >= enough_seconds):
             break
     return CutResult(cut)
 
