@@ -9,6 +9,7 @@ import sys
 
 #: Measurement → its arguments for a quick look; in the order they are run.
 MEASUREMENTS: dict[str, list[str]] = {
+    "held_xmin": ["--minutes", "0.5", "--rate", "500"],
     "producer": ["--events", "20000", "--pairs", "300"],
 }
 
