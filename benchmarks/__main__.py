@@ -1,4 +1,4 @@
-"""Run every measurement that docs/benchmarks.md quotes, one after the other, and draw the plots.
+"""Run every measurement that docs/benchmarks.md quotes, one after the other, then write its tables and draw its plots.
 
 `python -m benchmarks [--quick] [NAME …]`; `--quick` takes small numbers, to see that everything works.
 """
@@ -24,6 +24,8 @@ def main() -> int:
     if unknown:
         parser.error(f"There is no measurement {', '.join(unknown)}: {', '.join(MEASUREMENTS)}.")
     failed = [name for name in given.names or MEASUREMENTS if _run(name, quick=given.quick) != 0]
+    if not given.quick:
+        failed += [step for step in ("tables", "plots") if _start(step) != 0]
     if failed:
         sys.stderr.write(f"Failed: {', '.join(failed)}.\n")
     return 1 if failed else 0
@@ -31,7 +33,10 @@ def main() -> int:
 
 def _run(name: str, *, quick: bool) -> int:
     print(f"== {name}", flush=True)
-    options = MEASUREMENTS[name] if quick else []
+    return _start(name, *(MEASUREMENTS[name] if quick else []))
+
+
+def _start(name: str, *options: str) -> int:
     return subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], check=False).returncode
 
 

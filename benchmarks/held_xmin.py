@@ -3,8 +3,8 @@
 `python -m benchmarks.held_xmin [--minutes N] [--rate EVENTS] [--publishing]`
 
 Two outboxes get the same events at the same rate. Every few seconds, as Dagster's sensor does, first one and then the
-other is drained, in turns, so that each drain has the machine to itself but for the producer; what is kept is events
-through the seconds that drains took. All the while one transaction is open: a REPEATABLE READ reader, or with
+other is drained, in turns, so that each drain has the machine to itself but for the producer. `events_per_second` is events
+through the seconds that the drains of ten seconds took; a minute's figure is the median of its drains. All the while one transaction is open: a REPEATABLE READ reader, or with
 `--publishing` one that has published an event into both. PostgreSQL may then remove no row version that is newer.
 
 The status-column outbox reads by ADBC and inserts Arrow as ours does; it claims with FOR UPDATE SKIP LOCKED through
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 from uuid import UUID
 
@@ -61,7 +62,7 @@ _PUBLISH = {
 }
 _SEEN = text(
     "SELECT coalesce(sum(n_dead_tup), 0) AS dead_rows,"
-    " coalesce(sum(pg_relation_size(relid)), 0) AS table_bytes,"
+    " coalesce(sum(pg_table_size(relid)), 0) AS table_bytes,"
     " coalesce(sum(pg_indexes_size(relid)), 0) AS index_bytes"
     " FROM pg_stat_all_tables WHERE schemaname || '.' || relname = ANY (:tables)"
 )
@@ -75,6 +76,7 @@ class Contender:
     drain: Callable[[], int]
     tables: list[str]
     samples: list[dict[str, float]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     delivered: int = 0
     events: int = 0
     seconds: float = 0.0
@@ -83,7 +85,9 @@ class Contender:
         """Drain once, timed."""
         started = time.perf_counter()
         count = self.drain()
-        self.seconds += time.perf_counter() - started
+        taken = time.perf_counter() - started
+        self.rates.append(count / taken)
+        self.seconds += taken
         self.events += count
         self.delivered += count
 
@@ -232,19 +236,15 @@ def take_samples(stores: Stores, contenders: list[Contender], *, second: float, 
             contender.sample(connection, second=second, published=published)
 
 
-def minute(samples: list[dict[str, float]]) -> int:
-    """Return events a second of drains over some samples."""
-    return round(sum(one["events"] for one in samples) / sum(one["busy_seconds"] for one in samples))
-
-
-def figures_of(contender: Contender, *, sample_seconds: float) -> dict[str, Any]:
+def figures_of(contender: Contender, *, drains_a_minute: int) -> dict[str, Any]:
     """Return the first and the last minute, their ratio and every sample."""
-    a_minute = max(1, round(60 / sample_seconds))
-    first, last = minute(contender.samples[:a_minute]), minute(contender.samples[-a_minute:])
+    # The last drain comes after the producer has stopped, so it is a small one.
+    rates = contender.rates[:-1]
+    first, last = median(rates[:drains_a_minute]), median(rates[-drains_a_minute:])
     return {
         "delivered": contender.delivered,
-        "first_minute": first,
-        "last_minute": last,
+        "first_minute": round(first),
+        "last_minute": round(last),
         "ratio": round(last / first, 3),
         "samples": contender.samples,
     }
@@ -275,7 +275,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         vacuum(stores.engine)
         vacuum_status_table(stores)
         reads = run(stores, list(contenders.values()), given)
-        kept = {name: figures_of(one, sample_seconds=given.sample) for name, one in contenders.items()}
+        drains = max(1, round(60 / given.every))
+        kept = {name: figures_of(one, drains_a_minute=drains) for name, one in contenders.items()}
     held_by = "a transaction that has published" if given.publishing else "a REPEATABLE READ reader"
     settings = {"minutes": given.minutes, "rate": given.rate, "every_seconds": given.every, "claim": given.claim}
     return {**settings, "held_by": held_by, **kept, "read_unclaimed_ms": reads}
