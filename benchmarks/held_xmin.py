@@ -3,9 +3,10 @@
 `python -m benchmarks.held_xmin [--minutes N] [--rate EVENTS] [--publishing]`
 
 Two outboxes get the same events at the same rate. Every few seconds, as Dagster's sensor does, first one and then the
-other is drained, in turns, so that each drain has the machine to itself but for the producer. `events_per_second` is events
-through the seconds that the drains of ten seconds took; a minute's figure is the median of its drains. All the while one transaction is open: a REPEATABLE READ reader, or with
-`--publishing` one that has published an event into both. PostgreSQL may then remove no row version that is newer.
+other is drained, in turns, so that each drain has the machine to itself but for the producer. All the while one
+transaction is open: a REPEATABLE READ reader, or with `--publishing` one that has published an event into both.
+PostgreSQL may then remove no row version that is newer. `events_per_second` is events through the seconds that the
+drains of ten seconds took; a minute's figure is the median of its drains.
 
 The status-column outbox reads by ADBC and inserts Arrow as ours does; it claims with FOR UPDATE SKIP LOCKED through
 a partial index of what is pending, and proves nothing. `dead_rows` is `n_dead_tup`, PostgreSQL's running count:

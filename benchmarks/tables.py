@@ -212,6 +212,29 @@ def _scaling(figures: Figures) -> list[str]:
     )
 
 
+def _ticks(figures: Figures) -> list[str]:
+    header = ("state", "tick, ms", "largest cut, ms", "events in it", "`outbox status`, ms", "metrics, ms")
+    return table(header, (_tick(state, one) for state, one in figures.items()))
+
+
+def _tick(state: str, one: Figures) -> list[str]:
+    cuts = list(zip(one.get("cut_ms", []), one.get("cut_events", []), strict=False))
+    slowest = [number(value) for value in max(cuts)] if cuts else ["", ""]
+    asked = [number(one[name]) if name in one else "" for name in ("status_ms", "metrics_ms")]
+    return [state_name(state), number(tick_ms(one)), *slowest, *asked]
+
+
+def state_name(state: str) -> str:
+    """Return a state of `ticks` with its numbers as people write them."""
+    return re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", state)
+
+
+def tick_ms(one: Figures) -> float:
+    """Return how long a tick took in a state; where several in a row were measured, the slowest."""
+    taken: float | list[float] = one["tick_ms"]
+    return max(taken) if isinstance(taken, list) else taken
+
+
 def _producer(figures: Figures) -> list[str]:
     header = ("", "events/s, best", "events/s, median", "client CPU, µs an event", "server CPU, µs an event")
     bulk = [
@@ -335,6 +358,7 @@ BLOCKS: dict[str, Block] = {
     "through_dagster-runs": Block("through_dagster", _runs),
     "latency": Block("latency", _latency, "Percentiles of the latency by rate, and its three parts"),
     "latency-parts": Block("latency", _latency_parts),
+    "ticks": Block("ticks", _ticks, "Milliseconds of a tick that cuts nothing, in each state of the outbox"),
     "producer": Block("producer", _producer),
     "held_xmin": Block("held_xmin", _held_xmin, _HELD),
     "held_xmin_publishing": Block("held_xmin_publishing", _held_xmin, _HELD),
