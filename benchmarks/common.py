@@ -55,7 +55,7 @@ _PUBLISH = text(
 
 @contextmanager
 def fresh_stores(**settings: Any) -> Iterator[Stores]:
-    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, also for children."""
+    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, children's too."""
     with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home)) as urls:
         assert urls.postgres
         assert urls.clickhouse

@@ -251,12 +251,6 @@ def figures_of(contender: Contender, *, drains_a_minute: int) -> dict[str, Any]:
     }
 
 
-def vacuum_status_table(stores: Stores) -> None:
-    """Let the status-column outbox begin without dead rows too."""
-    with stores.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM (ANALYZE) status_outbox"))
-
-
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Prepare both outboxes, warm both up, and run."""
     with fresh_stores() as stores:
@@ -274,7 +268,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         for contender in contenders.values():
             assert contender.drain() == _WARM_UP
         vacuum(stores.engine)
-        vacuum_status_table(stores)
         reads = run(stores, list(contenders.values()), given)
         drains = max(1, round(60 / given.every))
         kept = {name: figures_of(one, drains_a_minute=drains) for name, one in contenders.items()}

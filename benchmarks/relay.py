@@ -6,10 +6,10 @@ Each size has a process and engines of its own. The backlog is published before 
 delivers it with its default settings until nothing is pending, and ClickHouse is asked whether every event is there
 once. One million events of 30 KB would be 30 GB in PostgreSQL, hence fewer of them.
 
-`events_per_second` is events through seconds on the clock. `stages` are seconds summed over batches: `load` is encoding,
-sending and proving. `stage_sum` above `wall_seconds` shows how much of it ran at once. `…_peak_mb` is the most resident
-memory of the relay's process (which also holds the interpreter and its libraries, `relay_before_mb`) and of the
-ClickHouse server.
+`events_per_second` is events through seconds on the clock. `stages` are seconds summed over batches (`load` is
+encoding, sending and proving), `parts` what they consist of (`benchmarks.stages`). `stage_sum` above `wall_seconds`
+shows how much of it ran at once. `…_peak_mb` is the most resident memory of the relay's process, with interpreter and
+libraries (`relay_before_mb`), and of the ClickHouse server.
 """
 
 import argparse
