@@ -20,9 +20,13 @@ MEASUREMENTS: dict[str, list[str]] = {
     "through_dagster": ["--backlogs", "20000", "--relay-events", "20000"],
     "latency": ["--rates", "10", "100", "--seconds", "15"],
     "held_xmin": ["--minutes", "0.5", "--rate", "500"],
+    "held_xmin_publishing": ["--minutes", "0.5", "--rate", "500"],
     "scaling": ["--events", "40000", "--relays", "1", "2"],
     "producer": ["--events", "20000", "--pairs", "300"],
 }
+
+#: Measurements that are another program with options.
+PROGRAMS: dict[str, list[str]] = {"held_xmin_publishing": ["held_xmin", "--publishing"]}
 
 
 def main() -> int:
@@ -44,9 +48,10 @@ def main() -> int:
 
 def _measure(name: str, aside: Path | None) -> bool:
     print(f"== {name}", flush=True)
+    program = PROGRAMS.get(name, [name])
     if aside is None:
-        return _start(name)
-    return _start(name, *MEASUREMENTS[name], **{RESULTS_VARIABLE: str(aside)})
+        return _start(*program)
+    return _start(*program, *MEASUREMENTS[name], **{RESULTS_VARIABLE: str(aside)})
 
 
 def _presented(aside: Path | None) -> list[list[str]]:

@@ -27,14 +27,14 @@ _BLOCK = re.compile(
 )
 #: Names of side_by_side's figures in tables and plots.
 CONTENDERS = {
-    "native_bound": "ClickHouse reads PostgreSQL itself",
+    "native": "ClickHouse reads PostgreSQL itself",
     "ours": "outbox-pipeline",
     "dlt_connectorx": "dlt into DuckDB, connectorx",
     "dlt_connectorx_extract_normalize": "dlt, connectorx, extract and normalize only",
     "dlt_pyarrow": "dlt into DuckDB, pyarrow",
     "dlt_pyarrow_extract_normalize": "dlt, pyarrow, extract and normalize only",
-    "status_frames": "status column, read_sql and insert_df",
-    "status_loop": "ORM loop, 1,000 rows a round",
+    "frames": "status column, read_sql and insert_df",
+    "loop": "ORM loop, 1,000 rows a round",
 }
 
 _STAGES = ("cut", "request", "lease", "extract", "validate", "load", "mark")
@@ -78,9 +78,7 @@ def number(value: float) -> str:
 
 
 def _command(source: str) -> str:
-    if source == "held_xmin_publishing":
-        return "python -m benchmarks.held_xmin --publishing"
-    return f"python -m benchmarks.{source}"
+    return f"python -m benchmarks {source}"
 
 
 def _taken(result: Figures) -> str:
@@ -130,7 +128,7 @@ def _through_dagster(figures: Figures) -> list[str]:
                 number(one["ratio_to_relay"]),
                 number(one["runs"]["runs"]),
                 number(one["runs"]["events_per_run"]),
-                number(one["peak_mb"]["run"]),
+                number(one["peaks"]["run_mb"]),
             )
             for one in figures["backlogs"]
         ),
@@ -174,6 +172,30 @@ def _latency_parts(figures: Figures) -> list[str]:
                 number(one["rate"]),
                 *[number(one["parts_seconds"][part]["mean"]) for part in parts],
                 number(one["latency_seconds"]["mean"]),
+            )
+            for one in figures["rates"]
+        ),
+    )
+
+
+def _latency_ticks(figures: Figures) -> list[str]:
+    header = (
+        "events/s wanted",
+        "tick that asked for a run, p50, s",
+        "largest, s",
+        "tick that did not, p50, s",
+        "largest, s",
+    )
+    return table(
+        header,
+        (
+            (
+                number(one["rate"]),
+                *[
+                    number(one["ticks"][kind][part]) if part in one["ticks"][kind] else ""
+                    for kind in ("asking", "skipping")
+                    for part in ("p50", "max")
+                ],
             )
             for one in figures["rates"]
         ),
@@ -312,9 +334,8 @@ def _rates(
     if through_dagster:
         largest = through_dagster["backlogs"][-1]
         yield f"Dagster, one machine, backlog of {number(largest['events'])}", largest["events_per_second"]
-    for one in scaling["rounds"] if scaling else ():
-        relays = "one relay process" if one["relays"] == 1 else f"{one['relays']} relay processes"
-        yield f"{relays}, one machine", one["events_per_second"]
+    for one in scaling["rounds"][1:] if scaling else ():
+        yield f"{one['relays']} relays, one machine", one["events_per_second"]
     yield "the cutter, alone", float(f"{1e8 / (costs['cut'] + costs['request']):.3g}")
     yield "extracting, in one process", float(f"{1e8 / costs['extract']:.3g}")
     yield "loading and proving, in one process", float(f"{1e8 / costs['load']:.3g}")
@@ -358,6 +379,7 @@ BLOCKS: dict[str, Block] = {
     "through_dagster-runs": Block("through_dagster", _runs),
     "latency": Block("latency", _latency, "Percentiles of the latency by rate, and its three parts"),
     "latency-parts": Block("latency", _latency_parts),
+    "latency-ticks": Block("latency", _latency_ticks),
     "ticks": Block("ticks", _ticks, "Milliseconds of a tick that cuts nothing, in each state of the outbox"),
     "producer": Block("producer", _producer),
     "held_xmin": Block("held_xmin", _held_xmin, _HELD),

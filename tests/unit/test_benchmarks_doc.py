@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks.tables import BLOCKS, PAGES, block, number, read_results, render, table
+from benchmarks.side_by_side import contenders
+from benchmarks.tables import BLOCKS, CONTENDERS, PAGES, block, number, read_results, render, table
 
 WITH_FIGURES = [page for page in sorted(PAGES.glob("*.md")) if "<!-- figures:" in page.read_text(encoding="utf-8")]
 BENCHMARKS = Path(every.__file__).parent
@@ -63,7 +64,7 @@ def test_a_figure_edited_by_hand_is_replaced() -> None:
 def test_a_missing_result_says_how_to_get_it() -> None:
     """A page without measurements is a page, not an error."""
     for name, made in BLOCKS.items():
-        assert re.fullmatch(r"Not measured yet: `python -m benchmarks\.\w+.*` does\.\n", block(name, {})), made.source
+        assert re.fullmatch(r"Not measured yet: `python -m benchmarks \w+` does\.\n", block(name, {})), made.source
 
 
 def test_a_block_says_where_its_figures_come_from() -> None:
@@ -95,6 +96,11 @@ def test_tables_are_markdown() -> None:
     assert table(("a", "b"), [("x", 1)]) == ["| a | b |", "| --- | ---: |", "| x | 1 |"]
 
 
+def test_every_contender_has_a_name_in_the_tables() -> None:
+    """Readers see what a contender is, not what it is called in the results."""
+    assert contenders(1).keys() <= CONTENDERS.keys()
+
+
 def test_every_picture_has_its_result() -> None:
     """No picture outlives the measurement it shows."""
     pictures = {path.stem for path in (PAGES / "images" / "benchmarks").glob("*.svg")}
@@ -105,7 +111,8 @@ def test_every_picture_has_its_result() -> None:
 def test_every_measurement_of_make_bench_is_a_program() -> None:
     """`python -m benchmarks` starts modules that are here."""
     for name in every.MEASUREMENTS:
-        assert (BENCHMARKS / f"{name}.py").exists(), name
+        program = every.PROGRAMS.get(name, [name])[0]
+        assert (BENCHMARKS / f"{program}.py").exists(), name
 
 
 def test_results_name_no_place_of_the_machine() -> None:
