@@ -36,6 +36,8 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 
 _WARM_UP = 20_000
+#: A pass of the relay that delivered as many may have left some.
+_FULL = 100_000
 _STATUS_TABLE = (
     "CREATE TABLE status_outbox (position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,"
     " event_id uuid NOT NULL DEFAULT gen_random_uuid() UNIQUE, event_type text NOT NULL,"
@@ -152,7 +154,7 @@ def drain_ours(stores: Stores) -> int:
         done = relay(stores)
         assert not done.failures, done.failures
         delivered += done.delivered_count
-        if done.delivered_count < stores.settings.batch_max_events:
+        if done.delivered_count < _FULL:
             return delivered
 
 
