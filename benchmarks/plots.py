@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import CONTENDERS, PAGES, RESULTS, Figures, number, read_results, state_name, tick_ms
+from benchmarks.blocks import CONTENDERS, Figures, number, state_name, tick_ms
+from benchmarks.tables import PAGES, RESULTS, read_results
 
 try:
     import matplotlib as mpl

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
+from benchmarks.blocks import BLOCKS, CONTENDERS, number, table
 from benchmarks.side_by_side import contenders
-from benchmarks.tables import BLOCKS, CONTENDERS, PAGES, block, number, read_results, render, table
+from benchmarks.tables import PAGES, block, read_results, render
 
 WITH_FIGURES = [page for page in sorted(PAGES.glob("*.md")) if "<!-- figures:" in page.read_text(encoding="utf-8")]
 BENCHMARKS = Path(every.__file__).parent
