@@ -27,8 +27,8 @@ _COLUMNS = [
 _NATIVE = """
 INSERT INTO native_log (event_type, event_date_time, environment, event_context, metadata_version, event_id, batch_id,
     generation, position, recorded_at, trace_context)
-SELECT event_type, event_date_time, environment, event_context, metadata_version, event_id, generateUUIDv4(1), 0,
-    position, recorded_at, ifNull(trace_context, '')
+SELECT event_type, event_date_time, environment, event_context, metadata_version, event_id,
+    toUUID('00000000-0000-0000-0000-000000000001'), 0, position, recorded_at, ifNull(trace_context, '')
 FROM postgresql({address:String}, {database:String}, (
     SELECT position, event_id, event_type, timezone('UTC', event_date_time) AS event_date_time, environment,
         event_context, metadata_version, timezone('UTC', recorded_at) AS recorded_at, trace_context
