@@ -10,6 +10,7 @@ import sys
 #: Measurement → its arguments for a quick look; in the order they are run.
 MEASUREMENTS: dict[str, list[str]] = {
     "producer": ["--events", "20000", "--pairs", "300"],
+    "ticks": ["--events", "200000", "--fragments", "30000", "--gaps", "40000", "--batches", "12000", "--cut", "50000"],
 }
 
 
