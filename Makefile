@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Each worker brings its own engines; 0 runs the tests one after the other, as on servers given by URL.
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 INSTALLED := .venv/installed
 
 .PHONY: help setup demo test examples lint format real-input soak lock clean

@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     context_max_bytes: int = Field(
         1_000_000, ge=1, description="Largest context in bytes before an event is quarantined"
     )
-    batch_max_events: int = Field(200_000, ge=1, le=1_000_000, description="Most events in one batch")
-    batch_max_bytes: int = Field(64_000_000, ge=1, description="Most bytes of context text in one batch")
+    batch_max_events: int = Field(500_000, ge=1, le=1_000_000, description="Most events in one batch")
+    batch_max_bytes: int = Field(160_000_000, ge=1, description="Most bytes of context text in one batch")
     linger_seconds: float = Field(
         0, ge=0, le=_LONGEST_SECONDS, description="How long a batch that is not full waits for more events"
     )

@@ -16,6 +16,17 @@ from outbox_pipeline.settings import Settings, shown_url
 ANSWER_TIMEOUT_SECONDS = 120
 
 
+class _Data(bytes):
+    """Data of an INSERT, which the driver need not decode to see that it is no query it may send twice.
+
+    It would take a third of the time of a load and four times the memory of the data.
+    """
+
+    def decode(self, *_: Any, **__: Any) -> str:
+        """Return no text."""
+        return ""
+
+
 class EventLogClient:
     """One connection to ClickHouse and the table it serves; close it after use.
 
@@ -58,14 +69,14 @@ class EventLogClient:
         parameters: Mapping[str, Any] | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
-        body: bytes | None = None,
+        body: memoryview | None = None,
     ) -> None:
         """Execute a statement that returns nothing; *body* is the data of an INSERT that names its format."""
         with translated(self.where):
             self.driver.command(
                 statement,
                 parameters={**self.names, **(parameters or {})},
-                data=body,
+                data=None if body is None else _Data(body),
                 settings=self.known(settings or {}),
             )
 

@@ -108,15 +108,14 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
         )
 
 
-def as_arrow(rows: pa.Table) -> bytes:
+def as_arrow(rows: pa.Table) -> memoryview:
     """Return the rows as one Arrow file, the same bytes for the same rows."""
     # One record batch, so that ClickHouse makes one block of it: blocks commit one by one.
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(sink, rows.schema, options=options) as writer:
         writer.write_table(rows, max_chunksize=_ONE_BLOCK_ROWS)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return memoryview(sink.getvalue())
 
 
 def as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:

@@ -109,6 +109,16 @@ class Delivery:
         with self._ledger() as connection:
             return leases.read_batch(connection, self.lease.batch_id)
 
+    def prepare(self) -> None:
+        """Extract and validate: all that needs no ClickHouse."""
+        self.extract()
+        self.validate()
+
+    def finish(self, *, reload: bool = False) -> Marked:
+        """Load and mark: the rest."""
+        self.load(reload=reload)
+        return self.mark()
+
     def extract(self) -> Extracted:
         """Read the batch's events from PostgreSQL.
 

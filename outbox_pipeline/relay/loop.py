@@ -4,7 +4,8 @@ For cron, debugging and benchmarks; the same procedures that Dagster's ops call.
 work on one outbox at once, they take different batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from outbox_pipeline.clickhouse.table import check_table
@@ -15,6 +16,12 @@ from outbox_pipeline.relay.attempts import end_failed, request_batches, start_re
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Marked
 from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.settings import Settings
+
+#: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
+#: as fast, the next is read sooner, and the two in memory are small.
+_MOST_EVENTS = 200_000
+_MOST_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -45,35 +52,99 @@ def relay(
 ) -> RelayResult:
     """Cut what is pending and deliver what is due; with *until_empty* again until neither is left.
 
-    A failed batch is written to the ledger with its error and does not stop the others; it is not tried again in this
-    call, its backoff decides. Raises what keeps everything from working: no schema, no table, a ledger that stopped.
+    While one batch is loaded, the next is cut, read and validated in a thread. A failed batch is written to the ledger
+    with its error and does not stop the others; it is not tried again in this call, its backoff decides. Raises what
+    keeps everything from working: no schema, no table, a ledger that stopped.
     """
     require_ready(stores)
-    settings = stores.settings.model_copy(update={"linger_seconds": 0}) if until_empty else stores.settings
-    result = RelayResult()
+    result, settings = RelayResult(), _relay_settings(stores.settings, until_empty=until_empty)
+    for prepared in _prepared_batches(stores, settings, until_empty=until_empty):
+        result = _finished(prepared, result)
+        if on_progress is not None:
+            on_progress(result)
+    return result
+
+
+def _relay_settings(settings: Settings, *, until_empty: bool) -> Settings:
+    limits = {
+        "batch_max_events": min(settings.batch_max_events, _MOST_EVENTS),
+        "batch_max_bytes": min(settings.batch_max_bytes, _MOST_BYTES),
+    }
+    return settings.model_copy(update={**limits, **({"linger_seconds": 0} if until_empty else {})})
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch that is read and frozen, or what kept it from that."""
+
+    delivery: Delivery
+    error: OutboxError | None = None
+
+
+def _prepared_batches(stores: Stores, settings: Settings, *, until_empty: bool) -> Iterator[_Prepared]:
+    """Yield batches ready to be loaded, one ahead of the caller; the caller ends each."""
+    prepared = _prepare_next(stores, settings)
+    if not until_empty:
+        yield from filter(None, [prepared])
+        return
+    following: Future[_Prepared | None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as reader:
+        try:
+            while prepared is not None:
+                following = reader.submit(_prepare_next, stores, settings)
+                yield prepared
+                # Nothing was left then; the delivery took a while, so look again.
+                prepared = following.result() or _prepare_next(stores, settings)
+                following = None
+        finally:
+            _let_go(following)
+
+
+def _prepare_next(stores: Stores, settings: Settings) -> _Prepared | None:
     while True:
         cut = cut_batches(stores.engine, settings, most=1)
-        requests = request_batches(stores.engine, stores.settings, most=1)
-        for request in requests:
-            delivery = start_requested(stores, request.batch_id, request.attempt)
-            try:
-                result = result.plus(deliver(delivery))
-            except OutboxError as error:
-                end_failed(delivery, error)
-                result = result.plus_failure(error)
-            if on_progress is not None:
-                on_progress(result)
-        if not until_empty or not (cut.batches or requests):
-            return result
+        for request in request_batches(stores.engine, stores.settings, most=1):
+            return _prepare(start_requested(stores, request.batch_id, request.attempt))
+        if not cut.batches:
+            return None
+        # Another process was asked for the batch that this one cut.
+
+
+def _prepare(delivery: Delivery) -> _Prepared:
+    try:
+        delivery.prepare()
+    except OutboxError as error:
+        return _Prepared(delivery, error)
+    except BaseException:
+        delivery.close()
+        raise
+    return _Prepared(delivery)
+
+
+def _finished(prepared: _Prepared, result: RelayResult) -> RelayResult:
+    delivery = prepared.delivery
+    try:
+        if prepared.error is not None:
+            raise prepared.error
+        return result.plus(delivery.finish())
+    except OutboxError as error:
+        end_failed(delivery, error)
+        return result.plus_failure(error)
+    finally:
+        delivery.close()
+
+
+def _let_go(following: "Future[_Prepared | None] | None") -> None:
+    # The caller stopped in the middle: the batch read ahead keeps its lease no longer than that lasts.
+    if following is not None and following.exception() is None and (prepared := following.result()) is not None:
+        prepared.delivery.close()
 
 
 def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
     """Take one batch through all four steps; the caller ends the attempt when this raises."""
     try:
-        delivery.extract()
-        delivery.validate()
-        delivery.load(reload=reload)
-        return delivery.mark()
+        delivery.prepare()
+        return delivery.finish(reload=reload)
     finally:
         delivery.close()
 
