@@ -23,6 +23,7 @@ MEASUREMENTS: dict[str, list[str]] = {
     "held_xmin_publishing": ["--minutes", "0.5", "--rate", "500"],
     "scaling": ["--events", "40000", "--relays", "1", "2"],
     "producer": ["--events", "20000", "--pairs", "300"],
+    "ticks": ["--events", "200000", "--fragments", "30000", "--gaps", "40000", "--batches", "12000", "--cut", "50000"],
 }
 
 #: Measurements that are another program with options.
