@@ -12,7 +12,7 @@ import platform
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.embedded.homes import Home
+from outbox_pipeline.embedded.postgres import running_postgres
 from outbox_pipeline.logs import configure_logs
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.processes import wait_until
@@ -55,7 +56,7 @@ _PUBLISH = text(
 
 @contextmanager
 def fresh_stores(**settings: Any) -> Iterator[Stores]:
-    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, also for children."""
+    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, children's too."""
     with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home)) as urls:
         assert urls.postgres
         assert urls.clickhouse
@@ -164,11 +165,23 @@ class PeakMemory:
         return round(int(kilobytes) * 1024 / 1e6)
 
 
-def clickhouse_pid() -> int:
-    """Return the process of the embedded ClickHouse that `fresh_stores` runs."""
-    running = running_clickhouse(Home(Path(os.environ["OUTBOX_HOME"]).resolve()))
-    assert running is not None
-    return running.pid
+def engine_pids() -> dict[str, int]:
+    """Return the processes of the engines that `fresh_stores` runs: `postgres` (the postmaster) and `clickhouse`."""
+    home = Home(Path(os.environ["OUTBOX_HOME"]).resolve())
+    postgres, clickhouse = running_postgres(home), running_clickhouse(home)
+    assert postgres is not None
+    assert clickhouse is not None
+    return {"postgres": postgres.pid, "clickhouse": clickhouse.pid}
+
+
+def cpu_seconds(pid: int, *, with_children: bool = False) -> float:
+    """Return the processor time that a process has used until now; with those of its children, ended ones too."""
+    process = psutil.Process(pid)
+    used = sum(process.cpu_times()[: 4 if with_children else 2])
+    for child in process.children() if with_children else ():
+        with suppress(psutil.NoSuchProcess):
+            used += sum(child.cpu_times()[:2])
+    return used
 
 
 def machine() -> dict[str, Any]:

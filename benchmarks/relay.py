@@ -6,10 +6,11 @@ Each size has a process and engines of its own. The backlog is published before 
 delivers it with its default settings until nothing is pending, and ClickHouse is asked whether every event is there
 once. One million events of 30 KB would be 30 GB in PostgreSQL, hence fewer of them.
 
-`events_per_second` is events through seconds on the clock. `stages` are seconds summed over batches: `load` is encoding,
-sending and proving. `stage_sum` above `wall_seconds` shows how much of it ran at once. `…_peak_mb` is the most resident
-memory of the relay's process (which also holds the interpreter and its libraries, `relay_before_mb`) and of the
-ClickHouse server.
+`events_per_second` is events through seconds on the clock. `stages` are seconds summed over batches (`load` is
+encoding, sending and proving), `parts` what they consist of (`benchmarks.stages`). `stage_sum` above `wall_seconds`
+shows how much of it ran at once. `cpu_seconds` through `wall_seconds` is how many cores each side kept busy.
+`…_peak_mb` is the most resident memory of the relay's process, with interpreter and libraries (`relay_before_mb`), and
+of the ClickHouse server.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from typing import Any
 
 from benchmarks.common import (
     PeakMemory,
-    clickhouse_pid,
     count_delivered,
+    cpu_seconds,
+    engine_pids,
     fresh_stores,
     publish,
     save,
@@ -46,12 +48,15 @@ def measure(size: int, events: int) -> dict[str, Any]:
 
 
 def _deliver(stores: Stores, events: int) -> dict[str, Any]:
-    ours, theirs = PeakMemory(os.getpid()), PeakMemory(clickhouse_pid())
+    engines = engine_pids()
+    ours, theirs = PeakMemory(os.getpid()), PeakMemory(engines["clickhouse"])
+    before = _cpu_seconds(engines)
     with watched_stages() as stages:
         started = time.perf_counter()
         result = relay(stores, until_empty=True)
         wall = time.perf_counter() - started
-    # Before the count, which takes memory of its own.
+    # Before the count, which takes memory and time of its own.
+    used = {name: round(seconds - before[name], 2) for name, seconds in _cpu_seconds(engines).items()}
     memory = {
         "relay_before_mb": ours.before_mb,
         "relay_peak_mb": ours.peak_mb,
@@ -69,7 +74,16 @@ def _deliver(stores: Stores, events: int) -> dict[str, Any]:
         "stage_sum": round(sum(stages.seconds.values()), 3),
         "ms_per_100000": {stage: round(took * 1e8 / events, 1) for stage, took in stages.seconds.items()},
         "parts": stages.parts,
+        "cpu_seconds": used,
         **memory,
+    }
+
+
+def _cpu_seconds(engines: dict[str, int]) -> dict[str, float]:
+    return {
+        "relay": cpu_seconds(os.getpid()),
+        "postgres": cpu_seconds(engines["postgres"], with_children=True),
+        "clickhouse": cpu_seconds(engines["clickhouse"]),
     }
 
 

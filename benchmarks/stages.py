@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
-from unittest.mock import patch
 
 from outbox_pipeline.relay import loop
 from outbox_pipeline.relay.delivery import Delivery
@@ -96,5 +95,7 @@ def watched_stages() -> Iterator[Stages]:
     with ExitStack() as stack:
         stack.callback(end)
         for stage, (owner, name) in _STAGES.items():
-            stack.enter_context(patch.object(owner, name, stages.timed(stage, getattr(owner, name))))
+            procedure = getattr(owner, name)
+            setattr(owner, name, stages.timed(stage, procedure))
+            stack.callback(setattr, owner, name, procedure)
         yield stages

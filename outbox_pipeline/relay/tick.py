@@ -16,9 +16,6 @@ from outbox_pipeline.relay.attempts import PASSING_KINDS, request_batches
 from outbox_pipeline.relay.cut import CutResult, cut_batches
 from outbox_pipeline.settings import Settings
 
-#: A tick that has cut for so long leaves the rest to the next: no run starts before its tick has ended.
-_CUTTING_SECONDS = 2.0
-
 
 @dataclass(frozen=True)
 class Tick:
@@ -65,10 +62,8 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
     """
     found = _read_open(engine, days)
     room = settings.max_open_batches - found.in_flight
-    cut = CutResult()
-    if room > 0:
-        most = min(room, settings.max_cuts_per_tick)
-        cut = cut_batches(engine, settings, most=most, enough_seconds=_CUTTING_SECONDS)
+    most = min(room, settings.max_cuts_per_tick)
+    cut = cut_batches(engine, settings, most=most, is_brief=True) if room > 0 else CutResult()
     most = max(0, 1 - found.running) if found.is_probing else settings.max_open_batches
     requests = request_batches(engine, settings, most=most, days=days) if most else []
     return Tick(

@@ -94,7 +94,7 @@ def test_a_tick_asks_for_a_bounded_number_of_runs(stores: Stores) -> None:
 
 def test_a_tick_that_cut_for_long_leaves_the_rest_to_the_next(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs start after their tick, so slow cuts must not keep the first batch waiting for the fourth."""
-    monkeypatch.setattr("outbox_pipeline.relay.tick._CUTTING_SECONDS", 0.0)
+    monkeypatch.setattr("outbox_pipeline.relay.cut._BRIEF_SECONDS", 0.0)
     publish(stores.engine, 3)
 
     ticks = [tick(stores) for _ in range(4)]

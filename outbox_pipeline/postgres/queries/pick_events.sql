@@ -1,19 +1,24 @@
 -- The visible events of the unclaimed positions in order, up to the limits, all of the first one's day.
 -- Each stretch of positions has its own probe with a plain upper bound: an OR there would scan to the table's end.
+-- Stretches come in order and each probe is sorted after the one before it, so the limit ends the probing.
 WITH looked AS MATERIALIZED (
     SELECT event.position, event.recorded_at, event.context_bytes,
            greatest(CAST(:first_day AS date), least(
                (event.recorded_at AT TIME ZONE 'UTC')::date, (clock_timestamp() AT TIME ZONE 'UTC')::date
            )) AS recorded_on
-    FROM unnest(CAST(:unclaimed AS int8multirange)) AS stretch
+    FROM (
+        SELECT lower(stretch) AS first_position, upper(stretch) AS end_position
+        FROM unnest(CAST(:unclaimed AS int8multirange)) AS stretch
+        ORDER BY lower(stretch)
+    ) AS ordered
     CROSS JOIN LATERAL (
         SELECT position, recorded_at, context_bytes
         FROM outbox.event
-        WHERE position >= lower(stretch) AND position < coalesce(upper(stretch), 9223372036854775807)
+        WHERE position >= first_position AND position < coalesce(end_position, 9223372036854775807)
         ORDER BY position
         LIMIT :max_events
     ) AS event
-    ORDER BY event.position
+    ORDER BY first_position, event.position
     LIMIT :max_events
 ),
 same_day AS (
