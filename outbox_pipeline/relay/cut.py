@@ -22,9 +22,6 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
-#: A brief call that has cut for so long leaves the rest to the next.
-_BRIEF_SECONDS = 2.0
-
 
 @dataclass(frozen=True)
 class CutBatch:
@@ -59,13 +56,15 @@ class _Look:
     lingering_count: int = 0
 
 
-def cut_batches(engine: Engine, settings: Settings, *, most: int, is_brief: bool = False) -> CutResult:
+def cut_batches(
+    engine: Engine, settings: Settings, *, most: int, is_brief: bool = False, enough_seconds: float | None = None
+) -> CutResult:
     """Cut up to *most* batches from the pending events; stop early when nothing is left that may be cut now.
 
     What commits during the call waits for the next one: at once it would make a batch, and a run, of a few events.
     Each look is bounded; where gaps are left over, the next look takes them up. *is_brief* leaves that to the next call
-    as soon as a look cut nothing, so the call takes no longer than one such look, and begins no further batch after two
-    seconds, so that what is cut by then does not wait for the rest.
+    as soon as a look cut nothing, so the call takes no longer than one such look. After *enough_seconds* no
+    further batch is begun, so that what is cut by then does not wait for the rest.
 
     Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
     is not as it must be), TransientError when PostgreSQL cannot do it now.
@@ -80,7 +79,7 @@ def cut_batches(engine: Engine, settings: Settings, *, most: int, is_brief: bool
             continue
         cut.append(look.batch)
         announce(Point.CUT)
-        if look.batch.is_last or (is_brief and time.monotonic() - started >= _BRIEF_SECONDS):
+        if look.batch.is_last or (enough_seconds is not None and time.monotonic() - started >= enough_seconds):
             break
     return CutResult(cut)
 
