@@ -5,8 +5,9 @@ BIN := .venv/bin
 # Each worker brings its own engines; 0 runs the tests one after the other, as on servers given by URL.
 TEST_WORKERS ?= 3
 INSTALLED := .venv/installed
+BENCH := .venv/bench
 
-.PHONY: help setup demo test examples lint format real-input soak lock clean
+.PHONY: help setup demo test examples lint format real-input soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,6 +38,12 @@ real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster an
 soak: $(INSTALLED)  ## Random kills, freezes and outages for OUTBOX_SOAK_MINUTES (15), then compare both sides
 	$(BIN)/python -m pytest -m soak tests/soak
 
+bench: $(BENCH)  ## Run every measurement of docs/benchmarks.md (an hour on an idle machine), write its tables and plots
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(BENCH)  ## The same with small numbers, to see that everything works; its figures mean nothing
+	$(BIN)/python -m benchmarks --quick
+
 lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet -o requirements.lock
@@ -51,6 +58,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH): $(INSTALLED)
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['bench'], sep='\n')" > $@.txt
+	$(BIN)/python -m pip install --quiet -r $@.txt
 	@touch $@
 
 clean:  ## Remove the virtual environment and the embedded engines' data

@@ -1,17 +1,17 @@
-"""What publishing costs a producer, on the embedded PostgreSQL: prints JSON.
+"""What publishing costs a producer, on the embedded PostgreSQL.
 
-`python benchmarks/producer.py [--events N] [--pairs N]`
+`python -m benchmarks.producer [--events N] [--pairs N]`
 
 `one_event` compares `publish_event` with the same bare INSERT through the same session, in pairs that alternate so
 that a busy machine slows both; `ratio` is the median of the pairs' ratios. `bulk` is `publish_events` in one call,
 contexts of 300 bytes; `best` of its rounds says what the code can do, `median` what this machine did.
 CPU microseconds of client and server tell the code's cost apart from the machine's other work: both take turns, so one
-second through their sum is what a machine does that has nothing else to do.
+second through their sum is what a machine does that has nothing else to do. `wal_bytes_per_event` is what PostgreSQL
+writes to its log for an event, full page images included.
 """
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
 
+from benchmarks.common import save
 from outbox_pipeline import publish_event, publish_events
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.events import prepare_event
@@ -36,6 +37,7 @@ from outbox_pipeline.publish.pages import pages
 from outbox_pipeline.settings import Settings
 
 _ROUNDS = 5
+_LOGGED = text("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
 
 
 def context(number: int) -> dict[str, Any]:
@@ -85,19 +87,22 @@ def one_event(engine: Engine, pairs: int) -> dict[str, float]:
 def bulk(session: Session, publish: Callable[[list[Any]], object], count: int) -> dict[str, float]:
     """Publish *count* events in one call, some rounds."""
     events = [context(number) for number in range(count)]
-    walls, clients, servers = [], [], []
+    walls, clients, servers, logged = [], [], [], []
     for _ in range(_ROUNDS):
         backend = psutil.Process(session.scalar(text("SELECT pg_backend_pid()")))
+        before = int(session.scalar(_LOGGED) or 0)
         client, server = time.process_time(), sum(backend.cpu_times()[:2])
         walls.append(seconds(lambda: publish(events)))
         clients.append(time.process_time() - client)
         servers.append(sum(backend.cpu_times()[:2]) - server)
+        logged.append(int(session.scalar(_LOGGED) or 0) - before)
         session.rollback()
     return {
         "best_events_per_second": round(count / min(walls)),
         "median_events_per_second": round(count / median(walls)),
         "client_cpu_us_per_event": round(min(clients) / count * 1e6, 2),
         "server_cpu_us_per_event": round(min(servers) / count * 1e6, 2),
+        "wal_bytes_per_event": round(median(logged) / count),
     }
 
 
@@ -123,8 +128,6 @@ def measure(events: int, pairs: int) -> dict[str, object]:
     """Return every figure."""
     with engine_of_its_own() as engine, Session(engine) as session:
         return {
-            "cpus": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 2),
             "events": events,
             "one_event": one_event(engine, pairs),
             "bulk": bulk(session, lambda many: publish_events(session, many, event_type="order_placed"), events),
@@ -137,4 +140,4 @@ if __name__ == "__main__":
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--pairs", type=int, default=2_000)
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.events, arguments.pairs), indent=2))
+    save("producer", measure(arguments.events, arguments.pairs))

@@ -11,15 +11,23 @@ from uuid import UUID
 from sqlalchemy import Connection, cast, insert, select, text
 from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
 
+from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, unclaimed
+
+#: Stretches of unclaimed positions that one cut looks at, beside the open end. A probe takes 2.5 µs, 10 with an event.
+MOST_STRETCHES = 10_000
 
 
 @dataclass(frozen=True)
 class LedgerConditions:
-    """What the ledger found about itself, its cluster and its table."""
+    """What the ledger found about itself, its cluster and its table.
+
+    `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
+    """
 
     unclaimed: str
+    stretch_count: int
     is_own_cluster: bool
     can_read_sequence: bool
     last_drawn: int
@@ -54,7 +62,8 @@ def lock_unclaimed(connection: Connection) -> None:
 
 def read_conditions(connection: Connection) -> LedgerConditions:
     """Read the unclaimed set and everything its meaning depends on. Changes nothing."""
-    return LedgerConditions(**connection.execute(query("ledger_conditions")).one()._mapping)
+    found = connection.execute(query("ledger_conditions"), {"most_stretches": MOST_STRETCHES})
+    return LedgerConditions(**found.one()._mapping)
 
 
 def pick_events(
@@ -82,7 +91,7 @@ def read_last_drawn(connection: Connection) -> int:
 
 
 def read_holders(connection: Connection) -> list[str]:
-    """Return the virtual transactions that may still insert. Its own statement, after the one that picked."""
+    """Return the virtual transactions that may still insert. A statement of its own, after the sequence was read."""
     return list(connection.scalar(query("holders")) or [])
 
 
@@ -107,28 +116,30 @@ def insert_batch(connection: Connection, batch_id: UUID, picked: PickedEvents) -
 
 def take_positions(
     connection: Connection,
-    picked: PickedEvents,
+    picked: PickedEvents | None,
     *,
     unclaimed_positions: str,
     last_drawn: int,
     holders: list[str],
 ) -> bool:
-    """Take the picked events out of `unclaimed` and what was not visible below them into a gap.
+    """Take the picked events out of `unclaimed` and what was not visible below them into gaps.
 
-    Returns whether there was a gap. *last_drawn* must have been read before *holders*, both after the picking.
+    When nothing was visible at all (None), every position that was drawn goes into gaps.
+    Returns whether there was a gap. *last_drawn* must have been read before *holders*.
     """
-    gap = connection.scalar(
+    gap_count = connection.scalar(
         query("take_positions"),
         {
             "unclaimed": unclaimed_positions,
-            "picked": picked.positions,
-            "visible": picked.visible,
-            "last_position": picked.last_position,
+            "picked": picked.positions if picked else "{}",
+            "visible": picked.visible if picked else "{}",
+            "last_position": picked.last_position if picked else last_drawn,
             "last_drawn": last_drawn,
             "holders": holders,
+            "stretches_a_gap": gaps.STRETCHES_A_GAP,
         },
     )
-    return gap is not None
+    return bool(gap_count)
 
 
 def forget_batched(connection: Connection) -> None:

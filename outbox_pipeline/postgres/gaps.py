@@ -1,16 +1,36 @@
 """Statements on gaps: positions that were not visible when a cut passed them.
 
-Invariant: a gap is forgotten only by a statement that began after all its holders were seen to be gone.
+Invariant: a gap is forgotten only by a statement that began after all its holders were seen to be gone, and that looked
+at all of it. Each statement looks at a bounded portion, however much has to be settled.
 """
+
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import gap
 
+#: Stretches of positions that one statement probes at most.
+MOST_STRETCHES = 20_000
+#: Events that one statement moves back at most.
+MOST_EVENTS = 100_000
+#: Stretches in one row: looking at a portion of them writes no more than this again.
+STRETCHES_A_GAP = 5_000
+#: Stands among the holders of positions nobody has looked at yet. No transaction bears it, so they are due at once.
+NOBODY = "not looked at"
+
 #: A prepared transaction that survived a restart shows under this backend number, not under its old name.
 _PREPARED = "-1/"
 _MOST_GAPS = 1000
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What settling came to: whether these gaps were looked at whole, and the unclaimed positions if they changed."""
+
+    is_whole: bool = True
+    unclaimed: str | None = None
 
 
 def gaps_to_settle(connection: Connection, holding: list[str]) -> list[int]:
@@ -24,10 +44,45 @@ def gaps_to_settle(connection: Connection, holding: list[str]) -> list[int]:
     return list(rows.scalars())
 
 
-def settle_gaps(connection: Connection, gap_ids: list[int], *, holding: list[str]) -> None:
+def settle_gaps(
+    connection: Connection,
+    gap_ids: list[int],
+    *,
+    holding: list[str],
+) -> Settled:
     """Put what has become visible in these gaps back into `unclaimed`; forget what nobody can fill any more.
 
+    Looks at MOST_STRETCHES stretches and takes MOST_EVENTS events out at most; the rest of the gaps stays due.
     *holding* must come from an earlier statement of the same transaction.
     """
     prepared = [holder for holder in holding if holder.startswith(_PREPARED)]
-    connection.execute(query("settle_gaps"), {"gap_ids": gap_ids, "holding": holding, "prepared": prepared})
+    row = connection.execute(
+        query("settle_gaps"),
+        {
+            "gap_ids": gap_ids,
+            "holding": holding,
+            "prepared": prepared,
+            "most_stretches": MOST_STRETCHES,
+            "most_events": MOST_EVENTS,
+            "stretches_a_gap": STRETCHES_A_GAP,
+        },
+    ).one()
+    return Settled(row.is_whole and len(gap_ids) < _MOST_GAPS, row.unclaimed)
+
+
+def set_aside(connection: Connection, *, beyond: int, last_drawn: int, holders: list[str]) -> bool:
+    """Make gaps of the unclaimed positions between the first *beyond* stretches and the open end.
+
+    Returns whether there were any. Nobody need have looked there: these gaps are due at once. *last_drawn* must have
+    been read before *holders*, both under the lock on `unclaimed`.
+    """
+    moved = connection.scalar(
+        query("set_aside"),
+        {
+            "most_stretches": beyond,
+            "last_drawn": last_drawn,
+            "holders": [*holders, NOBODY],
+            "stretches_a_gap": STRETCHES_A_GAP,
+        },
+    )
+    return bool(moved)

@@ -14,13 +14,14 @@ from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import TransientError, first_line
 from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS
+from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.settings import shown_url
 
 
 def read_overview(connection: Connection, *, most: int) -> RowMapping:
-    """Return the one row of `status.sql`; at most *most* pending events are counted."""
-    return connection.execute(query("status"), {"most": most}).mappings().one()
+    """Return the one row of `status.sql`; it looks for at most *most* pending events."""
+    return connection.execute(query("status"), {"most": most, "most_stretches": MOST_STRETCHES}).mappings().one()
 
 
 def read_gap_holders(connection: Connection) -> Sequence[RowMapping]:
@@ -35,7 +36,8 @@ def read_ledger_breaches(connection: Connection) -> Sequence[RowMapping]:
 
 def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float]) -> RowMapping:
     """Return the one row of `metrics.sql`; pending events are counted one by one up to *most*."""
-    return connection.execute(query("metrics"), {"most": most, "quantiles": list(quantiles)}).mappings().one()
+    parameters = {"most": most, "most_stretches": MOST_STRETCHES, "quantiles": list(quantiles)}
+    return connection.execute(query("metrics"), parameters).mappings().one()
 
 
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:

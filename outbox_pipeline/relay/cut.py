@@ -3,6 +3,8 @@
 Invariant: an event leaves `unclaimed` only into one batch, and a position only into a batch or a gap, in one
 transaction. Sequence order is not commit order, so what is not visible below what was picked is remembered as a gap
 together with everybody who may still fill it, and looked at again once one of them is gone.
+One look probes a bounded number of stretches of positions, whatever has accumulated: of the unclaimed set the first
+ones and the open end, of the gaps that are due a portion.
 """
 
 from dataclasses import dataclass, field
@@ -44,27 +46,40 @@ class CutResult:
         return sum(batch.event_count for batch in self.batches)
 
 
-def cut_batches(engine: Engine, settings: Settings, *, most: int) -> CutResult:
+@dataclass(frozen=True)
+class _Look:
+    """What one look at the ledger came to; `is_whole` when nothing is left to look at that may be visible."""
+
+    is_whole: bool
+    batch: CutBatch | None = None
+    lingering_count: int = 0
+
+
+def cut_batches(engine: Engine, settings: Settings, *, most: int, is_brief: bool = False) -> CutResult:
     """Cut up to *most* batches from the pending events; stop early when nothing is left that may be cut now.
 
     What commits during the call waits for the next one: at once it would make a batch, and a run, of a few events.
+    Each look is bounded; where gaps are left over, the next look takes them up. *is_brief* leaves that to the next call
+    as soon as a look cut nothing, so the call takes no longer than one such look.
 
     Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
     is not as it must be), TransientError when PostgreSQL cannot do it now.
     """
     cut: list[CutBatch] = []
     while len(cut) < most:
-        batch, lingering = _cut_next(engine, settings)
-        if batch is None:
-            return CutResult(cut, lingering)
-        cut.append(batch)
+        look = _look(engine, settings)
+        if look.batch is None:
+            if look.is_whole or look.lingering_count or is_brief:
+                return CutResult(cut, look.lingering_count)
+            continue
+        cut.append(look.batch)
         announce(Point.CUT)
-        if batch.is_last:
+        if look.batch.is_last:
             break
     return CutResult(cut)
 
 
-def _cut_next(engine: Engine, settings: Settings) -> tuple[CutBatch | None, int]:
+def _look(engine: Engine, settings: Settings) -> _Look:
     lock_timeout = settings.lock_timeout_seconds
     try:
         with ledger_transaction(engine, lock_timeout_seconds=lock_timeout) as connection:
@@ -77,40 +92,50 @@ def _cut_next(engine: Engine, settings: Settings) -> tuple[CutBatch | None, int]
             return _cut_one(connection, settings)
 
 
-def _cut_one(connection: Connection, settings: Settings) -> tuple[CutBatch | None, int]:
-    # Each line below is a statement of its own and the order matters: a snapshot taken before the lock, or holders
-    # read before the snapshot that shows the gap, would forget an event that commits in between.
+def _cut_one(connection: Connection, settings: Settings) -> _Look:
+    # Each line below is a statement of its own and the order matters. A snapshot taken before the lock would forget an
+    # event that commits in between. Who could fill a position that the sequence had drawn by `conditions` either is
+    # among the holders read next or has ended before the events are looked for, which then shows what it committed.
     claim.lock_unclaimed(connection)
-    _settle(connection)
     conditions = claim.read_conditions(connection)
     require_sound(conditions)
+    holding = claim.read_holders(connection)
+    unclaimed, is_whole = _settle(connection, conditions, holding)
     picked = claim.pick_events(
         connection,
-        conditions.unclaimed,
+        unclaimed,
         max_events=settings.batch_max_events,
         max_bytes=settings.batch_max_bytes,
         first_day=settings.start_date,
     )
-    if picked is None:
-        return None, 0
-    if _should_linger(picked, settings):
-        return None, picked.event_count
-    last_drawn = claim.read_last_drawn(connection)
-    holders = claim.read_holders(connection)
-    batch_id = uuid7()
-    claim.insert_batch(connection, batch_id, picked)
+    if picked is not None and _should_linger(picked, settings):
+        return _Look(is_whole, lingering_count=picked.event_count)
+    if picked is None and conditions.stretch_count == 1:
+        return _Look(is_whole)
+    # Those who came since cannot fill what was drawn before; naming them too costs a look when they end, no more.
+    holders = sorted({*holding, *claim.read_holders(connection)})
+    batch = None
+    if picked is not None:
+        is_last = is_whole and picked.event_count == picked.looked_count < settings.batch_max_events
+        batch = CutBatch(uuid7(), picked.recorded_on, picked.event_count, picked.context_bytes, is_last)
+        claim.insert_batch(connection, batch.batch_id, picked)
     claim.take_positions(
-        connection, picked, unclaimed_positions=conditions.unclaimed, last_drawn=last_drawn, holders=holders
+        connection, picked, unclaimed_positions=unclaimed, last_drawn=conditions.last_drawn, holders=holders
     )
-    is_last = picked.event_count == picked.looked_count < settings.batch_max_events
-    return CutBatch(batch_id, picked.recorded_on, picked.event_count, picked.context_bytes, is_last), 0
+    return _Look(is_whole, batch)
 
 
-def _settle(connection: Connection) -> None:
-    holding = claim.read_holders(connection)
+def _settle(connection: Connection, conditions: claim.LedgerConditions, holding: list[str]) -> tuple[str, bool]:
+    """Settle a portion of the gaps that are due; return what to look at, and whether that is all there is."""
+    if conditions.stretch_count >= claim.MOST_STRETCHES and gaps.set_aside(
+        connection, beyond=claim.MOST_STRETCHES, last_drawn=conditions.last_drawn, holders=holding
+    ):
+        return conditions.unclaimed, False
     gap_ids = gaps.gaps_to_settle(connection, holding)
-    if gap_ids:
-        gaps.settle_gaps(connection, gap_ids, holding=holding)
+    if not gap_ids:
+        return conditions.unclaimed, True
+    settled = gaps.settle_gaps(connection, gap_ids, holding=holding)
+    return settled.unclaimed or conditions.unclaimed, settled.is_whole
 
 
 def _should_linger(picked: claim.PickedEvents, settings: Settings) -> bool:

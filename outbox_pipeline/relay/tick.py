@@ -62,7 +62,8 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
     """
     found = _read_open(engine, days)
     room = settings.max_open_batches - found.in_flight
-    cut = cut_batches(engine, settings, most=min(room, settings.max_cuts_per_tick)) if room > 0 else CutResult()
+    most = min(room, settings.max_cuts_per_tick)
+    cut = cut_batches(engine, settings, most=most, is_brief=True) if room > 0 else CutResult()
     most = max(0, 1 - found.running) if found.is_probing else settings.max_open_batches
     requests = request_batches(engine, settings, most=most, days=days) if most else []
     return Tick(

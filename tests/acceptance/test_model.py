@@ -59,6 +59,16 @@ def test_no_order_of_events_loses_or_doubles_one(world: World) -> None:
     run_state_machine_as_test(machine_in(world), settings=bounds(15))
 
 
+def test_no_order_of_events_loses_one_between_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, when each look at the ledger ends after one or two stretches or events."""
+    monkeypatch.setattr(claim, "MOST_STRETCHES", 2)
+    monkeypatch.setattr(gaps, "MOST_STRETCHES", 1)
+    monkeypatch.setattr(gaps, "MOST_EVENTS", 2)
+    monkeypatch.setattr(gaps, "STRETCHES_A_GAP", 1)
+
+    run_state_machine_as_test(machine_in(world), settings=bounds(8))
+
+
 def cut_with_early_holders(engine: Engine, settings: Settings, *, most: int) -> None:
     """Cut like `cut_batches`, but read who may still insert before looking for events."""
     with ledger_transaction(engine) as connection:

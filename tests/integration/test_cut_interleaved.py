@@ -114,3 +114,23 @@ def test_what_commits_during_a_cut_waits_for_the_next(outbox_engine: Engine, oth
 
     assert [batch.event_count for batch in first.batches] == [3]
     assert cut_batches(outbox_engine, Settings(), most=4).event_count == 1
+
+
+@pytest.mark.parametrize("number", _BOUNDARIES)
+def test_a_commit_during_a_cut_does_not_wait_for_others(
+    outbox_engine: Engine, other_engine: Engine, number: int
+) -> None:
+    """What commits between two statements of the cut that passes it over is cut next, whoever else stays open."""
+    with other_engine.connect() as open_for_long, other_engine.connect() as slow:
+        publish_in(open_for_long)
+        publish_in(slow)
+        publish(other_engine)
+
+        with at_statement(outbox_engine, number, slow.commit):
+            first = cut_batches(outbox_engine, Settings(), most=1)
+        slow.commit()
+        second = cut_batches(outbox_engine, Settings(), most=1)
+        open_for_long.commit()
+
+    assert first.event_count + second.event_count == 2
+    assert_all_in_one_batch(outbox_engine)

@@ -308,7 +308,7 @@ def test_serve_prints_its_address_and_ends_on_request(outbox_engine: Engine, env
 
 def test_a_scrape_probes_only_what_is_not_delivered(fragmented: Engine) -> None:
     """Scraping reads the unclaimed stretches and one end of the table, however many events are delivered."""
-    parameters = {"most": 100_000, "quantiles": [0.5, 0.95, 1.0]}
+    parameters = {"most": 100_000, "most_stretches": 20_000, "quantiles": [0.5, 0.95, 1.0]}
     with fragmented.begin() as connection:
         kinds, touched = rows_read(connection, query_text("metrics"), parameters)
 

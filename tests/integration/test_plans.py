@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.event import listen
+from sqlalchemy.event import listen, remove
 
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.postgres.retention import old_batches, oldest_kept
 from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import Settings
-from tests.fixtures.events import publish
+from tests.fixtures.events import publish, publish_in
 
 _EVENTS = 60_000
 
@@ -84,6 +86,28 @@ def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine) -> N
     assert touched <= 2_100
 
 
+def test_picking_events_stops_when_it_has_enough(fragmented: Engine) -> None:
+    """A cut of 100 events under 2,000 stretches probes the first hundred."""
+    with fragmented.begin() as connection:
+        unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
+        parameters = {"unclaimed": unclaimed, "max_events": 100, "max_bytes": 64_000_000, "first_day": "2026-01-01"}
+        _, touched = rows_read(connection, query_text("pick_events"), parameters)
+
+    assert touched <= 150
+
+
+def test_reading_the_conditions_hands_out_a_bounded_part(fragmented: Engine) -> None:
+    """Of 2,000 unclaimed stretches a cut is given the first 100 and the open end, without a look at the events."""
+    with fragmented.begin() as connection:
+        found = connection.execute(text(query_text("ledger_conditions")), {"most_stretches": 100}).one()
+        kinds, _ = rows_read(connection, query_text("ledger_conditions"), {"most_stretches": 100})
+
+    assert found.stretch_count == 100
+    assert found.unclaimed.count("[") == 101
+    assert found.unclaimed.endswith("[60001,)}")
+    assert kinds == set()
+
+
 def test_extracting_a_fragmented_batch_probes_its_stretches(fragmented: Engine) -> None:
     """Reading a batch of 2,000 stretches reads its rows and not the table."""
     with fragmented.begin() as connection:
@@ -104,17 +128,98 @@ def test_settling_gaps_probes_only_the_gaps(fragmented: Engine) -> None:
             )
         )
         kinds, touched = rows_read(
-            connection, query_text("settle_gaps"), {"gap_ids": [gap_id], "holding": [], "prepared": []}
+            connection,
+            query_text("settle_gaps"),
+            {
+                "gap_ids": [gap_id],
+                "holding": [],
+                "prepared": [],
+                "most_stretches": 20_000,
+                "most_events": 100_000,
+                "stretches_a_gap": 2_000,
+            },
         )
 
     assert kinds <= {"Index Scan", "Index Only Scan"}
     assert touched <= 2_100
 
 
+@pytest.mark.parametrize(
+    ("portion", "bound"), [({"most_stretches": 100}, 200), ({"most_events": 100}, 250)], ids=["stretches", "events"]
+)
+def test_settling_gaps_stops_after_a_portion(fragmented: Engine, portion: dict[str, int], bound: int) -> None:
+    """However much is due, one statement probes so many stretches and reads so many events."""
+    given = {"most_stretches": 20_000, "most_events": 100_000, "stretches_a_gap": 500, **portion}
+    with fragmented.begin() as connection:
+        rows = connection.execute(
+            text(
+                "INSERT INTO outbox.gap (positions, holders) SELECT range_agg(int8range(n, n + 1)), '{9/9}'"
+                " FROM generate_series(7, 60000, 30) AS n GROUP BY n / 6000 RETURNING gap_id"
+            )
+        )
+        gap_ids = list(rows.scalars())
+        parameters = {"gap_ids": gap_ids, "holding": [], "prepared": [], **given}
+        _, touched = rows_read(connection, query_text("settle_gaps"), parameters)
+
+    assert touched <= bound
+
+
+@pytest.mark.parametrize("name", ["status", "metrics"])
+def test_gaps_whose_holders_are_all_there_are_not_probed(fragmented: Engine, name: str) -> None:
+    """Lag and status ask for events where somebody may have committed, not in every gap of an open transaction."""
+    parameters = {"most": 1_000_000, "most_stretches": 20_000, "quantiles": [0.5]}
+    insert = text(
+        "INSERT INTO outbox.gap (positions, holders)"
+        " SELECT range_agg(int8range(n, n + 1)), ARRAY(SELECT DISTINCT virtualtransaction FROM pg_locks"
+        "  WHERE relation = 'outbox.event'::regclass AND mode = 'RowExclusiveLock')"
+        " FROM generate_series(7, 60000, 30) AS n"
+    )
+    with fragmented.connect() as open_for_long, fragmented.connect() as connection:
+        publish_in(open_for_long)
+        connection.execute(text("UPDATE outbox.unclaimed SET positions = '{[60001,)}'"))
+        connection.execute(insert)
+        _, held = rows_read(connection, query_text(name), parameters)
+        open_for_long.rollback()
+        _, due = rows_read(connection, query_text(name), parameters)
+
+    assert held <= 10
+    assert due >= 2_000
+
+
+def test_no_statement_of_a_tick_scans_the_events_or_the_ledger(fragmented: Engine) -> None:
+    """A tick that cuts and one that does not, among 20,000 batches: events and batches are read by indexes."""
+    with fragmented.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(_PROCESSED))
+        connection.execute(
+            text(_PRUNED_LEDGER.replace("n, n + 1)", "-n, 1 - n)").replace("n, n, '2026", "-n, -n, '2026"))
+        )
+        connection.execute(text("ANALYZE outbox.batch"))
+    plans: list[dict[str, Any]] = []
+
+    def explain(connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        with connection.connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+            plans.append(cursor.fetchone()[0][0]["Plan"])  # type: ignore[index]
+
+    with fragmented.connect() as slow:
+        publish_in(slow)
+        publish(fragmented)
+        listen(fragmented, "before_cursor_execute", explain)
+        first = plan_tick(fragmented, Settings(), days=(date.min, date.max))
+        slow.rollback()
+        second = plan_tick(fragmented, Settings(), days=(date.min, date.max))
+        remove(fragmented, "before_cursor_execute", explain)
+
+    scanned = {node["Relation Name"] for plan in plans for node in nodes(plan) if node["Node Type"] == "Seq Scan"}
+    assert len(first.cut.batches) == 1
+    assert second.cut.batches == []
+    assert scanned.isdisjoint({"event", "batch", "quarantined_event"})
+
+
 def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> None:
     """Counting the pending and finding the oldest of them reads the unclaimed stretches and not the table."""
     with fragmented.begin() as connection:
-        kinds, touched = rows_read(connection, query_text("status"), {"most": 1_000_000})
+        kinds, touched = rows_read(connection, query_text("status"), {"most": 1_000_000, "most_stretches": 20_000})
 
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
     assert touched <= 10_000

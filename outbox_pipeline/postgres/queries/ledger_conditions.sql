@@ -1,5 +1,15 @@
 -- Everything the gap rule and the ledger rest on, in one look: whose cluster this is, what the sequence has drawn, what the table is.
-SELECT unclaimed.positions::text AS unclaimed,
+-- Of an unclaimed set of many stretches the first ones and the open end: what one cut looks at. The newest events are at
+-- the open end, so they do not wait for all the others to be looked at.
+WITH first_stretch AS MATERIALIZED (
+    SELECT unnest(positions) AS stretch FROM outbox.unclaimed LIMIT :most_stretches
+),
+open_end AS (
+    SELECT stretch FROM (SELECT unnest(positions) AS stretch FROM outbox.unclaimed) AS every WHERE upper_inf(stretch)
+)
+SELECT (SELECT range_agg(stretch)::text
+        FROM (SELECT stretch FROM first_stretch UNION ALL SELECT stretch FROM open_end) AS looked_at) AS unclaimed,
+       (SELECT count(*) FROM first_stretch) AS stretch_count,
        unclaimed.system_identifier = control.system_identifier
            AND unclaimed.database_oid = database.oid
            AND unclaimed.timeline

@@ -1,9 +1,19 @@
--- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :most, each stretch of
--- positions has its own probe of the primary key, and what is said of speed is about the last hour.
-WITH stretch AS (
-    SELECT unnest(positions) AS positions FROM outbox.gap
+-- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :most, each of
+-- :most_stretches stretches of positions has its own probe of the primary key, gaps all of whose holders are still there
+-- (nobody else can fill them) have none, and what is said of speed is about the last hour.
+WITH inserting AS MATERIALIZED (
+    SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders
+    FROM pg_locks
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+),
+stretch AS MATERIALIZED (
+    (SELECT unnest(positions) AS positions
+     FROM (SELECT gap.positions FROM outbox.gap CROSS JOIN inserting
+           WHERE NOT gap.holders <@ inserting.holders OR gap.holders = '{}' ORDER BY gap_id) AS due
+     LIMIT :most_stretches)
     UNION ALL
-    SELECT unnest(positions) FROM outbox.unclaimed
+    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :most_stretches)
 ),
 pending AS MATERIALIZED (
     SELECT event.recorded_at

@@ -1,9 +1,19 @@
 -- The state of the whole outbox in one snapshot, so that an event on its way from one place to the next is counted once.
 -- Each stretch of positions has its own bounded probe of the primary key; gaps first, they hold the lowest positions.
-WITH stretch AS (
-    SELECT unnest(positions) AS positions FROM outbox.gap
+-- A gap all of whose holders are still there was empty and still is: nobody else can fill it, so it is not probed.
+WITH inserting AS MATERIALIZED (
+    SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders
+    FROM pg_locks
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+),
+stretch AS MATERIALIZED (
+    (SELECT unnest(positions) AS positions
+     FROM (SELECT gap.positions FROM outbox.gap CROSS JOIN inserting
+           WHERE NOT gap.holders <@ inserting.holders OR gap.holders = '{}' ORDER BY gap_id) AS due
+     LIMIT :most_stretches)
     UNION ALL
-    SELECT unnest(positions) FROM outbox.unclaimed
+    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :most_stretches)
 ),
 pending AS MATERIALIZED (
     SELECT event.recorded_at
@@ -47,7 +57,7 @@ failure AS (
     LIMIT 1
 )
 SELECT pending_sum.event_count AS pending,
-       pending_sum.event_count >= :most AS pending_is_at_least,
+       pending_sum.event_count >= :most OR (SELECT count(*) FROM stretch) >= :most_stretches AS pending_is_at_least,
        open_sum.in_flight::bigint AS in_flight,
        open_sum.parked::bigint AS parked,
        processed_sum.event_count::bigint AS processed,

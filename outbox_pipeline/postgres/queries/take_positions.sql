@@ -1,16 +1,20 @@
--- Take what was picked out of the unclaimed set, and move what was not visible below it into a gap.
+-- Take what was picked out of the unclaimed set, and move what was not visible below it into gaps.
 -- A gap never reaches beyond what the sequence had drawn when its holders were read: later positions are not lost, only unborn.
-WITH passed_over AS (
+-- Gaps are kept in rows of few stretches, so that looking at some of them again rewrites no others.
+WITH passed_over AS MATERIALIZED (
     SELECT CAST(:unclaimed AS int8multirange)
          * int8multirange(int8range(1, least(CAST(:last_position AS bigint), CAST(:last_drawn AS bigint)) + 1, '[)'))
          - CAST(:visible AS int8multirange) AS positions
 ),
 new_gap AS (
     INSERT INTO outbox.gap (positions, holders)
-    SELECT positions, CAST(:holders AS text[]) FROM passed_over WHERE NOT isempty(positions)
-    RETURNING positions
+    SELECT range_agg(stretch), CAST(:holders AS text[])
+    FROM passed_over CROSS JOIN LATERAL unnest(positions) WITH ORDINALITY AS piece (stretch, nth)
+    GROUP BY (nth - 1) / :stretches_a_gap
+    ORDER BY (nth - 1) / :stretches_a_gap
+    RETURNING gap_id
 )
 UPDATE outbox.unclaimed
-SET positions = unclaimed.positions - CAST(:picked AS int8multirange)
-              - coalesce((SELECT positions FROM new_gap), '{}'::int8multirange)
-RETURNING (SELECT positions::text FROM new_gap) AS gap
+SET positions = unclaimed.positions - (CAST(:picked AS int8multirange) + passed_over.positions)
+FROM passed_over
+RETURNING (SELECT count(*) FROM new_gap)
