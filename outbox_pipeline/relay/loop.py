@@ -4,7 +4,8 @@ For cron, debugging and benchmarks; the same procedures that Dagster's ops call.
 work on one outbox at once, they take different batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,9 +20,12 @@ from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
-#: as fast, the next is read sooner, and the two in memory are small.
+#: as fast, the next is read sooner, and those in memory are small.
 _MOST_EVENTS = 200_000
 _MOST_BYTES = 64_000_000
+
+#: Batches read ahead of the one that is loaded. Cutting waits for PostgreSQL, so one is cut while another is read.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def relay(
 ) -> RelayResult:
     """Cut what is pending and deliver what is due; with *until_empty* again until neither is left.
 
-    While one batch is loaded, the next is cut, read and validated in a thread. A failed batch is written to the ledger
+    While one batch is loaded, the next are cut, read and validated in threads. A failed batch is written to the ledger
     with its error and does not stop the others; it is not tried again in this call, its backoff decides. Raises what
     keeps everything from working: no schema, no table, a ledger that stopped.
     """
@@ -82,22 +86,26 @@ class _Prepared:
 
 
 def _prepared_batches(stores: Stores, settings: Settings, *, until_empty: bool) -> Iterator[_Prepared]:
-    """Yield batches ready to be loaded, one ahead of the caller; the caller ends each."""
+    """Yield batches ready to be loaded, some ahead of the caller; the caller ends each."""
     prepared = _prepare_next(stores, settings)
     if not until_empty:
         yield from filter(None, [prepared])
         return
-    following: Future[_Prepared | None] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as reader:
+    ahead: deque[Future[_Prepared | None]] = deque()
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="prepare") as readers:
         try:
             while prepared is not None:
-                following = reader.submit(_prepare_next, stores, settings)
+                while len(ahead) < _AHEAD:
+                    ahead.append(readers.submit(_prepare_next, stores, settings))
                 yield prepared
-                # Nothing was left then; the delivery took a while, so look again.
-                prepared = following.result() or _prepare_next(stores, settings)
-                following = None
+                prepared = None
+                while ahead and prepared is None:
+                    prepared = ahead.popleft().result()
+                if prepared is None:
+                    # Nothing was left when they looked; the delivery took a while, so look again.
+                    prepared = _prepare_next(stores, settings)
         finally:
-            _let_go(following)
+            _let_go(ahead)
 
 
 def _prepare_next(stores: Stores, settings: Settings) -> _Prepared | None:
@@ -134,10 +142,11 @@ def _finished(prepared: _Prepared, result: RelayResult) -> RelayResult:
         delivery.close()
 
 
-def _let_go(following: "Future[_Prepared | None] | None") -> None:
-    # The caller stopped in the middle: the batch read ahead keeps its lease no longer than that lasts.
-    if following is not None and following.exception() is None and (prepared := following.result()) is not None:
-        prepared.delivery.close()
+def _let_go(ahead: Iterable[Future[_Prepared | None]]) -> None:
+    # The caller stopped in the middle: the batches read ahead keep their leases no longer than these last.
+    for future in ahead:
+        if future.exception() is None and (prepared := future.result()) is not None:
+            prepared.delivery.close()
 
 
 def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
