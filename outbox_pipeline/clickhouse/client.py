@@ -69,7 +69,7 @@ class EventLogClient:
         parameters: Mapping[str, Any] | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
-        body: memoryview | None = None,
+        body: bytes | None = None,
     ) -> None:
         """Execute a statement that returns nothing; *body* is the data of an INSERT that names its format."""
         with translated(self.where):

@@ -1,0 +1,231 @@
+"""The gate of the hot path: what it sends, reads, calls and holds, in figures that are the same on every machine.
+
+A figure that has become better is written down here; one that has become worse needs a reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from benchmarks.common import publish as publish_sized
+from outbox_pipeline.clickhouse.client import require_answer
+from outbox_pipeline.relay.attempts import request_batches, start_requested
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.relay.tick import plan_tick
+from tests.fixtures.events import publish
+from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
+
+#: PostgreSQL statements and ClickHouse requests of each step of a first attempt, whatever the size of the batch. Each
+#: transaction has one statement of its own (the guard); load is the insert and the proof.
+_TRAFFIC = {
+    "cut": (10, 0),
+    "request": (3, 0),
+    "start": (3, 0),
+    "extract": (4, 0),
+    "validate": (6, 0),
+    "load": (2, 2),
+    "mark": (4, 0),
+}
+_IDLE_TICK_STATEMENTS = 13
+#: Three of them are the driver's own when a client is opened.
+_ANSWER_REQUESTS = 4
+
+_STEPS = ("extract", "validate", "load", "mark")
+
+#: Rows between two marks of the event log: what ClickHouse reads at least.
+_GRANULE = 8_192
+
+#: Calls by which two deliveries differ although they do the same: answers that arrive in more pieces than another
+#: time, characters to be quoted in an id. A thing done for each event would be 4,900.
+_CALLS_SLACK = 100
+_CALLS_PER_PAGE = 30
+
+_needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+
+
+@pytest.fixture
+def patient(stores: Stores) -> Stores:
+    """The stores with leases that are not renewed in the middle of a measurement, however busy the machine."""
+    return replace(stores, settings=stores.settings.model_copy(update={"lease_seconds": 600}))
+
+
+@pytest.fixture
+def typed(patient: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
+    """The stores with a model for the events that `publish` makes."""
+    model = "from outbox_pipeline import Event\n\n\nclass OrderPlaced(Event):\n    n: int\n"
+    (tmp_path / "hot_path_models.py").write_text(model, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    return replace(patient, settings=patient.settings.model_copy(update={"event_modules": ("hot_path_models",)}))
+
+
+@pytest.fixture
+def grown(patient: Stores) -> Stores:
+    """Stores that have delivered 40,000 events, and 1,000 new ones."""
+    settings = patient.settings.model_copy(update={"batch_max_events": 10_000})
+    publish(patient.engine, 40_000)
+    relay(replace(patient, settings=settings), until_empty=True)
+    publish(patient.engine, 1_000)
+    with patient.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (ANALYZE) outbox.event"))
+    return patient
+
+
+def start(stores: Stores) -> Delivery:
+    """Cut what is pending into a batch and begin its first attempt."""
+    cut_batches(stores.engine, stores.settings, most=1)
+    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    return start_requested(stores, request.batch_id, request.attempt)
+
+
+def traffic_of_a_batch(stores: Stores) -> dict[str, tuple[int, int]]:
+    """Deliver what is pending in one batch and return what each step sent to both sides."""
+    counts = {}
+    with traffic(stores.engine) as sent:
+        cut_batches(stores.engine, stores.settings, most=1)
+        counts["cut"] = sent.counts()
+        (request,) = request_batches(stores.engine, stores.settings, most=1)
+        counts["request"] = sent.counts()
+        delivery = start_requested(stores, request.batch_id, request.attempt)
+        counts["start"] = sent.counts()
+        for step in _STEPS:
+            getattr(delivery, step)()
+            counts[step] = sent.counts()
+    return counts
+
+
+def calls_of_a_batch(stores: Stores, count: int) -> int:
+    """Deliver *count* events in one batch and return how many calls this thread's Python made."""
+    publish(stores.engine, count)
+    delivery = start(stores)
+    return sum(count_calls(getattr(delivery, step)).total() for step in _STEPS)
+
+
+@pytest.mark.parametrize("count", [10, 5_000])
+def test_statements_do_not_depend_on_the_size_of_a_batch(patient: Stores, count: int) -> None:
+    """Each step sends the same few statements and requests for ten events and for thousands."""
+    publish(patient.engine, count)
+
+    assert traffic_of_a_batch(patient) == _TRAFFIC
+
+
+def test_a_tick_with_nothing_to_do_sends_little(patient: Stores) -> None:
+    """Looking whether there is anything costs a fixed number of statements, also with batches in the ledger."""
+    publish(patient.engine, 30)
+    relay(replace(patient, settings=patient.settings.model_copy(update={"batch_max_events": 10})), until_empty=True)
+
+    with traffic(patient.engine) as sent:
+        require_answer(patient.settings)
+        assert len(sent.requests) <= _ANSWER_REQUESTS
+        sent.counts()
+        plan_tick(patient.engine, patient.settings, days=(date.min, date.max))
+
+    assert sent.counts() == (_IDLE_TICK_STATEMENTS, 0)
+
+
+def test_postgres_reads_each_event_of_a_batch_twice_and_no_other(grown: Stores) -> None:
+    """The cut reads a batch's events once and extract once more; the 40,000 before them are not touched."""
+    before = event_rows_read(grown.engine)
+
+    delivery = start(grown)
+    delivery.prepare()
+    prepared = event_rows_read(grown.engine)
+    delivery.finish()
+
+    assert prepared - before == 2_000
+    assert event_rows_read(grown.engine) == prepared
+
+
+def test_the_proof_reads_the_granules_of_its_batch(grown: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one part with everything delivered before, the proof of 1,000 rows reads the two granules they can be in."""
+    driver = grown.client.driver
+    asked: list[tuple[str, dict[str, Any]]] = []
+    query = driver.query
+
+    def record(statement: str, parameters: dict[str, Any]) -> Any:
+        asked.append((statement, parameters))
+        return query(statement, parameters=parameters)
+
+    monkeypatch.setattr(driver, "query", record)
+    start(grown).finish()
+    grown.client.run("OPTIMIZE TABLE {table:Identifier} FINAL")
+    ((statement, parameters),) = asked
+    estimate = query(f"EXPLAIN ESTIMATE {statement}", parameters=parameters).named_results()
+
+    assert sum(part["rows"] for part in estimate) <= 2 * _GRANULE
+
+
+def test_the_events_are_not_copied_on_their_way(patient: Stores) -> None:
+    """No step allocates as much as the contexts of the batch are, but the load, which makes the request's body."""
+    publish(patient.engine, 100)
+    start(patient).finish()  # what is imported when it is used
+    publish_sized(patient.engine, 20_000)
+    delivery = start(patient)
+    arrow: dict[str, int] = {}
+    python: dict[str, int] = {}
+    with traffic(patient.engine) as sent:
+        for step in _STEPS:
+            python[step], arrow[step] = both_peaks(getattr(delivery, step))
+    assert delivery._events is not None
+    contexts = delivery._events["event_context"].nbytes
+
+    # What remains are columns of 8 or 16 bytes for an event of 300. A copy of the contexts would be 1.
+    assert {step: size for step, size in arrow.items() if size > contexts / 4} == {}
+    # The Arrow file as it is written, and the driver's bytes made of it. The rest is a few KB.
+    assert python.pop("load") < 2.1 * max(sent.requests)
+    assert {step: size for step, size in python.items() if size > contexts / 4} == {}
+
+
+def both_peaks(work: Callable[[], object]) -> tuple[int, int]:
+    """Return the most bytes that Python and that Arrow had allocated at once during *work*."""
+    python: list[int] = []
+    arrow = arrow_bytes(lambda: python.append(python_bytes(work)))
+    return python[0], arrow
+
+
+def test_no_python_runs_for_an_event(patient: Stores) -> None:
+    """Delivering 5,000 events makes as many calls as delivering 100."""
+    calls_of_a_batch(patient, 100)  # what is made once and kept
+
+    few, many = (calls_of_a_batch(patient, count) for count in (100, 5_000))
+
+    assert abs(many - few) <= _CALLS_SLACK
+
+
+def test_models_are_asked_page_by_page(typed: Stores) -> None:
+    """With a model, 49 pages of 100 events more cost a few calls each and none for an event."""
+    calls_of_a_batch(typed, 100)
+
+    few, many = (calls_of_a_batch(typed, count) for count in (100, 5_000))
+
+    assert many - few <= 49 * _CALLS_PER_PAGE + _CALLS_SLACK
+
+
+@_needs_proc
+def test_a_large_batch_fits_in_memory(patient: Stores) -> None:
+    """An event of 300 bytes costs a process less than 2,000: with its 170 MB, 200,000 stay below 600 MB."""
+    publish_sized(patient.engine, 60_000)
+
+    before, peak = peaks_of_relay(patient.settings)
+
+    # 104 MB, of which libraries that load when they are used are 40. A copy of the events more would be 23.
+    assert peak - before < 60_000 * 2_000
+
+
+@_needs_proc
+def test_a_backlog_needs_no_more_memory(patient: Stores) -> None:
+    """With two batches in memory at once the third has seen it all: the others need no more."""
+    publish_sized(patient.engine, 70_000)
+
+    _, *peaks = peaks_of_relay(patient.settings.model_copy(update={"batch_max_events": 10_000}))
+
+    # Four more batches that stay would be 15 MB; the allocators' own moods are up to 4.
+    assert len(peaks) == 7
+    assert peaks[-1] - peaks[2] < 9_000_000
