@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, func, select, text
@@ -74,6 +74,12 @@ def recorded_at(connection: Connection) -> datetime:
     found = connection.scalar(text("SELECT max(recorded_at) FROM outbox.event"))
     assert isinstance(found, datetime)
     return found
+
+
+def execute(stores: Stores, statement: str) -> None:
+    """Change the ledger by hand."""
+    with stores.engine.begin() as connection:
+        connection.execute(text(statement))
 
 
 def publish_yesterday(engine: Engine, context: str = '{"n": 1}') -> datetime:
@@ -245,6 +251,24 @@ def test_a_batch_on_its_way_holds_its_day_back(patient: Stores, ends: str) -> No
     assert (day.complete_through, day.undelivered_count, day.event_count) == (at, 1, 0)
 
 
+def test_a_day_told_whole_long_ago_is_held_back_while_it_is_sent_again(patient: Stores) -> None:
+    """Its batch was marked before all that the last write looked at, and its events are on their way all the same."""
+    at = publish_yesterday(patient.engine)
+    relay(patient, until_empty=True)
+    whole = yesterday(patient)
+    with patient.engine.begin() as connection:
+        batch_id = connection.scalar(
+            text("UPDATE outbox.batch SET processed_at = processed_at - interval '3 hours' RETURNING batch_id")
+        )
+    assert isinstance(batch_id, UUID)
+    delivery = start_unrequested(patient, batch_id)
+    sent_again = yesterday(patient)
+    delivery.close()
+
+    assert whole.is_complete
+    assert (sent_again.complete_through, sent_again.undelivered_count) == (at, 1)
+
+
 def test_requeued_events_open_their_day_again(stores: Stores) -> None:
     """Held events do not hold a day back but are counted; given back to delivery they do, until they are delivered."""
     at = publish_yesterday(stores.engine, context='{"text": "0123456789"}')
@@ -261,11 +285,27 @@ def test_requeued_events_open_their_day_again(stores: Stores) -> None:
     assert (delivered.is_complete, delivered.event_count) == (True, 1)
 
 
+def test_what_was_delivered_between_two_writes_is_told(stores: Stores) -> None:
+    """A day that was whole at both writes has more events at the second: the time of the mark brings it up again."""
+    publish_yesterday(stores.engine, context='{"text": "0123456789"}')
+    strict = replace(stores, settings=stores.settings.model_copy(update={"context_max_bytes": 10}))
+    relay(strict, until_empty=True)
+    held = yesterday(stores)
+    requeue(stores.engine, Filter())
+    relay(stores, until_empty=True)
+    execute(stores, "UPDATE outbox.quarantined_event SET resolved_at = resolved_at - interval '3 hours'")
+    delivered = yesterday(stores)
+
+    assert (held.is_complete, held.event_count, held.quarantined_count) == (True, 0, 1)
+    assert (delivered.is_complete, delivered.event_count, delivered.quarantined_count) == (True, 1, 0)
+
+
 def test_discarded_events_are_told_apart(stores: Stores) -> None:
     """A day that lost events to a decision says how many."""
     publish_yesterday(stores.engine, context="[1]")
     relay(stores, until_empty=True)
     record_completeness(stores)
+    execute(stores, "UPDATE outbox.batch SET processed_at = processed_at - interval '3 hours'")
     discard(stores.engine, Filter(), note="test")
     day = yesterday(stores)
 
