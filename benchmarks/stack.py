@@ -17,7 +17,7 @@ import psutil
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from sqlalchemy import Engine, text
 
-from benchmarks.common import PeakMemory, clickhouse_pid, percentiles
+from benchmarks.common import PeakMemory, engine_pids, percentiles
 from outbox_pipeline.cli.up import dagster_environment
 from outbox_pipeline.orchestration.instance import prepare_dagster_home
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
@@ -90,7 +90,7 @@ def running_dagster(stores: Stores, **environment: str) -> Iterator[DagsterStack
 @contextmanager
 def watching_memory(stack: DagsterStack) -> Iterator[Peaks]:
     """Watch the memory of runs, by samples, and of ClickHouse, as the kernel counts it, during the block."""
-    clickhouse = PeakMemory(clickhouse_pid())
+    clickhouse = PeakMemory(engine_pids()["clickhouse"])
     peaks, stopped = Peaks(clickhouse_before_mb=clickhouse.before_mb), threading.Event()
 
     def sample() -> None:

@@ -9,9 +9,9 @@ between and after the backlogs, in this process, so that a machine that changes 
 `ratio_to_relay` divides it by the mean of the relay's rounds before and after. `seconds` are medians of a batch's
 parts: `cut_to_request` (the rest of the tick), `request_to_queue` (Dagster makes the run), `queue_wait`,
 `process_start` (taken from the queue until the first op starts), `work` (the four ops, split in `op_seconds`) and `end`
-(last op until the run has ended).
-`process_start_share` is start and end over start, work and end, over all runs. A run's memory is
-sampled five times a second and includes the pages it shares with the process it was forked from.
+(last op until the run has ended). `process_start_share` is start and end over start, work and end, over all runs. A
+run's memory is sampled five times a second and includes the pages it shares with the process it was forked from;
+`timeline` says when each batch got where, in seconds since that first tick.
 """
 
 import argparse

@@ -52,10 +52,9 @@ _BATCH = (
     " processed_at, proved_at)"
     " SELECT gen_random_uuid(), int8multirange(int8range(n, n + :size)), n, n + :size - 1,"
     "  (now() AT TIME ZONE 'UTC')::date, :size, :size * 300, now(), 'processed', 1, '{}',"
-    '  \'{"row_count": 1, "id_sum": 1}\', :size, 0, now(), now()'
+    "  jsonb_build_object('row_count', 1), :size, 0, now() - interval '2 days', now()"
     " FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint), :size) AS n"
 )
-_REQUEUE = "UPDATE outbox.batch SET processed_at = now() + interval '1 second' WHERE status <> 'processed'"
 
 
 def main() -> None:

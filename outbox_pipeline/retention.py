@@ -229,6 +229,7 @@ def _prune_discarded(stores: Stores, days: int) -> Iterator[Pruned]:
     found_count = _DISCARDED_A_STEP
     while found_count == _DISCARDED_A_STEP:
         with ledger_transaction(stores.engine) as connection:
+            require_own_cluster(connection)
             found_count, event_count = store.prune_discarded(connection, days=days, most=_DISCARDED_A_STEP)
         yield Pruned(days, discarded=event_count)
 
@@ -238,6 +239,7 @@ def _clean_fence(stores: Stores, days: int) -> Iterator[Pruned]:
     while len(found) == _FENCES_A_STEP:
         found = old_fences(stores.client, days=days, after=after, most=_FENCES_A_STEP)
         with ledger_transaction(stores.engine) as connection:
+            require_own_cluster(connection)
             pruned = store.which_pruned(connection, found)
         if pruned:
             drop_fences(stores.client, pruned)

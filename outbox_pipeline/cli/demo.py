@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from outbox_pipeline.orchestration.stack import DagsterStack
     from outbox_pipeline.settings import Settings
 
+#: What a person reads where the name in the JSON does not say it.
+_LABELS = {
+    "rolled_back_delivered": "rolled back but delivered",
+    "misjudged": "wrongly accepted or refused",
+    "suspects": "events to look at",
+}
 #: Pause between two lines of progress where no terminal can show a live one.
 _LINE_SECONDS = 5.0
 
@@ -48,7 +54,7 @@ def demo(
         typer.echo(f"Dagster UI: {url}", err=True)
         day, report = _hold(settings, stack, event_count=events)
         is_clean = report.comparison.is_clean
-        _show(report, as_json=as_json)
+        show_report(report, as_json=as_json)
         if is_clean:
             typer.secho("Every committed event is where it belongs, exactly once.", fg="green", err=True)
         else:
@@ -107,7 +113,8 @@ def _fields(seen: "Look") -> dict[str, Any]:
     return {"published": seen.published, "delivered": seen.delivered, "quarantined": quarantined, "lag": lag}
 
 
-def _show(report: "Report", *, as_json: bool) -> None:
+def show_report(report: "Report", *, as_json: bool) -> None:
+    """Print the comparison and the times, as JSON or in words for a person."""
     plain = asdict(report)
     flat = {**plain.pop("comparison"), **plain}
     if as_json:
@@ -115,7 +122,7 @@ def _show(report: "Report", *, as_json: bool) -> None:
         return
     suspects = flat.pop("suspects")
     flat["suspects"] = ", ".join(map(str, suspects)) or "none"
-    print_facts([(name.replace("_", " "), value) for name, value in flat.items()])
+    print_facts([(_LABELS.get(name, name.replace("_", " ")), value) for name, value in flat.items()])
 
 
 def _accusation(report: "Report", day: "ShopDay", settings: "Settings") -> str:
@@ -126,7 +133,8 @@ def _accusation(report: "Report", day: "ShopDay", settings: "Settings") -> str:
         said = f"{status.pending} pending, {status.in_flight} in flight, {status.parked} parked, {said}"
     return (
         f"Both sides differ: {counted.missing} missing, {counted.duplicated} duplicated, "
-        f"{counted.rolled_back_delivered} of rolled back transactions, {counted.misjudged} misjudged ({said}). "
+        f"{counted.rolled_back_delivered} of rolled back transactions, "
+        f"{counted.misjudged} wrongly accepted or refused ({said}). "
         f"Look at one with 'outbox trace {counted.suspects[0]}', and into {settings.home / 'logs'}."
     )
 

@@ -10,9 +10,10 @@ import typer
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_json, progress
-from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
+    from outbox_pipeline.batches import Batch
     from outbox_pipeline.relay.loop import RelayResult
     from outbox_pipeline.relay.stores import Stores
 
@@ -80,7 +81,7 @@ def resume(
     Example: `outbox resume`
     """
     from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-    from outbox_pipeline.postgres.leases import resume_parked
+    from outbox_pipeline.postgres.leases import read_batch, resume_parked
     from outbox_pipeline.postgres.schema import check_version
 
     with ready_settings(clickhouse=False) as settings:
@@ -88,10 +89,15 @@ def resume(
         with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
             check_version(connection)
             count = resume_parked(connection, batch_id)
+            if batch_id is not None and count == 0:
+                raise ConfigurationError(_not_parked(read_batch(connection, batch_id)))
     typer.echo(f"resumed {count}")
-    if batch_id is not None and count == 0:
-        complain(f"Batch {batch_id} is not parked: 'outbox status' shows how many are.")
-        raise typer.Exit(1)
+
+
+def _not_parked(batch: "Batch") -> str:
+    if batch.status == "processed":
+        return f"Batch {batch.batch_id} is processed: 'outbox replay --batch {batch.batch_id}' proves it once more."
+    return f"Batch {batch.batch_id} is {batch.status}, not parked: it is delivered without a resume, so wait for it."
 
 
 def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:

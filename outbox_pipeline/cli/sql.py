@@ -1,5 +1,6 @@
 """The command `sql`: ask ClickHouse."""
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from outbox_pipeline.errors import OutboxError, PermanentError, first_line
 
 if TYPE_CHECKING:
     from outbox_pipeline.clickhouse.client import EventLogClient
+
+
+#: A name in the schema that the ledger has in PostgreSQL.
+_OF_THE_LEDGER = re.compile(r"\boutbox\s*\.\s*\w", re.IGNORECASE)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,6 +38,8 @@ def sql(
 ) -> None:
     """Ask ClickHouse: a table on a terminal, tab separated text otherwise, one object a line with --json.
 
+    The tables of the schema outbox (events, batches, quarantine) are in PostgreSQL: ask psql for those.
+
     Example: `outbox sql 'SELECT event_type, count() FROM event_log GROUP BY event_type'`
     """
     if as_json and output_format:
@@ -48,19 +55,19 @@ def sql(
 
 
 def _show(client: "EventLogClient", query: str) -> None:
-    with _refused(client):
+    with _refused(client, query):
         result = client.driver.query(query)
     print_table(result.column_names, result.result_rows)
 
 
 def _copy(client: "EventLogClient", query: str, output_format: str, out: IO[bytes]) -> None:
-    with _refused(client), client.driver.raw_stream(query, fmt=output_format) as answer:
+    with _refused(client, query), client.driver.raw_stream(query, fmt=output_format) as answer:
         shutil.copyfileobj(answer, out)
     out.flush()
 
 
 @contextmanager
-def _refused(client: "EventLogClient") -> Iterator[None]:
+def _refused(client: "EventLogClient", query: str) -> Iterator[None]:
     """Say of a refused query only what ClickHouse says: it is the asker's own text, no matter of setup."""
     from outbox_pipeline.clickhouse.errors import translated
 
@@ -68,4 +75,7 @@ def _refused(client: "EventLogClient") -> Iterator[None]:
         with translated(client.where):
             yield
     except PermanentError as error:
-        raise OutboxError(f"ClickHouse refuses the query: {first_line(error.__cause__ or error)}") from error
+        said = f"ClickHouse refuses the query: {first_line(error.__cause__ or error)}"
+        if _OF_THE_LEDGER.search(query):
+            said += "\n'outbox sql' asks ClickHouse, and the tables of the schema outbox are in PostgreSQL: ask psql."
+        raise OutboxError(said) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outbox_pipeline.cli.engines import given_urls, ready_settings
+from outbox_pipeline.cli.setup import quoted
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -45,16 +46,14 @@ def up(
     with interruptible(), ready_settings() as settings:
         if engines_only:
             _require_embedded_url()
-            typer.echo(
-                'Engines are up. In another terminal: eval "$(outbox env)"; dagster dev. Ctrl-C ends them.', err=True
-            )
+            typer.echo(_engines_are_up(settings), err=True)
             threading.Event().wait()
         with running_dagster(settings, port=port) as (url, stack):
             typer.echo(f"Dagster UI: {url}")
             if stack is None:
                 typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
                 return
-            typer.echo("Ctrl-C ends it. Logs are in " + str(settings.home / "logs"), err=True)
+            typer.echo(f"It runs on {settings.home}. Ctrl-C ends it. Logs are in {settings.home / 'logs'}.", err=True)
             watch(stack)
 
 
@@ -85,6 +84,15 @@ def dagster_environment(settings: "Settings") -> dict[str, str]:
             "for example postgresql+psycopg2://user@host/dagster."
         )
     return {**values, "OUTBOX_HOME": str(settings.home)}
+
+
+def _engines_are_up(settings: "Settings") -> str:
+    # In another folder a command would find another home, and make a new, empty outbox there.
+    return (
+        f"Engines are up on {settings.home}. In another terminal, in any folder: "
+        f"export OUTBOX_HOME={quoted(str(settings.home))}; "
+        'eval "$(outbox env)"; dagster dev. Ctrl-C ends them.'
+    )
 
 
 def _require_embedded_url() -> None:

@@ -67,7 +67,8 @@ def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChe
             partitions_def=recorded_days,
             description=(
                 "PostgreSQL and ClickHouse agree on this day: batches, rows, checksums, no event in no place. Red: "
-                "materialize the day to repair it. Yellow: rows under batch ids that the ledger does not know. "
+                "do what its text says; most of it is repaired by materializing the day. Yellow: rows under batch ids "
+                "that the ledger does not know. "
                 "reconcile_daily keeps it fresh."
             ),
         )
@@ -137,7 +138,7 @@ reconcile_daily = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description=(
         "Compares the last OUTBOX_RECONCILE_DAYS days before today every night at 01:30 UTC and reports the check "
-        "reconciled of each day. It repairs nothing: a red day is repaired by materializing it."
+        "reconciled of each day. It repairs nothing: a red day's text says what to do."
     ),
 )
 
@@ -191,8 +192,9 @@ def _after_repair(totals: DayTotals, found: Reconciled, repaired: Repaired | Non
     if repaired is None:
         return totals
     done = {item.batch_id for item in repaired.redelivered}
-    left = sum(item.day == totals.day and item.batch.batch_id not in done for item in found.differences)
-    return replace(totals, differing=left, stray_events=0)
+    left = [item for item in found.differences if item.day == totals.day and item.batch.batch_id not in done]
+    beyond = sum(item.is_beyond_sending for item in left)
+    return replace(totals, differing=len(left), differing_pruned=beyond, stray_events=0)
 
 
 def _severity(totals: DayTotals) -> dg.AssetCheckSeverity:
@@ -200,6 +202,12 @@ def _severity(totals: DayTotals) -> dg.AssetCheckSeverity:
 
 
 def _told(totals: DayTotals) -> str:
-    if totals.differing or totals.stray_events:
-        return f"{totals.sentence}. Materialize this day to repair it."
-    return f"{totals.sentence}."
+    said = [f"{totals.sentence}."]
+    if totals.is_repairable:
+        said.append("Materialize this day to repair it.")
+    if totals.differing_pruned:
+        said.append(
+            f"Of the batches that differ, {totals.differing_pruned:,} cannot be sent again, because their events are "
+            "pruned: restore their rows in ClickHouse from a backup."
+        )
+    return " ".join(said)

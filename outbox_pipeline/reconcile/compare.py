@@ -185,6 +185,7 @@ def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayT
     with ledger_transaction(stores.engine) as connection:
         ledger_days = {day.day: day for day in ledger.read_days(connection, window.first_day, window.last_day)}
     differing = Counter(difference.day for difference in result.differences)
+    beyond = Counter(difference.day for difference in result.differences if difference.is_beyond_sending)
     strays = Counter({stray.day: stray.event_count for stray in result.strays})
     late = _sum((item.day, item.event_count) for item in result.late)
     unknown = _sum((rows.day, rows.row_count) for rows in result.unknown if rows.day in window)
@@ -197,6 +198,7 @@ def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayT
                 day,
                 batches=findings.batches[day],
                 differing=differing[day],
+                differing_pruned=beyond[day],
                 expected_rows=expected.row_count,
                 found_rows=found.row_count,
                 expected_checksum=checksum(expected),

@@ -20,6 +20,8 @@ class Window:
         return self.first_day <= day <= self.last_day
 
 
+_BEYOND_SENDING = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
+
 #: Every day there can be.
 ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))
 
@@ -49,8 +51,13 @@ class Difference:
         return self.batch.recorded_on
 
     @property
+    def is_beyond_sending(self) -> bool:
+        """True when PostgreSQL no longer holds the events."""
+        return self.batch.pruned_at is not None
+
+    @property
     def sentence(self) -> str:
-        """Say what differs, in the numbers that are known."""
+        """Say what differs, in the numbers that are known, and the next step where nobody here can take it."""
         counted = {
             "missing": self.missing,
             "doubled": self.doubled,
@@ -60,7 +67,7 @@ class Difference:
         parts = [f"{count:,} {what}" for what, count in counted.items() if count]
         if self.altered:
             parts.append(f"{self.altered} altered")
-        pruned = "; its events are pruned, so it cannot be sent again" if self.batch.pruned_at else ""
+        pruned = f"; {_BEYOND_SENDING}" if self.is_beyond_sending else ""
         return f"{self.found:,} rows instead of {self.expected:,}: {', '.join(parts) or 'not examined'}{pruned}"
 
 
@@ -127,12 +134,13 @@ class DayTotals:
     """One UTC day on both sides.
 
     `batches` and rows are of processed batches, `expected_*` from the ledger, `found_*` from ClickHouse. Checksums do
-    not depend on the order of rows.
+    not depend on the order of rows. `differing_pruned` are those of the differing batches that cannot be sent again.
     """
 
     day: date
     batches: int = 0
     differing: int = 0
+    differing_pruned: int = 0
     expected_rows: int = 0
     found_rows: int = 0
     expected_checksum: str = "0" * 16
@@ -154,6 +162,11 @@ class DayTotals:
     def is_clean(self) -> bool:
         """True when the day is whole and holds no rows of unknown batches."""
         return self.is_whole and not self.unknown_rows
+
+    @property
+    def is_repairable(self) -> bool:
+        """True when there is something that sending batches again or putting events back would repair."""
+        return bool(self.differing > self.differing_pruned or self.stray_events)
 
     @property
     def sentence(self) -> str:

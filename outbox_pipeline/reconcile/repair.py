@@ -51,7 +51,7 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     said += [
         f"{stray.event_count:,} events of {stray.day} are in no place: {stray.positions}." for stray in found.strays
     ]
-    if found.strays or any(item.batch.pruned_at is None for item in found.differences):
+    if found.strays or not all(item.is_beyond_sending for item in found.differences):
         said.append("Run 'outbox reconcile --repair' to repair this.")
     return said + list(_beyond_repair(stores, found))
 

@@ -7,6 +7,7 @@ One look probes a bounded number of stretches of positions, whatever has accumul
 ones and the open end, of the gaps that are due a portion.
 """
 
+import time
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
@@ -20,6 +21,9 @@ from outbox_pipeline.postgres import claim, gaps
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
+
+#: A brief call that has cut for so long leaves the rest to the next.
+_BRIEF_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ def cut_batches(engine: Engine, settings: Settings, *, most: int, is_brief: bool
 
     What commits during the call waits for the next one: at once it would make a batch, and a run, of a few events.
     Each look is bounded; where gaps are left over, the next look takes them up. *is_brief* leaves that to the next call
-    as soon as a look cut nothing, so the call takes no longer than one such look.
+    as soon as a look cut nothing, so the call takes no longer than one such look, and begins no further batch after two
+    seconds, so that what is cut by then does not wait for the rest.
 
     Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
     is not as it must be), TransientError when PostgreSQL cannot do it now.
     """
     cut: list[CutBatch] = []
+    started = time.monotonic()
     while len(cut) < most:
         look = _look(engine, settings)
         if look.batch is None:
@@ -74,7 +80,7 @@ def cut_batches(engine: Engine, settings: Settings, *, most: int, is_brief: bool
             continue
         cut.append(look.batch)
         announce(Point.CUT)
-        if look.batch.is_last:
+        if look.batch.is_last or (is_brief and time.monotonic() - started >= _BRIEF_SECONDS):
             break
     return CutResult(cut)
 

@@ -32,6 +32,28 @@ def start(home: Path) -> "subprocess.Popen[str]":
     return process
 
 
+def test_the_engines_say_which_home_they_are_on(own_home: Path) -> None:
+    """Their line has the folder and the variable for it, without which another terminal would make a second home."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+    engines = subprocess.Popen(
+        [sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--engines-only"],
+        env={**environment, "OUTBOX_HOME": str(own_home)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert engines.stderr is not None
+    line = next(line for line in engines.stderr if "Engines are up" in line)
+    engines.send_signal(signal.SIGTERM)
+    code = engines.wait(timeout=60)
+    engines.stderr.close()
+
+    assert code == 0
+    assert f"Engines are up on {own_home}." in line
+    assert f"export OUTBOX_HOME='{own_home}'; eval" in line
+    assert wait_until(lambda: not processes_of(own_home), seconds=20), processes_of(own_home)
+
+
 def stop(process: "subprocess.Popen[str]", number: signal.Signals) -> int:
     """Send a signal and return the exit code."""
     process.send_signal(number)

@@ -222,6 +222,18 @@ def test_stretches_set_aside_wait_for_who_may_fill_them(outbox_engine: Engine) -
     assert ledger_sets(outbox_engine) == ("{[21,)}", [])
 
 
+def test_stretches_set_aside_wait_for_nobody_else(outbox_engine: Engine) -> None:
+    """Events that are set aside without a look are cut while a transaction that has published stays open."""
+    publish(outbox_engine, 20)
+    with outbox_engine.connect() as open_for_long:
+        publish_in(open_for_long)
+        unclaim(outbox_engine, "{[1,2),[3,4),[5,6),[7,8),[9,10),[11,12),[13,14),[15,16),[18,)}")
+
+        counts = [look(outbox_engine) for _ in range(3)]
+
+    assert sum(counts) == 11
+
+
 def test_positions_the_sequence_has_not_drawn_are_not_set_aside(outbox_engine: Engine) -> None:
     """Of many stretches those that are still to be drawn stay unclaimed."""
     publish(outbox_engine, 12)

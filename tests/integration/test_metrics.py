@@ -19,6 +19,7 @@ from sqlalchemy import Engine, make_url, text
 from outbox_pipeline.monitoring.metrics import metrics_app, metrics_text, start_server
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.relay.attempts import request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
@@ -123,6 +124,26 @@ def test_totals_do_not_fall_while_a_batch_is_sent_again(stores: Stores) -> None:
     totals = [key for key in before if key[0].endswith("_total")]
     assert len(totals) == 3
     assert all(during[key] >= before[key] for key in totals)
+    assert (during["outbox_in_flight_events", ""], during["outbox_lag_seconds", ""]) == (7, 0)
+
+
+def test_a_batch_counts_once_it_is_marked(stores: Stores) -> None:
+    """Rows that ClickHouse has and the ledger has not marked are in flight, with their lag, and in no total."""
+    publish(stores.engine, 7)
+    cut_batches(stores.engine, stores.settings, most=1)
+    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    delivery = start_requested(stores, request.batch_id, request.attempt)
+    delivery.load()
+
+    loaded = scrape(stores.settings)
+    delivery.mark()
+    delivery.close()
+    marked = scrape(stores.settings)
+
+    names = ("outbox_processed_events_total", "outbox_processed_batches_total", "outbox_in_flight_events")
+    assert [loaded[name, ""] for name in names] == [0, 0, 7]
+    assert [marked[name, ""] for name in names] == [7, 1, 0]
+    assert loaded["outbox_lag_seconds", ""] > marked["outbox_lag_seconds", ""] == 0
 
 
 def test_an_old_gap_shows_its_age(outbox_engine: Engine, settings: Settings) -> None:

@@ -502,7 +502,23 @@ def test_relay_fails_while_a_batch_is_parked(outbox: Callable[..., Result], stor
     assert (parked.exit_code, json.loads(parked.stdout)["parked_batches"]) == (1, 1)
     assert (resumed.exit_code, resumed.stdout) == (0, "resumed 1\n")
     assert delivered.exit_code == 0
-    assert outbox("resume", str(uuid4())).exit_code == 1
+
+
+def test_resuming_what_is_not_parked_says_what_it_is(outbox: Callable[..., Result], stores: Stores) -> None:
+    """An id that no batch has, a batch that is retried by itself, one that is processed: each has its next step."""
+    publish(stores.engine, 1)
+    fail_batch(stores, "poison")
+    with stores.engine.begin() as connection:
+        batch_id = str(connection.scalar(text("SELECT batch_id FROM outbox.batch")))
+    unknown, failed = outbox("resume", str(uuid4())), outbox("resume", batch_id)
+    execute(stores.engine, "UPDATE outbox.batch SET next_attempt_at = now()")
+    outbox("relay", "--until-empty")
+    processed = outbox("resume", batch_id)
+
+    assert [(result.exit_code, result.stdout) for result in (unknown, failed, processed)] == [(1, "")] * 3
+    assert "The ledger knows no batch" in unknown.stderr
+    assert f"{batch_id} is failed, not parked" in failed.stderr
+    assert f"outbox replay --batch {batch_id}" in processed.stderr
 
 
 def test_unknown_event_is_exit_code_one(outbox: Callable[..., Result]) -> None:
@@ -539,6 +555,17 @@ def test_refused_query_says_what_clickhouse_says(outbox: Callable[..., Result]) 
     assert (result.exit_code, result.stdout) == (1, "")
     assert "nonsense" in result.stderr
     assert "outbox init" not in result.stderr
+    assert "PostgreSQL" not in result.stderr
+
+
+@pytest.mark.parametrize("query", ["SELECT * FROM outbox.event LIMIT 1", "SELECT 1 FROM Outbox . batch, event_log"])
+def test_a_query_of_the_ledger_is_sent_to_postgres(outbox: Callable[..., Result], query: str) -> None:
+    """Tables of the schema outbox are in PostgreSQL, and this command asks ClickHouse."""
+    result = outbox("sql", query)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'outbox sql' asks ClickHouse" in result.stderr
+    assert "psql" in result.stderr
 
 
 def test_doctor_finds_a_table_that_forgets_in_a_power_failure(stores: Stores) -> None:

@@ -176,7 +176,8 @@ def test_a_pruned_batch_is_proved_and_not_sent_again(stores: Stores, batches: li
     assert whole.is_clean
     assert whole.days[0].pruned_batches == 1
     (difference,) = found.differences
-    assert (difference.missing, "cannot be sent again" in difference.sentence) == (3, True)
+    assert (difference.missing, "restore its rows in ClickHouse from a backup" in difference.sentence) == (3, True)
+    assert (found.days[0].differing, found.days[0].differing_pruned, found.days[0].is_repairable) == (1, 1, False)
     assert [item.outcome for item in done.batches] == [Outcome.PRUNED]
     assert "pruned" in done.left[0]
     assert not any("--repair" in sentence for sentence in differences_left(stores, found))
@@ -257,6 +258,21 @@ def test_two_put_backs_at_once_put_a_position_back_once(
     with stores.engine.begin() as connection:
         assert connection.scalar(text("SELECT positions::text FROM outbox.unclaimed")) == "{[306,)}"
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_nothing_is_put_back_into_a_ledger_of_another_cluster(stores: Stores, batches: list[Batch]) -> None:
+    """A failover between the look and the repair: what is in no place here may have been delivered there."""
+    publish(stores.engine, 3)
+    forget(stores.engine, "{[301,304)}")
+    found = reconcile(stores)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.unclaimed SET timeline = timeline + 1"))
+
+    with pytest.raises(LedgerError, match="outbox adopt"):
+        repair(stores, found)
+
+    with stores.engine.begin() as connection:
+        assert connection.scalar(text("SELECT positions::text FROM outbox.unclaimed")) == "{[304,)}"
 
 
 def test_events_hiding_in_an_old_batch_are_found(stores: Stores, batches: list[Batch]) -> None:

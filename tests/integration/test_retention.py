@@ -492,9 +492,35 @@ def test_a_ledger_of_another_cluster_is_not_pruned(stores: Stores) -> None:
     deliver(stores)
     execute(stores, "UPDATE outbox.unclaimed SET timeline = timeline + 1")
 
-    with pytest.raises(LedgerError, match="another cluster"):
-        prune(stores)
+    for dry_run in (True, False):
+        with pytest.raises(LedgerError, match="another cluster"):
+            prune(stores, dry_run=dry_run)
     assert len(committed_ids(stores.engine)) == 10
+
+
+def given_up(stores: Stores) -> None:
+    """Publish events that are refused and discarded, in a batch that is pruned already."""
+    held(stores)
+    prune(stores)
+    quarantine.discard(stores.engine, Filter(), note="nobody needs it")
+    age(stores)
+
+
+@pytest.mark.parametrize("kind", [deliver, given_up])
+def test_a_failover_during_a_prune_stops_it(stores: Stores, kind: Callable[[Stores], object]) -> None:
+    """Each step asks whose ledger it is, so no event goes after a failover that the prune began before."""
+    kind(stores)
+    before = committed_ids(stores.engine)
+    failover = "UPDATE outbox.unclaimed SET timeline = timeline + 1"
+
+    with (
+        before_words(stores.engine, "SELECT outbox.batch.processed_at", lambda: execute(stores, failover)),
+        pytest.raises(LedgerError, match="another cluster"),
+    ):
+        prune(stores)
+
+    assert before
+    assert committed_ids(stores.engine) == before
 
 
 def test_a_pruned_event_can_still_be_traced(stores: Stores) -> None:

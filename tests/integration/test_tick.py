@@ -80,6 +80,28 @@ def test_a_batch_of_a_day_without_partition_is_held_back(stores: Stores, days: t
     assert "no partition" in later.summary()
 
 
+def test_a_tick_asks_for_a_bounded_number_of_runs(stores: Stores) -> None:
+    """However much is pending, a tick cuts OUTBOX_MAX_CUTS_PER_TICK batches, and OUTBOX_MAX_OPEN_BATCHES in all."""
+    publish(stores.engine, 12)
+    settings = stores.settings.model_copy(
+        update={"batch_max_events": 1, "max_cuts_per_tick": 3, "max_open_batches": 5, "lease_seconds": 30}
+    )
+
+    ticks = [plan_tick(stores.engine, settings, days=EVER) for _ in range(3)]
+
+    assert [(len(each.cut.batches), len(each.requests)) for each in ticks] == [(3, 3), (2, 2), (0, 0)]
+
+
+def test_a_tick_that_cut_for_long_leaves_the_rest_to_the_next(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs start after their tick, so slow cuts must not keep the first batch waiting for the fourth."""
+    monkeypatch.setattr("outbox_pipeline.relay.cut._BRIEF_SECONDS", 0.0)
+    publish(stores.engine, 3)
+
+    ticks = [tick(stores) for _ in range(4)]
+
+    assert [len(each.requests) for each in ticks] == [1, 1, 1, 0]
+
+
 def take_over(stores: Stores, count: int) -> list[Delivery]:
     """Let a replay take over processed batches."""
     with stores.engine.begin() as connection:

@@ -1,6 +1,7 @@
 """The op graph: a requested batch, a whole day, a failure, and the re-execution of it."""
 
 import shutil
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def batch_row(stores: Stores) -> tuple[str, int, str | None]:
     with stores.engine.begin() as connection:
         row = connection.execute(text("SELECT status, attempt, last_error FROM outbox.batch")).one()
     return row.status, row.attempt, row.last_error
+
+
+def test_events_in_dagsters_log_do_not_grow_with_the_batch(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """A run writes as many Dagster events for 5,000 delivered and refused events as for 10 of each."""
+    counts = []
+    for count in (10, 5_000):
+        publish(stores.engine, count)
+        publish(stores.engine, count, context="[]")
+        run_id = execute(instance, requested(stores)).run_id
+        counts.append(Counter(entry.dagster_event_type for entry in instance.all_logs(run_id)))
+
+    assert counts[0] == counts[1]
+    assert counts[0][dg.DagsterEventType.STEP_SUCCESS] == 4
 
 
 def test_a_requested_batch_is_delivered(instance: dg.DagsterInstance, stores: Stores) -> None:

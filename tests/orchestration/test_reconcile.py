@@ -79,6 +79,27 @@ def test_a_broken_day_is_red_with_numbers(instance: dg.DagsterInstance, stores: 
     assert [batch.generation for batch in read_all(stores.engine)] == [0, 0, 0]
 
 
+def test_a_red_day_says_what_can_be_repaired_and_what_not(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """Materializing is advised for batches that can be sent again; a pruned one needs a backup, repaired day or not."""
+    prune(stores.engine, batches[0].batch_id)
+    BREAKAGES["half a batch"].do(stores.client, batches[0].batch_id)
+    BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
+
+    both = str(compare(instance)[str(today())].description)
+    only_pruned = compare(instance, repair=True)[str(today())]
+    once_more = compare(instance)[str(today())]
+
+    assert "Materialize this day" in both
+    for check in (only_pruned, once_more):
+        assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+        assert "Materialize this day" not in str(check.description)
+    for description in (both, only_pruned.description, once_more.description):
+        assert "1 cannot be sent again" in str(description)
+        assert "restore their rows in ClickHouse from a backup" in str(description)
+
+
 def test_the_result_of_a_delivered_day_counts_as_its_latest(
     instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
 ) -> None:

@@ -1,12 +1,14 @@
 """The demo's arithmetic: what it plans, and that its report goes red for each way an event can go astray."""
 
+import json
 from collections import Counter
 from random import Random
 from uuid import UUID
 
 import pytest
 
-from outbox_pipeline.demo.report import Comparison, Found, compare, latencies, quantile
+from outbox_pipeline.cli.demo import show_report
+from outbox_pipeline.demo.report import Comparison, Found, Report, compare, latencies, quantile
 from outbox_pipeline.demo.visits import COMMITS, MALFORMED_COUNT, OPEN_SECONDS_MAX, Kind, plan_visits
 from outbox_pipeline.demo.writers import Journal
 
@@ -71,6 +73,20 @@ def test_misjudged_events_are_found() -> None:
     found = compare(journal(), Found(rows, {GOOD[0]: 1}))
 
     assert (found.misjudged, found.missing, found.duplicated, found.is_clean) == (2, 0, 0, False)
+
+
+def test_the_report_speaks_plainly_to_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the JSON calls misjudged and suspects is said in words; a machine keeps its names."""
+    found = compare(journal(), Found({BAD: 1, **dict.fromkeys(GOOD, 1)}, {}))
+    report = Report(found, 1.0, None, None, None)
+    show_report(report, as_json=False)
+    told = dict(line.split("   ", 1) for line in capsys.readouterr().out.splitlines())
+    show_report(report, as_json=True)
+    plain = json.loads(capsys.readouterr().out)
+
+    lines = {name.strip(): value.strip() for name, value in told.items()}
+    assert (lines["wrongly accepted or refused"], lines["events to look at"]) == ("1", str(BAD))
+    assert (plain["misjudged"], plain["suspects"]) == (1, [str(BAD)])
 
 
 def test_other_publishers_events_do_not_count() -> None:

@@ -81,6 +81,10 @@ CREATE FUNCTION outbox.capture_refusal(captured_table regclass, columns text[], 
     WITH shown AS (
         SELECT attname::text AS name FROM pg_attribute
         WHERE attrelid = captured_table AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v'
+    ),
+    unknown AS (
+        SELECT string_agg(coalesce(quote_ident(name), 'NULL'), ', ' ORDER BY name) AS names
+        FROM (SELECT unnest(columns || except_columns) AS name EXCEPT SELECT name FROM shown) AS named
     )
     SELECT CASE
         WHEN NOT pg_has_role(current_user, relowner, 'USAGE') THEN 'only its owner may capture it'
@@ -92,11 +96,11 @@ CREATE FUNCTION outbox.capture_refusal(captured_table regclass, columns text[], 
             THEN 'only a permanent table of this database has triggers that see all rows of a statement'
         WHEN cardinality(columns) > 0 AND cardinality(except_columns) > 0
             THEN 'name either columns or except_columns'
-        WHEN NOT columns <@ ARRAY(SELECT name FROM shown) OR NOT except_columns <@ ARRAY(SELECT name FROM shown)
-            THEN 'it has no such column (of generated ones, only stored ones can be captured)'
+        WHEN unknown.names IS NOT NULL
+            THEN format('it has no column %s (of generated ones, only stored ones can be captured)', unknown.names)
         WHEN ARRAY(SELECT name FROM shown) <@ except_columns THEN 'no column is left'
     END
-    FROM pg_class WHERE oid = captured_table
+    FROM pg_class CROSS JOIN unknown WHERE oid = captured_table
 $$;
 
 CREATE FUNCTION outbox.capture(
