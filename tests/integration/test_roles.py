@@ -353,6 +353,8 @@ def grants(settings: Settings) -> Check:
         ("DELETE ON outbox.gap", "(DELETE on outbox.gap)"),
         ("SELECT ON SEQUENCE outbox.event_position_seq", "(SELECT on sequence outbox.event_position_seq)"),
         ("EXECUTE ON FUNCTION outbox.publish", "(EXECUTE on function outbox.publish)"),
+        ("EXECUTE ON FUNCTION outbox.advance_positions", "(EXECUTE on function outbox.advance_positions)"),
+        ("UPDATE ON outbox.watermark", "(UPDATE on outbox.watermark)"),
         ("USAGE ON SCHEMA outbox", "(USAGE on schema outbox)"),
     ],
 )
@@ -366,6 +368,9 @@ def test_doctor_names_the_right_that_is_missing(stores: Stores, pipeline: Stores
     assert check.ok is False
     assert named in check.message
     assert f"GRANT outbox_pipeline TO {pipeline.engine.url.username}" in check.message
+    with stores.engine.begin() as connection:
+        connection.execute(text("SELECT outbox.grant_roles()"))
+    assert grants(pipeline.settings).ok
 
 
 def test_roles_that_cannot_be_created_do_not_stop_a_migration(
