@@ -95,6 +95,8 @@ def ledger_transaction(
                 "SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', :lock, true),"
                 " set_config('statement_timeout', :statement, true), set_config('TimeZone', 'UTC', true),"
                 " set_config('idle_in_transaction_session_timeout', :idle, true),"
+                # A cut sorts up to a million positions; compiling its plan takes longer than running it.
+                " set_config('work_mem', '64MB', true), set_config('jit', 'off', true),"
                 " current_setting('transaction_isolation') AS isolation"
             ),
             {

@@ -39,7 +39,9 @@ def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
     try:
         with dbapi.connect(libpq_uri(engine)) as connection, connection.cursor() as cursor:
             cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_ONE_CHUNK_BYTES)})
-            cursor.execute("SELECT set_config('outbox.batch_id', $1, true)", (str(batch_id),))
+            cursor.execute(
+                "SELECT set_config('outbox.batch_id', $1, true), set_config('jit', 'off', true)", (str(batch_id),)
+            )
             cursor.execute(query_text("extract_events"))
             table = cursor.fetch_arrow_table()
     except adbc_driver_manager.Error as error:
