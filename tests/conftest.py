@@ -1,7 +1,6 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`. Here: which tests share a worker of `make test`."""
 
 from functools import cache
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -29,16 +28,14 @@ _WHOLE_STACKS = ("running: Running", "own_home: Path")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep a file's tests on one worker, and those that run a whole stack on two: more at once would starve them."""
+    """Keep a file's tests on one worker, and all that run a whole stack: two at once would starve each other."""
     # xdist's own groups do not reach its scheduler under pytest 9.2, which no longer lets it change a test's id.
     from xdist.scheduler import LoadScopeScheduling
-
-    lanes = cycle(("stack 1", "stack 2"))
 
     @cache
     def group_of(file: str) -> str:
         text = (config.rootpath / file).read_text(encoding="utf-8")
-        return next(lanes) if any(words in text for words in _WHOLE_STACKS) else file
+        return "stack" if any(words in text for words in _WHOLE_STACKS) else file
 
     class Groups(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:

@@ -73,16 +73,16 @@ def pick_events(
 
     Takes events of one UTC day, at most *max_events*, at most *max_bytes* of context (one event may exceed it).
     """
-    row = connection.execute(
-        query("pick_events"),
-        {
-            "unclaimed": unclaimed_positions,
-            "max_events": max_events,
-            "max_bytes": max_bytes,
-            "first_day": first_day,
-        },
-    ).one()
-    return PickedEvents(**row._mapping) if row.event_count else None
+    limits = {
+        "unclaimed": unclaimed_positions,
+        "max_events": max_events,
+        "max_bytes": max_bytes,
+        "first_day": first_day,
+    }
+    found = dict(connection.execute(query("pick_events"), limits).one()._mapping)
+    if not found.pop("is_whole"):
+        found = dict(connection.execute(query("pick_part"), limits).one()._mapping)
+    return PickedEvents(**found) if found["event_count"] else None
 
 
 def read_last_drawn(connection: Connection) -> int:

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish, publish_in
@@ -102,6 +103,25 @@ def test_one_publishing_transaction_does_not_hold_others_up(outbox_engine: Engin
         assert ledger_sets(outbox_engine)[1] == ["{[1,2)}"]
         open_for_long.commit()
     assert cut_batches(outbox_engine, Settings(), most=4).event_count == 1
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 100])
+@pytest.mark.parametrize("unclaimed", ["{[1,)}", "{[1,3),[5,6),[8,)}", "{[2,9)}"])
+def test_both_ways_to_pick_agree(outbox_engine: Engine, unclaimed: str, most: int) -> None:
+    """Where everything looked at is picked, the statement that sorts nothing says what the thorough one says."""
+    with outbox_engine.connect() as connection:
+        for count in (3, 2, 4):
+            publish(outbox_engine, count)
+            publish_in(connection)
+            connection.rollback()
+        limits = {"unclaimed": unclaimed, "max_events": most, "max_bytes": 9999, "first_day": date(2026, 1, 1)}
+        quick, thorough = (
+            dict(connection.execute(query(name), limits).one()._mapping) for name in ("pick_events", "pick_part")
+        )
+
+    assert quick.pop("is_whole")
+    assert quick.pop("oldest_age_seconds") <= thorough.pop("oldest_age_seconds")
+    assert quick == thorough
 
 
 def test_a_batch_never_spans_two_days(outbox_engine: Engine) -> None:

@@ -72,13 +72,14 @@ def rows_read(connection: Connection, statement: str, parameters: dict[str, Any]
     return {node["Node Type"] for node in on_event}, int(touched)
 
 
-def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine) -> None:
+@pytest.mark.parametrize("statement", ["pick_events", "pick_part"])
+def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine, statement: str) -> None:
     """A cut under 2,000 stretches reads about as many rows as it picks."""
     with fragmented.begin() as connection:
         unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
         kinds, touched = rows_read(
             connection,
-            query_text("pick_events"),
+            query_text(statement),
             {"unclaimed": unclaimed, "max_events": 200_000, "max_bytes": 64_000_000, "first_day": "2026-01-01"},
         )
 
@@ -86,12 +87,13 @@ def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine) -> N
     assert touched <= 2_100
 
 
-def test_picking_events_stops_when_it_has_enough(fragmented: Engine) -> None:
+@pytest.mark.parametrize("statement", ["pick_events", "pick_part"])
+def test_picking_events_stops_when_it_has_enough(fragmented: Engine, statement: str) -> None:
     """A cut of 100 events under 2,000 stretches probes the first hundred."""
     with fragmented.begin() as connection:
         unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
         parameters = {"unclaimed": unclaimed, "max_events": 100, "max_bytes": 64_000_000, "first_day": "2026-01-01"}
-        _, touched = rows_read(connection, query_text("pick_events"), parameters)
+        _, touched = rows_read(connection, query_text(statement), parameters)
 
     assert touched <= 150
 

@@ -1,72 +1,44 @@
--- The visible events of the unclaimed positions in order, up to the limits, all of the first one's day.
+-- The visible events of the unclaimed positions in order, up to a number: all of them, when they are of one day and not
+-- too many bytes (is_whole), as nearly always. Then nothing is sorted, and what is made of an event costs little.
 -- Each stretch of positions has its own probe with a plain upper bound: an OR there would scan to the table's end.
--- Stretches come in order and each probe is sorted after the one before it, so the limit ends the probing.
--- Positions in a row become one range before anything is made of them: a range for each would double the time.
-WITH looked AS MATERIALIZED (
-    SELECT event.position, event.recorded_at, event.context_bytes
+-- Stretches come in order, so the limit ends the probing; were they ever not, what was left out would become a gap and be
+-- found there.
+WITH run_of_positions AS MATERIALIZED (
+    SELECT int8range(min(position), max(position), '[]') AS positions, count(*) AS event_count,
+           sum(context_bytes) AS context_bytes, min(recorded_at) AS oldest, max(recorded_at) AS newest
     FROM (
-        SELECT lower(stretch) AS first_position, upper(stretch) AS end_position
-        FROM unnest(CAST(:unclaimed AS int8multirange)) AS stretch
-        ORDER BY lower(stretch)
-    ) AS ordered
-    CROSS JOIN LATERAL (
-        SELECT position, recorded_at, context_bytes
-        FROM outbox.event
-        WHERE position >= first_position AND position < coalesce(end_position, 9223372036854775807)
-        ORDER BY position
+        SELECT first_position, event.*
+        FROM (
+            SELECT lower(stretch) AS first_position, upper(stretch) AS end_position
+            FROM unnest(CAST(:unclaimed AS int8multirange)) AS stretch
+            ORDER BY lower(stretch)
+        ) AS ordered
+        CROSS JOIN LATERAL (
+            SELECT position, recorded_at, context_bytes, row_number() OVER (ORDER BY position) AS nth
+            FROM outbox.event
+            WHERE position >= first_position AND position < coalesce(end_position, 9223372036854775807)
+            ORDER BY position
+            LIMIT :max_events
+        ) AS event
         LIMIT :max_events
-    ) AS event
-    ORDER BY first_position, event.position
-    LIMIT :max_events
+    ) AS looked
+    GROUP BY first_position, position - nth
 ),
-first_event AS MATERIALIZED (
-    SELECT greatest(CAST(:first_day AS date), least((recorded_at AT TIME ZONE 'UTC')::date, today)) AS recorded_on, today
-    FROM looked CROSS JOIN (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date AS today) AS clock
-    ORDER BY position
-    LIMIT 1
-),
--- Its day as times; what was recorded before the first day or after today counts as recorded on these.
-day AS MATERIALIZED (
-    SELECT CASE WHEN recorded_on > CAST(:first_day AS date)
-                THEN recorded_on::timestamp AT TIME ZONE 'UTC' ELSE '-infinity' END AS since,
-           CASE WHEN recorded_on < today
-                THEN (recorded_on + 1)::timestamp AT TIME ZONE 'UTC' ELSE 'infinity' END AS until
-    FROM first_event
-),
-same_day AS (
-    SELECT position, recorded_at, context_bytes,
-           row_number() OVER in_order AS nth,
-           sum(context_bytes) OVER in_order AS bytes_so_far
-    FROM looked CROSS JOIN day
-    WHERE recorded_at >= since AND recorded_at < until
-    WINDOW in_order AS (ORDER BY position ROWS UNBOUNDED PRECEDING)
-),
-run_of_positions AS (
-    SELECT int8range(min(position), max(position), '[]') AS positions,
-           count(*) AS event_count, sum(context_bytes) AS context_bytes, min(recorded_at) AS oldest_recorded_at
-    FROM same_day
-    WHERE nth = 1 OR bytes_so_far <= :max_bytes
-    GROUP BY position - nth
-),
-picked AS MATERIALIZED (
-    SELECT sum(event_count)::integer AS event_count,
-           range_agg(positions)::text AS positions,
-           min(lower(positions)) AS first_position,
-           max(upper(positions)) - 1 AS last_position,
-           sum(context_bytes)::bigint AS context_bytes,
-           min(oldest_recorded_at) AS oldest_recorded_at
+total AS (
+    SELECT sum(event_count)::integer AS event_count, range_agg(positions)::text AS positions,
+           min(lower(positions)) AS first_position, max(upper(positions)) - 1 AS last_position,
+           sum(context_bytes)::bigint AS context_bytes, min(oldest) AS oldest, max(newest) AS newest
     FROM run_of_positions
 ),
-passed AS MATERIALIZED (
-    SELECT count(*)::integer AS looked_count, count(*) FILTER (WHERE position <= last_position) AS visible_count
-    FROM looked CROSS JOIN picked
+dated AS (
+    SELECT total.*,
+           greatest(CAST(:first_day AS date), least((oldest AT TIME ZONE 'UTC')::date, today)) AS first_day,
+           greatest(CAST(:first_day AS date), least((newest AT TIME ZONE 'UTC')::date, today)) AS last_day
+    FROM total CROSS JOIN (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date AS today) AS clock
 )
-SELECT coalesce(picked.event_count, 0) AS event_count,
-       picked.positions, picked.first_position, picked.last_position, first_event.recorded_on,
-       picked.context_bytes, picked.oldest_recorded_at,
-       extract(epoch FROM clock_timestamp() - picked.oldest_recorded_at)::float AS oldest_age_seconds,
-       passed.looked_count,
-       CASE WHEN passed.visible_count = picked.event_count THEN picked.positions
-            ELSE (SELECT range_agg(int8range(position, position + 1))::text FROM looked WHERE position <= last_position)
-       END AS visible
-FROM picked CROSS JOIN passed LEFT JOIN first_event ON true
+SELECT coalesce(event_count, 0) AS event_count, positions, first_position, last_position, first_day AS recorded_on,
+       context_bytes, oldest AS oldest_recorded_at,
+       extract(epoch FROM clock_timestamp() - oldest)::float AS oldest_age_seconds,
+       coalesce(event_count, 0) AS looked_count, positions AS visible,
+       coalesce(first_day = last_day AND context_bytes <= :max_bytes, true) AS is_whole
+FROM dated
