@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.clickhouse.errors import translated
-from outbox_pipeline.errors import ConfigurationError, InDoubtError, TransientError
+from outbox_pipeline.errors import ConfigurationError, InDoubtError, OutboxError, TransientError
 from outbox_pipeline.settings import Settings, shown_url
 
 #: Longest wait for the answer to an insert; after it the outcome is in doubt.
@@ -124,16 +125,24 @@ def clickhouse_client(settings: Settings) -> Iterator[EventLogClient]:
 
 
 def require_answer(settings: Settings, *, timeout_seconds: float = 2) -> None:
-    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer, or not in time."""
+    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer, or not in time.
+
+    The client is kept for the next time: opening one is three requests more, and every tick of a sensor asks.
+    """
     try:
-        client = open_client(settings, timeout_seconds=timeout_seconds)
-        try:
-            client.rows("SELECT 1")
-        finally:
-            client.close()
+        _asking_client(settings, timeout_seconds).rows("SELECT 1")
     except InDoubtError as error:
+        _asking_client.cache_clear()
         # A question changes nothing, so an answer that got lost leaves no doubt.
         raise TransientError(f"ClickHouse does not answer: {error}") from error
+    except OutboxError:
+        _asking_client.cache_clear()
+        raise
+
+
+@lru_cache(maxsize=1)
+def _asking_client(settings: Settings, timeout_seconds: float) -> EventLogClient:
+    return open_client(settings, timeout_seconds=timeout_seconds)
 
 
 def _address(url: str) -> dict[str, Any]:

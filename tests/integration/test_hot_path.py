@@ -35,8 +35,8 @@ _TRAFFIC = {
     "mark": (4, 0),
 }
 _IDLE_TICK_STATEMENTS = 13
-#: Three of them are the driver's own when a client is opened.
-_ANSWER_REQUESTS = 4
+#: The first time the driver sends three of its own to open a client, which is kept.
+_ANSWER_REQUESTS = (4, 1)
 
 _STEPS = ("extract", "validate", "load", "mark")
 
@@ -122,9 +122,10 @@ def test_a_tick_with_nothing_to_do_sends_little(patient: Stores) -> None:
     relay(replace(patient, settings=patient.settings.model_copy(update={"batch_max_events": 10})), until_empty=True)
 
     with traffic(patient.engine) as sent:
-        require_answer(patient.settings)
-        assert len(sent.requests) <= _ANSWER_REQUESTS
-        sent.counts()
+        for most in _ANSWER_REQUESTS:
+            require_answer(patient.settings)
+            _, requests = sent.counts()
+            assert requests <= most
         plan_tick(patient.engine, patient.settings, days=(date.min, date.max))
 
     assert sent.counts() == (_IDLE_TICK_STATEMENTS, 0)
