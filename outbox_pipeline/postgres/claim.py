@@ -32,6 +32,7 @@ class LedgerConditions:
     can_read_sequence: bool
     last_drawn: int
     last_known: int
+    bytes_an_event: int | None
     sequence_cache: int
     identity_kind: str
     table_kind: str

@@ -22,6 +22,9 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
+#: Events that a cut looks at whatever their size: a few milliseconds.
+_LOOKED_AT_LEAST = 10_000
+
 
 @dataclass(frozen=True)
 class CutBatch:
@@ -106,14 +109,15 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     require_sound(conditions)
     holding = claim.read_holders(connection)
     unclaimed, is_whole = _settle(connection, conditions, holding)
+    most = _most_to_look_at(conditions, settings)
     picked = claim.pick_events(
         connection,
         unclaimed,
-        max_events=settings.batch_max_events,
+        max_events=most,
         max_bytes=settings.batch_max_bytes,
         first_day=settings.start_date,
     )
-    if picked is not None and _should_linger(picked, settings):
+    if picked is not None and _should_linger(picked, settings, most):
         return _Look(is_whole, lingering_count=picked.event_count)
     if picked is None and conditions.stretch_count == 1:
         return _Look(is_whole)
@@ -121,7 +125,7 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     holders = sorted({*holding, *claim.read_holders(connection)})
     batch = None
     if picked is not None:
-        is_last = is_whole and picked.event_count == picked.looked_count < settings.batch_max_events
+        is_last = is_whole and picked.event_count == picked.looked_count < most
         batch = CutBatch(uuid7(), picked.recorded_on, picked.event_count, picked.context_bytes, is_last)
         claim.insert_batch(connection, batch.batch_id, picked)
     claim.take_positions(
@@ -143,9 +147,17 @@ def _settle(connection: Connection, conditions: claim.LedgerConditions, holding:
     return settled.unclaimed or conditions.unclaimed, settled.is_whole
 
 
-def _should_linger(picked: claim.PickedEvents, settings: Settings) -> bool:
+def _most_to_look_at(conditions: claim.LedgerConditions, settings: Settings) -> int:
+    # Of large events few fill a batch: twice as many as would at the size of the last batch's are enough to look at.
+    # Where they have become smaller, a batch or two are smaller than they could be.
+    if not conditions.bytes_an_event:
+        return settings.batch_max_events
+    return min(settings.batch_max_events, _LOOKED_AT_LEAST + 2 * settings.batch_max_bytes // conditions.bytes_an_event)
+
+
+def _should_linger(picked: claim.PickedEvents, settings: Settings, most: int) -> bool:
     # Fewer picked than looked at: the bytes were used up, or another day has begun. Nothing can join this batch then.
-    is_full = picked.event_count >= settings.batch_max_events or picked.event_count < picked.looked_count
+    is_full = picked.event_count >= most or picked.event_count < picked.looked_count
     # A negative age (a clock set back) waits for nothing.
     return not is_full and 0 <= picked.oldest_age_seconds < settings.linger_seconds
 

@@ -9,10 +9,12 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.relay import cut
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
+from tests.fixtures.measured import event_rows_read
 
 _PLACES = text(
     "SELECT event.position,"
@@ -30,6 +32,7 @@ def tiny_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gaps, "MOST_STRETCHES", 3)
     monkeypatch.setattr(gaps, "MOST_EVENTS", 5)
     monkeypatch.setattr(gaps, "STRETCHES_A_GAP", 2)
+    monkeypatch.setattr(cut, "_LOOKED_AT_LEAST", 10)
 
 
 @pytest.fixture
@@ -268,3 +271,32 @@ def test_whoever_ends_while_portions_are_settled_loses_nothing(
     assert_none_in_two_places(outbox_engine)
     assert in_batches(outbox_engine) == (15 if ends == "commit" else 10)
     assert ledger_sets(outbox_engine) == ("{[16,)}", [])
+
+
+def test_of_large_events_no_more_are_looked_at_than_a_batch_needs(outbox_engine: Engine) -> None:
+    """Once a batch was full by its bytes, the next look reads about twice as many events as it picks."""
+    context = f'{{"text": "{"x" * 88}"}}'
+    publish(outbox_engine, 4_000, context=context)
+    with outbox_engine.begin() as connection:
+        connection.execute(text("ANALYZE outbox.event"))
+    settings = Settings(batch_max_bytes=2_000)
+    cut_batches(outbox_engine, settings, most=1)
+    before = event_rows_read(outbox_engine)
+
+    result = cut_batches(outbox_engine, settings, most=1)
+
+    assert (result.event_count, result.batches[0].is_last) == (20, False)
+    # 10 and twice 20 are looked at; more than fit, so once again to pick from them.
+    assert event_rows_read(outbox_engine) - before == 2 * 50
+
+
+def test_events_that_became_smaller_are_all_taken(outbox_engine: Engine) -> None:
+    """A look bounded by the size of the last batch's events has not seen everything, so the call goes on."""
+    publish(outbox_engine, context=f'{{"text": "{"x" * 988}"}}')
+    cut_batches(outbox_engine, Settings(batch_max_bytes=1_000), most=1)
+    publish(outbox_engine, 50)
+
+    result = cut_batches(outbox_engine, Settings(batch_max_bytes=1_000, linger_seconds=3600), most=9)
+
+    assert [batch.event_count for batch in result.batches] == [12]
+    assert result.lingering_count == 38

@@ -18,6 +18,7 @@ SELECT (SELECT range_agg(stretch)::text
            OR has_sequence_privilege('outbox.event_position_seq', 'SELECT') AS can_read_sequence,
        coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_drawn,
        coalesce((SELECT max(last_position) FROM outbox.batch), 0) AS last_known,
+       (SELECT context_bytes / event_count FROM outbox.batch ORDER BY last_position DESC LIMIT 1) AS bytes_an_event,
        (SELECT seqcache FROM pg_sequence WHERE seqrelid = 'outbox.event_position_seq'::regclass) AS sequence_cache,
        (SELECT attidentity FROM pg_attribute
         WHERE attrelid = 'outbox.event'::regclass AND attname = 'position') AS identity_kind,
