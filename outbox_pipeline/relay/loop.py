@@ -5,8 +5,9 @@ work on one outbox at once, they take different batches.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 from outbox_pipeline.clickhouse.table import check_table
@@ -62,10 +63,11 @@ def relay(
     """
     require_ready(stores)
     result, settings = RelayResult(), _relay_settings(stores.settings, until_empty=until_empty)
-    for prepared in _prepared_batches(stores, settings, until_empty=until_empty):
-        result = _finished(prepared, result)
-        if on_progress is not None:
-            on_progress(result)
+    with closing(_prepared_batches(stores, settings, until_empty=until_empty)) as batches:
+        for prepared in batches:
+            result = _finished(prepared, result)
+            if on_progress is not None:
+                on_progress(result)
     return result
 
 
@@ -85,7 +87,7 @@ class _Prepared:
     error: OutboxError | None = None
 
 
-def _prepared_batches(stores: Stores, settings: Settings, *, until_empty: bool) -> Iterator[_Prepared]:
+def _prepared_batches(stores: Stores, settings: Settings, *, until_empty: bool) -> Generator[_Prepared]:
     """Yield batches ready to be loaded, some ahead of the caller; the caller ends each."""
     prepared = _prepare_next(stores, settings)
     if not until_empty:

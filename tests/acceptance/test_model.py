@@ -70,7 +70,7 @@ def test_no_order_of_events_loses_one_between_portions(world: World, monkeypatch
 
 
 def cut_with_early_holders(engine: Engine, settings: Settings, *, most: int) -> None:
-    """Cut like `cut_batches`, but read who may still insert before looking for events."""
+    """Cut like `cut_batches`, but read who may still insert before the sequence."""
     with ledger_transaction(engine) as connection:
         claim.lock_unclaimed(connection)
         holders = claim.read_holders(connection)

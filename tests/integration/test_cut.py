@@ -199,8 +199,8 @@ def _cut_with(connection: Connection, picked: claim.PickedEvents, *, holders: li
     )
 
 
-def test_holders_read_before_the_events_would_lose_one(outbox_engine: Engine) -> None:
-    """Reading who holds the lock before looking for events misses a transaction that starts in between."""
+def test_holders_read_before_the_sequence_would_lose_one(outbox_engine: Engine) -> None:
+    """A position drawn after the holders were read must not become a gap: nobody in it can fill it."""
     with outbox_engine.connect() as slow:
         with outbox_engine.begin() as cutter:
             claim.lock_unclaimed(cutter)
