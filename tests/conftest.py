@@ -1,6 +1,9 @@
-"""Fixtures come as plugins by topic; see `tests/fixtures/`. Here: which tests share a worker of `make test`."""
+"""Fixtures come as plugins by topic; see `tests/fixtures/`. Here: where they keep data, who shares a worker."""
 
+import os
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +25,18 @@ pytest_plugins = [
     "tests.fixtures.lives",
 ]
 
+#: A file system in memory and the room that all workers' engines need there.
+_MEMORY = Path("/dev/shm")
+_MEMORY_BYTES = 8_000_000_000
+
 #: What a test file says when it uses a fixture with all of Dagster's processes behind it.
 _WHOLE_STACKS = ("running: Running", "own_home: Path")
+
+
+def pytest_configure() -> None:
+    """Keep the engines' data in memory where there is room: on a disk a third of the time is waiting for its fsync."""
+    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
 @pytest.hookimpl(optionalhook=True)

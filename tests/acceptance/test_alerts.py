@@ -107,8 +107,8 @@ def test_a_parked_batch_is_told_once_and_its_recovery_once(running: Running) -> 
     wait_for_tick(running, is_parked=True)
     while_parked = told(running)[before:]
     assert running.graphql(RESUME)["launchRun"]["__typename"] == "LaunchRunSuccess"
-    running.wait_for_delivery()
     wait_for_tick(running, is_parked=False)
+    running.wait_for_delivery()
 
     assert while_retrying == (0, [])
     assert while_parked == [("parked", "firing")]

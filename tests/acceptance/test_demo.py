@@ -43,10 +43,10 @@ def test_demo_delivers_every_event_once_and_leaves_nothing_running(own_home: Pat
 
 
 def test_interrupted_demo_ends_cleanly_and_is_no_success(own_home: Path) -> None:
-    """Ctrl-C while the shop is open ends engines, Dagster and writers; without a report the exit code is 1."""
-    demo = start_demo(own_home, "--events", "300", "--exit", "--json")
+    """Ctrl-C while the shop writes ends engines, Dagster and writers; without a report the exit code is 1."""
+    demo = start_demo(own_home, "--events", "100000", "--exit", "--json")
     assert demo.stderr is not None
-    while "first event" not in (line := demo.stderr.readline()):
+    while "The shop is open" not in (line := demo.stderr.readline()):
         assert line, "the demo ended before it opened"
     demo.send_signal(signal.SIGINT)
     output, talk = demo.communicate(timeout=90)
