@@ -55,10 +55,12 @@ class Result:
     read_rows: int = 0
     written_rows: int = 0
     written_bytes: int = 0
+    is_closed: bool = False
     _resources: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
         """Stop the query if it still runs, and give its connection back."""
+        self.is_closed = True
         self._resources.close()
 
 

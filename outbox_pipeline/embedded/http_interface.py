@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from outbox_pipeline.embedded.chdb_engine import Engine, Scope
@@ -64,6 +64,7 @@ class Incoming:
         """Read from *receive*."""
         self._receive = receive
         self._complete = anyio.Event()
+        self.is_answered = False
 
     async def next_piece(self) -> bytes | None:
         """Return the next piece, None after the last; raises ClientGoneError if the client leaves before."""
@@ -77,17 +78,19 @@ class Incoming:
         body: bytes = message.get("body", b"")
         return body
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the body in a worker thread."""
-        while (piece := from_thread.run(self.next_piece)) is not None:
+    def pieces(self, first: bytes | None) -> Iterator[bytes]:
+        """Yield the body in a worker thread, from its *first* piece on, which is nearly always all of it."""
+        piece = first
+        while piece is not None:
             yield piece
+            piece = None if self._complete.is_set() else from_thread.run(self.next_piece)
 
     async def read(self) -> bytes:
         """Return what is left of the body."""
         return b"".join([piece async for piece in self._rest()])
 
     async def left(self) -> None:
-        """Return once the client has left after it had sent everything."""
+        """Return once the client has left after it had sent everything, or has its whole answer."""
         await self._complete.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -114,10 +117,16 @@ class Interface:
             return
         incoming = Incoming(receive)
         request_id = str(uuid.uuid4())
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                incoming.is_answered = True
+            await send(message)
+
         async with anyio.create_task_group() as group:
             group.start_soon(self._kill_when_left, incoming, request_id)
             try:
-                await self._answer(request, incoming, request_id, send)
+                await self._answer(request, incoming, request_id, tell)
             except ClientGoneError:
                 pass
             except OSError:
@@ -128,7 +137,7 @@ class Interface:
     async def _kill_when_left(self, incoming: Incoming, request_id: str) -> None:
         # Again and again: the query may not have begun when the first order to stop arrives.
         await incoming.left()
-        while True:
+        while not incoming.is_answered:
             await to_thread.run_sync(self._engine.kill, request_id)
             await anyio.sleep(_KILL_PAUSE_SECONDS)
 
@@ -141,8 +150,9 @@ class Interface:
             try:
                 await self._hand_over(request, result, headers, send)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self._in_thread(result.close)
+                if not result.is_closed:
+                    with anyio.CancelScope(shield=True):
+                        await self._in_thread(result.close)
         except ServerError as error:
             await incoming.read()
             await _send_error(error, headers, send)
@@ -162,7 +172,7 @@ class Interface:
             parameters |= _form_fields(content_type, await incoming.read())
             body = iter(())
         else:
-            body = decompressed(incoming.pieces(), request.headers.get("content-encoding", ""))
+            body = decompressed(incoming.pieces(await incoming.next_piece()), request.headers.get("content-encoding", ""))
         return _order(parameters, request, request_id), body
 
     async def _hand_over(self, request: Request, result: Result, headers: dict[str, str], send: Send) -> None:
@@ -171,7 +181,8 @@ class Interface:
         if parameters.get("wait_end_of_query") == "1":
             pieces = iter(await self._in_thread(lambda: list(result.pieces)))
         failure = _Failure(uuid.uuid4().hex[:16])
-        pieces = failure.told(pieces)
+        # Closed before the end is told: a client that has it may use the session for its next request at once.
+        pieces = _closing(result, failure.told(pieces))
         if parameters.get("enable_http_compression") == "1":
             encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
             if encoding and result.format:
@@ -185,8 +196,6 @@ class Interface:
             "X-ClickHouse-Exception-Tag": failure.tag,
         }
         await self._send_pieces(pieces, headers, send)
-        # Before the end is told: a client that has it may use the session for its next request at once.
-        await self._in_thread(result.close)
         # A response that failed on the way is left without its end, so that no client takes it for complete.
         if not failure.happened:
             await send({"type": "http.response.body", "body": b""})
@@ -200,6 +209,11 @@ class Interface:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self._threads)
+
+
+def _closing(result: Result, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield from pieces
+    result.close()
 
 
 class _Failure:

@@ -57,6 +57,19 @@ def running(client: Client, text: str) -> int:
     )
 
 
+def test_an_answer_costs_the_engine_two_statements(ask: Ask) -> None:
+    """The request's own and the one that sets it up: nobody is taken for having left because the answer is over."""
+
+    def count_statements() -> int:
+        return int(ask(query="SELECT value FROM system.events WHERE event = 'Query'").read())
+
+    before = count_statements()
+    for _ in range(20):
+        assert ask(query="SELECT 1").read() == b"1\n"
+
+    assert count_statements() - before == 2 * 21
+
+
 def test_ping_and_root_say_ok(ask: Ask) -> None:
     """What load balancers and people ask first is answered as ClickHouse does."""
     assert ask(method="GET", path="/ping").read() == b"Ok.\n"
