@@ -20,7 +20,6 @@ pytest_plugins = [
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",
     "tests.fixtures.webhook",
-    "tests.fixtures.stack",
     "tests.fixtures.homes",
     "tests.fixtures.lives",
 ]

@@ -172,7 +172,9 @@ class Interface:
             parameters |= _form_fields(content_type, await incoming.read())
             body = iter(())
         else:
-            body = decompressed(incoming.pieces(await incoming.next_piece()), request.headers.get("content-encoding", ""))
+            body = decompressed(
+                incoming.pieces(await incoming.next_piece()), request.headers.get("content-encoding", "")
+            )
         return _order(parameters, request, request_id), body
 
     async def _hand_over(self, request: Request, result: Result, headers: dict[str, str], send: Send) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from tests.fixtures.stack import Running
 
-FILE = Path(__file__).parents[2].parent / "shared" / "data" / "github_webhooks.jsonl"
+FILE = Path(__file__).parents[3].parent / "shared" / "data" / "github_webhooks.jsonl"
 
 pytestmark = pytest.mark.real_input
 

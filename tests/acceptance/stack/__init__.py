@@ -1,0 +1,1 @@
+"""Tests on Dagster's real processes, started once for all of them."""
