@@ -67,7 +67,7 @@ def check_home(environment: Mapping[str, str]) -> Check:
     if not _NAMES_STORAGE.search(file.read_text(encoding="utf-8", errors="replace")):
         said = (
             f"{file} does not take its storage from OUTBOX_DAGSTER_URL, so what is said here of daemon, sensors and "
-            "queue is about another instance: set storage.postgres.postgres_url to env: OUTBOX_DAGSTER_URL."
+            "queue is about another instance: let postgres_url under storage be env: OUTBOX_DAGSTER_URL."
         )
         return Check(name, False, said)
     return Check(name, True, f"DAGSTER_HOME {home} takes its storage from OUTBOX_DAGSTER_URL.")
