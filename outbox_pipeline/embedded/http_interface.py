@@ -52,6 +52,9 @@ _FOR_THE_SERVER = frozenset(
     """.split()  # noqa: SIM905  # a list of words reads better
 )
 
+#: As much of a body as is fetched from the event loop at once, where there is more than its first piece.
+_VISIT_BYTES = 1_000_000
+
 _KILL_PAUSE_SECONDS = 0.5
 _THREADS = 64
 _LONGEST_SESSION_SECONDS = 3600
@@ -83,7 +86,7 @@ class Incoming:
         piece = first
         while piece is not None:
             yield piece
-            piece = None if self._complete.is_set() else from_thread.run(self.next_piece)
+            piece = None if self._complete.is_set() else from_thread.run(self._next_pieces)
 
     async def read(self) -> bytes:
         """Return what is left of the body."""
@@ -94,6 +97,13 @@ class Incoming:
         await self._complete.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    async def _next_pieces(self) -> bytes:
+        # A visit to the event loop costs as much as a piece.
+        pieces: list[bytes] = []
+        while sum(map(len, pieces)) < _VISIT_BYTES and (piece := await self.next_piece()) is not None:
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def _rest(self) -> AsyncIterator[bytes]:
         while (piece := await self.next_piece()) is not None:
