@@ -26,7 +26,7 @@ pytest_plugins = [
 
 #: A file system in memory and the room that all workers' engines need there.
 _MEMORY = Path("/dev/shm")
-_MEMORY_BYTES = 8_000_000_000
+_MEMORY_BYTES = 4_000_000_000
 
 #: What a test file says when it uses a fixture with all of Dagster's processes behind it.
 _WHOLE_STACKS = ("running: Running", "own_home: Path")
