@@ -34,7 +34,7 @@ _WHOLE_STACKS = ("running: Running", "own_home: Path")
 
 def pytest_configure() -> None:
     """Keep the engines' data in memory where there is room: on a disk a third of the time is waiting for its fsync."""
-    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES:
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 

@@ -140,6 +140,21 @@ def test_result_nobody_reads_is_stopped(client: Client, connect: Callable[[], ht
     assert wait_until(lambda: running(client, "repeat('x'") == 0, seconds=10)
 
 
+def test_a_session_is_free_again_when_its_client_leaves(
+    ask: Ask, connect: Callable[[], http.client.HTTPConnection]
+) -> None:
+    """A client that leaves in the middle of its result does not keep its session locked."""
+    reader = connect()
+    reader.request("POST", "/?session_id=left", body=b"SELECT repeat('y', 1000) FROM numbers(1000000000)")
+    assert reader.getresponse().read(1000)
+    while_reading = ask(query="SELECT 1", session_id="left").read()
+
+    reader.close()
+
+    assert b"SESSION_IS_LOCKED" in while_reading
+    assert wait_until(lambda: ask(query="SELECT 1", session_id="left").read() == b"1\n", seconds=10)
+
+
 def test_insert_that_is_killed_is_not_reported_as_done(client: Client, ask: Ask) -> None:
     """KILL QUERY makes the insert fail for its client."""
     client.command("CREATE TABLE slow (a UInt64) ENGINE = MergeTree ORDER BY a")
