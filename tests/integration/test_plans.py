@@ -72,9 +72,9 @@ def rows_read(connection: Connection, statement: str, parameters: dict[str, Any]
     return {node["Node Type"] for node in on_event}, int(touched)
 
 
-@pytest.mark.parametrize("statement", ["pick_events", "pick_part"])
-def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine, statement: str) -> None:
-    """A cut under 2,000 stretches reads about as many rows as it picks."""
+@pytest.mark.parametrize(("statement", "readings"), [("pick_events", 2), ("pick_part", 1)])
+def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine, statement: str, readings: int) -> None:
+    """A cut under 2,000 stretches reads about as many rows as it picks, the quick one their positions once more."""
     with fragmented.begin() as connection:
         unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
         kinds, touched = rows_read(
@@ -83,19 +83,19 @@ def test_picking_events_probes_only_unclaimed_stretches(fragmented: Engine, stat
             {"unclaimed": unclaimed, "max_events": 200_000, "max_bytes": 64_000_000, "first_day": "2026-01-01"},
         )
 
-    assert kinds == {"Index Scan"}
-    assert touched <= 2_100
+    assert kinds <= {"Index Scan", "Index Only Scan"}
+    assert touched <= 2_100 * readings
 
 
-@pytest.mark.parametrize("statement", ["pick_events", "pick_part"])
-def test_picking_events_stops_when_it_has_enough(fragmented: Engine, statement: str) -> None:
+@pytest.mark.parametrize(("statement", "readings"), [("pick_events", 2), ("pick_part", 1)])
+def test_picking_events_stops_when_it_has_enough(fragmented: Engine, statement: str, readings: int) -> None:
     """A cut of 100 events under 2,000 stretches probes the first hundred."""
     with fragmented.begin() as connection:
         unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
         parameters = {"unclaimed": unclaimed, "max_events": 100, "max_bytes": 64_000_000, "first_day": "2026-01-01"}
         _, touched = rows_read(connection, query_text(statement), parameters)
 
-    assert touched <= 150
+    assert touched <= 150 * readings
 
 
 def test_reading_the_conditions_hands_out_a_bounded_part(fragmented: Engine) -> None:
