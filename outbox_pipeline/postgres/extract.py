@@ -1,11 +1,19 @@
-"""Read a batch's events as one Arrow table, the same bytes each time: rows are immutable and ordered by position."""
+"""Read a batch's events as one Arrow table, the same bytes each time: rows are immutable and ordered by position.
 
+Connections are kept for the next batch: opening one takes the driver as long as reading 30,000 events. Idle ones hold
+no transaction and close when their engine is disposed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import adbc_driver_manager
 import pyarrow as pa
 from adbc_driver_postgresql import StatementOptions, dbapi
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from outbox_pipeline.errors import ConfigurationError, TransientError, first_line
 from outbox_pipeline.postgres.engine import libpq_uri
@@ -30,6 +38,9 @@ EVENT_SCHEMA = pa.schema(
 #: More than a batch ever has: the driver then hands out one chunk, and nothing has to be joined, which is a copy.
 _ONE_CHUNK_BYTES = 1_000_000_000
 
+#: Connections that wait for the next batch, by the engine to whose database they lead.
+_idle: WeakKeyDictionary[Engine, SimpleQueue[dbapi.Connection]] = WeakKeyDictionary()
+
 
 def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
     """Return the events at the batch's positions, in `EVENT_SCHEMA`, in one chunk.
@@ -37,16 +48,57 @@ def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
     Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it refuses the query.
     """
     try:
-        with dbapi.connect(libpq_uri(engine)) as connection, connection.cursor() as cursor:
+        with _transaction(engine, batch_id) as connection, connection.cursor() as cursor:
             cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_ONE_CHUNK_BYTES)})
-            cursor.execute(
-                "SELECT set_config('outbox.batch_id', $1, true), set_config('jit', 'off', true)", (str(batch_id),)
-            )
             cursor.execute(query_text("extract_events"))
             table = cursor.fetch_arrow_table()
     except adbc_driver_manager.Error as error:
         raise _translated(error, engine) from error
     return _in_schema(table)
+
+
+@contextmanager
+def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
+    idle = _idle.setdefault(engine, SimpleQueue())
+    connection = _begun(idle, batch_id) or _begin(dbapi.connect(libpq_uri(engine), autocommit=True), batch_id)
+    try:
+        yield connection
+        connection.adbc_connection.set_autocommit(True)
+    except BaseException:
+        connection.close()
+        raise
+    idle.put(connection)
+
+
+def _begun(idle: SimpleQueue[dbapi.Connection], batch_id: UUID) -> dbapi.Connection | None:
+    while True:
+        try:
+            connection = idle.get_nowait()
+        except Empty:
+            return None
+        # The session may have ended, in a restart of PostgreSQL for one: then another connection will do.
+        with suppress(adbc_driver_manager.Error):
+            return _begin(connection, batch_id)
+
+
+def _begin(connection: dbapi.Connection, batch_id: UUID) -> dbapi.Connection:
+    try:
+        connection.adbc_connection.set_autocommit(False)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT set_config('outbox.batch_id', $1, true), set_config('jit', 'off', true)", (str(batch_id),)
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@event.listens_for(Engine, "engine_disposed")
+def _close_idle(engine: Engine) -> None:
+    idle = _idle.pop(engine, SimpleQueue())
+    while not idle.empty():
+        idle.get_nowait().close()
 
 
 def _in_schema(table: pa.Table) -> pa.Table:

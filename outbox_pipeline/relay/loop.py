@@ -22,7 +22,7 @@ from outbox_pipeline.settings import Settings
 
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
 #: as fast, the next is read sooner, and those in memory are small.
-_MOST_EVENTS = 200_000
+_MOST_EVENTS = 120_000
 _MOST_BYTES = 64_000_000
 
 #: Batches read ahead of the one that is loaded. Cutting waits for PostgreSQL, so one is cut while another is read.
