@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.side_by_side", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--events", type=int, default=400_000, help="events a round")
+    parser.add_argument("--events", type=int, default=600_000, help="events a round")
     parser.add_argument("--loop-events", type=int, default=50_000, help="events a round of the loop of 1,000")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
