@@ -15,8 +15,12 @@ from multiprocessing.context import BaseContext
 
 from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE
 
-#: What every run imports: the definitions, the storage, and the function a run starts with.
-_PRELOADED = [DEFINITIONS_MODULE, "dagster_postgres", "dagster._grpc.impl"]
+#: What every run imports: the definitions, the storage, the function a run starts with, and what these import only when
+#: they are used.
+_PRELOADED = [
+    *(DEFINITIONS_MODULE, "dagster_postgres", "dagster._grpc.impl"),
+    *("psycopg2", "upath.core", "dagster._core.secrets", "pandera.backends.pandas.builtin_checks"),
+]
 
 
 def fork_runs() -> None:

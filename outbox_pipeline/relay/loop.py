@@ -4,9 +4,8 @@ For cron, debugging and benchmarks; the same procedures that Dagster's ops call.
 work on one outbox at once, they take different batches.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -21,12 +20,12 @@ from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
-#: as fast, the next is read sooner, and those in memory are small.
+#: as fast, and those in memory are small.
 _MOST_EVENTS = 120_000
 _MOST_BYTES = 64_000_000
 
-#: Batches read ahead of the one that is loaded. Cutting waits for PostgreSQL, so one is cut while another is read.
-_AHEAD = 2
+#: Batches under way at once, each in a thread of its own: while one waits for ClickHouse another is cut or read.
+_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,21 @@ class RelayResult:
     quarantined_count: int = 0
     failures: tuple[str, ...] = ()
 
-    def plus(self, marked: Marked) -> "RelayResult":
-        """Return this result with one more delivered batch."""
+    def plus(self, outcome: "Outcome") -> "RelayResult":
+        """Return this result with one more batch, delivered or failed."""
+        if isinstance(outcome, OutboxError):
+            failures = (*self.failures, str(outcome))
+            return RelayResult(self.batch_count, self.delivered_count, self.quarantined_count, failures)
         return RelayResult(
             self.batch_count + 1,
-            self.delivered_count + marked.accepted_count,
-            self.quarantined_count + marked.quarantined_count,
+            self.delivered_count + outcome.accepted_count,
+            self.quarantined_count + outcome.quarantined_count,
             self.failures,
         )
 
-    def plus_failure(self, error: OutboxError) -> "RelayResult":
-        """Return this result with one more failed batch."""
-        return RelayResult(self.batch_count, self.delivered_count, self.quarantined_count, (*self.failures, str(error)))
+
+#: What became of a batch: what was marked, or why it failed.
+Outcome = Marked | OutboxError
 
 
 def relay(
@@ -57,15 +59,17 @@ def relay(
 ) -> RelayResult:
     """Cut what is pending and deliver what is due; with *until_empty* again until neither is left.
 
-    While one batch is loaded, the next are cut, read and validated in threads. A failed batch is written to the ledger
-    with its error and does not stop the others; it is not tried again in this call, its backoff decides. Raises what
-    keeps everything from working: no schema, no table, a ledger that stopped.
+    Then several batches are under way at once, in threads; a caller that is interrupted gets out when those are
+    delivered. A failed batch is written to the ledger with its error and does not stop the others; it is not tried
+    again in this call, its backoff decides. Raises what keeps everything from working: no schema, no table, a ledger
+    that stopped.
     """
     require_ready(stores)
     result, settings = RelayResult(), _relay_settings(stores.settings, until_empty=until_empty)
-    with closing(_prepared_batches(stores, settings, until_empty=until_empty)) as batches:
-        for prepared in batches:
-            result = _finished(prepared, result)
+    deliver_what_there_is = _deliver_until_empty if until_empty else _deliver_one
+    with closing(deliver_what_there_is(stores, settings)) as outcomes:
+        for outcome in outcomes:
+            result = result.plus(outcome)
             if on_progress is not None:
                 on_progress(result)
     return result
@@ -79,76 +83,48 @@ def _relay_settings(settings: Settings, *, until_empty: bool) -> Settings:
     return settings.model_copy(update={**limits, **({"linger_seconds": 0} if until_empty else {})})
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A batch that is read and frozen, or what kept it from that."""
-
-    delivery: Delivery
-    error: OutboxError | None = None
+def _deliver_one(stores: Stores, settings: Settings) -> Generator[Outcome]:
+    outcome = _deliver_next(stores, settings)
+    if outcome is not None:
+        yield outcome
 
 
-def _prepared_batches(stores: Stores, settings: Settings, *, until_empty: bool) -> Generator[_Prepared]:
-    """Yield batches ready to be loaded, some ahead of the caller; the caller ends each."""
-    prepared = _prepare_next(stores, settings)
-    if not until_empty:
-        yield from filter(None, [prepared])
-        return
-    ahead: deque[Future[_Prepared | None]] = deque()
-    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="prepare") as readers:
-        try:
-            while prepared is not None:
-                while len(ahead) < _AHEAD:
-                    ahead.append(readers.submit(_prepare_next, stores, settings))
-                yield prepared
-                prepared = None
-                while ahead and prepared is None:
-                    prepared = ahead.popleft().result()
-                if prepared is None:
-                    # Nothing was left when they looked; the delivery took a while, so look again.
-                    prepared = _prepare_next(stores, settings)
-        finally:
-            _let_go(ahead)
+def _deliver_until_empty(stores: Stores, settings: Settings) -> Generator[Outcome]:
+    running: set[Future[Outcome | None]] = set()
+    is_more = True
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver") as workers:
+        while is_more or running:
+            while is_more and len(running) < _AT_ONCE:
+                running.add(workers.submit(_deliver_next, stores, settings))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            outcomes = [outcome for future in done if (outcome := future.result()) is not None]
+            # A delivery took a while: what was committed meanwhile is looked for once more after the last one.
+            is_more = bool(outcomes)
+            yield from outcomes
 
 
-def _prepare_next(stores: Stores, settings: Settings) -> _Prepared | None:
-    while True:
-        cut = cut_batches(stores.engine, settings, most=1)
-        for request in request_batches(stores.engine, stores.settings, most=1):
-            return _prepare(start_requested(stores, request.batch_id, request.attempt))
-        if not cut.batches:
-            return None
-        # Another process was asked for the batch that this one cut.
-
-
-def _prepare(delivery: Delivery) -> _Prepared:
+def _deliver_next(stores: Stores, settings: Settings) -> Outcome | None:
+    delivery = _next_delivery(stores, settings)
+    if delivery is None:
+        return None
     try:
         delivery.prepare()
-    except OutboxError as error:
-        return _Prepared(delivery, error)
-    except BaseException:
-        delivery.close()
-        raise
-    return _Prepared(delivery)
-
-
-def _finished(prepared: _Prepared, result: RelayResult) -> RelayResult:
-    delivery = prepared.delivery
-    try:
-        if prepared.error is not None:
-            raise prepared.error
-        return result.plus(delivery.finish())
+        return delivery.finish()
     except OutboxError as error:
         end_failed(delivery, error)
-        return result.plus_failure(error)
+        return error
     finally:
         delivery.close()
 
 
-def _let_go(ahead: Iterable[Future[_Prepared | None]]) -> None:
-    # The caller stopped in the middle: the batches read ahead keep their leases no longer than these last.
-    for future in ahead:
-        if future.exception() is None and (prepared := future.result()) is not None:
-            prepared.delivery.close()
+def _next_delivery(stores: Stores, settings: Settings) -> Delivery | None:
+    while True:
+        cut = cut_batches(stores.engine, settings, most=1)
+        for request in request_batches(stores.engine, stores.settings, most=1):
+            return start_requested(stores, request.batch_id, request.attempt)
+        if not cut.batches:
+            return None
+        # Another process was asked for the batch that this one cut.
 
 
 def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:

@@ -1,4 +1,4 @@
-"""The relay reads one batch ahead: faster, and nothing is lost, left or held by it."""
+"""The relay has several batches under way at once: faster, and nothing is lost, left or held by it."""
 
 import threading
 
@@ -56,7 +56,7 @@ def test_the_next_batch_is_read_while_one_is_loaded(small: Stores) -> None:
 
 
 def test_what_is_committed_during_the_last_load_is_delivered_too(small: Stores) -> None:
-    """Nothing was pending when the relay looked ahead, so it looks again before it ends."""
+    """Nothing was pending when the other workers looked, so one looks again before the relay ends."""
     publish(small.engine, 5)
     late = iter([7, 8])
 
@@ -90,9 +90,9 @@ def test_a_batch_that_cannot_be_read_stops_no_other(small: Stores) -> None:
     assert heartbeats() == []
 
 
-def test_a_caller_that_stops_leaves_no_lease_alive(small: Stores) -> None:
-    """The batch that was read ahead is not renewed any more, so the next relay gets it when its lease ends."""
-    publish(small.engine, 30)
+def test_a_caller_that_stops_leaves_no_batch_half_way(small: Stores) -> None:
+    """What was under way is delivered first; nothing more is begun."""
+    publish(small.engine, 100)
 
     def stop(_: RelayResult) -> None:
         raise KeyboardInterrupt
@@ -100,11 +100,12 @@ def test_a_caller_that_stops_leaves_no_lease_alive(small: Stores) -> None:
     with pytest.raises(KeyboardInterrupt):
         relay(small, until_empty=True, on_progress=stop)
 
-    assert statuses(small)[:2] == ["processed", "delivering"]
+    assert set(statuses(small)) == {"processed"}
+    assert len(statuses(small)) < 10
     assert heartbeats() == []
 
 
-def test_one_round_takes_one_batch_and_reads_nothing_ahead(small: Stores) -> None:
+def test_one_round_takes_one_batch(small: Stores) -> None:
     """Without until_empty a relay leaves to others what it does not deliver."""
     publish(small.engine, 30)
 
