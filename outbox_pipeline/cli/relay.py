@@ -51,7 +51,8 @@ def relay(
     """Cut pending events into batches and deliver them here, without Dagster; one batch unless told otherwise.
 
     Several relays and Dagster may work on one outbox at once. Exit code 1 when a batch failed or is parked; a failed
-    batch is kept and tried again by a later relay once its wait is over.
+    batch is kept and tried again by a later relay once its wait is over. Ctrl-C ends it once the batches under way are
+    delivered.
 
     Example: `outbox relay --until-empty`
     """

@@ -22,7 +22,7 @@ from outbox_pipeline.settings import Settings
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
 #: as fast, and those in memory are small.
 _MOST_EVENTS = 120_000
-_MOST_BYTES = 64_000_000
+_MOST_BYTES = 40_000_000
 
 #: Batches under way at once, each in a thread of its own: while one waits for ClickHouse another is cut or read.
 _AT_ONCE = 3
@@ -108,13 +108,10 @@ def _deliver_next(stores: Stores, settings: Settings) -> Outcome | None:
     if delivery is None:
         return None
     try:
-        delivery.prepare()
-        return delivery.finish()
+        return deliver(delivery)
     except OutboxError as error:
         end_failed(delivery, error)
         return error
-    finally:
-        delivery.close()
 
 
 def _next_delivery(stores: Stores, settings: Settings) -> Delivery | None:

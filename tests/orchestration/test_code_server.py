@@ -10,7 +10,7 @@ import multiprocessing, sys
 from outbox_pipeline.orchestration import code_server
 
 def loaded(answer):
-    answer.put({"outbox_pipeline.orchestration.definitions", "dagster_postgres"} <= set(sys.modules))
+    answer.put(set(code_server._PRELOADED) <= set(sys.modules))
 
 if __name__ == "__main__":
     code_server.fork_runs()
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere runs start in a fresh interpreter")
 def test_run_starts_with_everything_imported(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """A process asked for as Dagster asks for a run's has the definitions loaded before it does anything."""
+    """A process asked for as Dagster asks for a run's has all that is preloaded before it does anything."""
     for name, url in (("POSTGRES", "postgresql+psycopg://nobody@127.0.0.1:1/db"), ("CLICKHOUSE", "http://127.0.0.1:1")):
         monkeypatch.setenv(f"OUTBOX_{name}_URL", url)
     program = tmp_path / "program.py"
