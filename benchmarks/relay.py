@@ -32,6 +32,7 @@ from benchmarks.common import (
 )
 from benchmarks.stages import watched_stages
 from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.memory import keep_freed_memory
 from outbox_pipeline.relay.stores import Stores
 
 _CONTEXTS = ["300:1000000", "3000:300000", "30000:50000"]
@@ -39,6 +40,7 @@ _CONTEXTS = ["300:1000000", "3000:300000", "30000:50000"]
 
 def measure(size: int, events: int) -> dict[str, Any]:
     """Deliver a backlog of *events* contexts of *size* bytes on engines of their own."""
+    keep_freed_memory()  # as `outbox relay` does
     with fresh_stores() as stores:
         publish(stores.engine, events, size=size)
         vacuum(stores.engine)

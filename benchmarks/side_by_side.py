@@ -24,6 +24,7 @@ from benchmarks.common import count_delivered, fresh_stores, last_position, publ
 from benchmarks.contenders import copy_natively, create_tables, deliver_frames, deliver_loop, fill_status_table
 from benchmarks.with_dlt import BACKENDS, HOW_TO_INSTALL, is_installed, run_dlt
 from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.memory import keep_freed_memory
 from outbox_pipeline.relay.stores import Stores
 
 _NO_PROOF = "validation, proof; a crash between INSERT and COMMIT delivers a portion twice"
@@ -186,6 +187,7 @@ def main() -> None:
     everybody = contenders(given.loop_events)
     if not is_installed():
         print(HOW_TO_INSTALL)
+    keep_freed_memory()  # as `outbox relay` does
     with fresh_stores() as stores:
         create_tables(stores)
         rounds = [

@@ -33,6 +33,7 @@ from benchmarks.stack import (
     watching_memory,
 )
 from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.memory import keep_freed_memory
 from outbox_pipeline.relay.stores import Stores
 
 #: Slowest delivery that is still waited for, in events a second, and a stack's start.
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--relay-events", type=int, default=1_000_000, help="events of each round of the relay")
     parser.add_argument("--size", type=int, default=300, help="bytes of an event's context")
     given = parser.parse_args()
+    keep_freed_memory()  # as `outbox relay` does
     with fresh_stores() as stores:
         save("through_dagster", measure(stores, given.backlogs, relay_events=given.relay_events, size=given.size))
 

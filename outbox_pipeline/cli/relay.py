@@ -56,8 +56,11 @@ def relay(
 
     Example: `outbox relay --until-empty`
     """
+    from outbox_pipeline.relay.memory import keep_freed_memory
     from outbox_pipeline.relay.stores import open_stores
 
+    if until_empty:
+        keep_freed_memory()
     with ready_settings() as settings, open_stores(settings) as stores:
         report = _relay(stores, until_empty=until_empty)
     if as_json:
