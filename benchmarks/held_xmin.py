@@ -28,7 +28,7 @@ from adbc_driver_postgresql import dbapi
 from sqlalchemy import Connection, text
 
 from benchmarks.common import fresh_stores, publish, save, vacuum
-from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow, as_rows
+from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction, libpq_uri
 from outbox_pipeline.postgres.extract import EVENT_SCHEMA
@@ -183,7 +183,7 @@ def _typed(table: pa.Table) -> pa.Table:
 
 
 def _insert(stores: Stores, events: pa.Table) -> None:
-    body = as_arrow(as_rows(events, UUID(int=0), 0))
+    body = as_arrow(events, UUID(int=0), generation=0)
     stores.client.run(_INSERT, settings={"async_insert": 0}, body=body)
 
 

@@ -56,15 +56,12 @@ def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
     return f"{table}:{batch_id}:{generation}"
 
 
-def insert_generation(
-    client: EventLogClient, events: pa.Table, *, batch_id: UUID, generation: int, attempt: int
-) -> int:
-    """Insert the whole batch as one generation; return the bytes sent.
+def insert_generation(client: EventLogClient, body: bytes, *, batch_id: UUID, generation: int, attempt: int) -> None:
+    """Insert the whole batch as one generation; *body* is its events `as_arrow`.
 
-    An answer means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
+    Coming back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
     attempt has begun, else the kinds of `clickhouse.errors`.
     """
-    body = as_arrow(as_rows(events, batch_id, generation))
     settings = {
         **_INSERT_SETTINGS,
         "insert_deduplication_token": deduplication_token(client.table, batch_id, generation),
@@ -72,7 +69,6 @@ def insert_generation(
         "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
     }
     client.run(_FENCED_INSERT, {"batch_id": str(batch_id), "attempt": attempt}, settings=settings, body=body)
-    return len(body)
 
 
 def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
@@ -109,8 +105,9 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
         )
 
 
-def as_arrow(rows: pa.Table) -> bytes:
-    """Return the rows as one Arrow file, the same bytes for the same rows."""
+def as_arrow(events: pa.Table, batch_id: UUID, generation: int) -> bytes:
+    """Return extracted events as rows of the event log in one Arrow file, the same bytes for the same arguments."""
+    rows = _as_rows(events, batch_id, generation)
     # One record batch, so that ClickHouse makes one block of it: blocks commit one by one. BytesIO hands out what it
     # has written into; from Arrow's own stream the driver's bytes would be two copies more.
     sink = BytesIO()
@@ -120,8 +117,7 @@ def as_arrow(rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
-    """Return extracted events with the columns of the event log, in one chunk."""
+def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
     count = events.num_rows
     columns = {
         "event_type": events["event_type"],

@@ -11,7 +11,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow, as_rows
+from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
 from outbox_pipeline.errors import BatchDataError
 
 #: Requests in one go, so that a run shows progress; some ninety refused events scattered over a large batch.
@@ -45,7 +45,7 @@ def find_refused(client: EventLogClient, events: pa.Table, batch_id: UUID) -> di
 
 
 def _refusal(client: EventLogClient, probe: str, events: pa.Table, batch_id: UUID) -> str | None:
-    body = as_arrow(as_rows(events, batch_id, generation=0))
+    body = as_arrow(events, batch_id, generation=0)
     try:
         client.run(_INSERT, {"probe": probe}, settings={"async_insert": 0}, body=body)
     except BatchDataError as error:

@@ -1,8 +1,9 @@
 """Deliver one batch: extract, validate, load, mark.
 
 Each step asks the ledger what it must do and derives what it needs from PostgreSQL again when another process did the
-steps before it: event rows never change, so the second derivation gives the same bytes. Only the frame is kept in
-memory between steps. Nothing is marked on trust: the proof comes from ClickHouse's own rows.
+steps before it: event rows never change, so the second derivation gives the same bytes. Only the events are kept
+in memory between steps, until they are encoded for ClickHouse. Nothing is marked on trust: the proof comes from
+ClickHouse's own rows.
 """
 
 import time
@@ -236,24 +237,23 @@ class Delivery:
         return without_positions(self._table(), batch.rejected or {})
 
     def _send(self, batch: Batch, generation: int) -> int:
-        accepted = self._accepted(batch)
+        assert batch.proof is not None
+        body = store.as_arrow(self._accepted(batch), batch.batch_id, generation)
+        # While ClickHouse is at work on them the events need no memory here; another sending reads them again.
+        self._events = None
         self._heartbeat.require_held()
         announce(Point.SENDING)
         if generation > 0:
             store.delete_older_generations(self.stores.client, batch, generation)
             announce(Point.OLDER_DELETED)
-        if accepted.num_rows == 0:
+        if batch.proof.row_count == 0:
             return 0
         self._has_sent = True
-        sent_bytes = store.insert_generation(
-            self.stores.client,
-            accepted,
-            batch_id=batch.batch_id,
-            generation=generation,
-            attempt=self.lease.attempt,
+        store.insert_generation(
+            self.stores.client, body, batch_id=batch.batch_id, generation=generation, attempt=self.lease.attempt
         )
         announce(Point.SENT)
-        return sent_bytes
+        return len(body)
 
     def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:
         accepted = self._accepted(batch)

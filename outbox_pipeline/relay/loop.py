@@ -21,11 +21,11 @@ from outbox_pipeline.settings import Settings
 
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
 #: as fast, and those in memory are small.
-_MOST_EVENTS = 120_000
-_MOST_BYTES = 40_000_000
+_MOST_EVENTS = 200_000
+_MOST_BYTES = 64_000_000
 
 #: Batches under way at once, each in a thread of its own: while one waits for ClickHouse another is cut or read.
-_AT_ONCE = 3
+_AT_ONCE = 2
 
 
 @dataclass(frozen=True)

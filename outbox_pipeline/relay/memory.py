@@ -6,8 +6,6 @@ For a process that does nothing else, such as `outbox relay --until-empty`; it c
 import ctypes
 import sys
 
-import pyarrow as pa
-
 # Parameters of glibc's mallopt(3): no allocation is mapped by itself, no freed page goes back, and the threads share
 # one heap, because only the first one grows as large as a batch.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -17,12 +15,10 @@ _KEEP_EVERYTHING = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, for good; without effect where the C library is not glibc.
 
-    Else the kernel takes back the tens of megabytes of each batch, and clears them page by page for the next one: more
-    than half of the system time of a relay.
+    Else the kernel takes back the tens of megabytes of each batch, and clears them page by page for the next one: half
+    of the system time of a relay. Arrow has an allocator of its own, which needs no such order.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
     for parameter, value in _KEEP_EVERYTHING.items():
         libc.mallopt(parameter, value)
-    # Arrow's own allocator would go on giving its share back.
-    pa.set_memory_pool(pa.system_memory_pool())

@@ -265,7 +265,8 @@ def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
 def send_late(there: Stores, batch_id: UUID) -> None:
     """Send a batch as the other life's first attempt, frozen until now, would."""
     events = extract_events(there.engine, batch_id)
-    load.insert_generation(there.client, events, batch_id=batch_id, generation=0, attempt=1)
+    body = load.as_arrow(events, batch_id, generation=0)
+    load.insert_generation(there.client, body, batch_id=batch_id, generation=0, attempt=1)
 
 
 def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Restore, backup: Path) -> None:

@@ -39,6 +39,13 @@ def again(stores: Stores, delivery: Delivery) -> Delivery:
     return start_unrequested(stores, delivery.lease.batch_id)
 
 
+def insert(stores: Stores, delivery: Delivery, *, generation: int, attempt: int) -> None:
+    """Send the batch of *delivery* as some attempt would."""
+    batch_id = delivery.lease.batch_id
+    body = load.as_arrow(extract_events(stores.engine, batch_id), batch_id, generation)
+    load.insert_generation(stores.client, body, batch_id=batch_id, generation=generation, attempt=attempt)
+
+
 @pytest.fixture
 def delivery(stores: Stores) -> Iterator[Delivery]:
     """The first attempt on a batch of 100 events."""
@@ -202,8 +209,7 @@ def test_a_crash_alone_does_not_raise_the_generation(stores: Stores, delivery: D
     delivery.validate()
     deliver(second := again(stores, delivery))
 
-    events = extract_events(stores.engine, delivery.lease.batch_id)
-    load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=0, attempt=2)
+    insert(stores, delivery, generation=0, attempt=2)
 
     assert generation(stores, second) == 0
     assert_each_exactly_once(stores.engine, stores.client)
@@ -283,11 +289,10 @@ def test_marking_never_trusts(stores: Stores, delivery: Delivery) -> None:
 def test_a_run_that_only_marks_refuses_what_is_still_on_its_way(stores: Stores, delivery: Delivery) -> None:
     """Nothing that the attempt before sent can arrive after the mark, not even past the deduplication window."""
     delivery.load()
-    events = extract_events(stores.engine, delivery.lease.batch_id)
     again(stores, delivery).mark()
 
     with pytest.raises(FencedError, match="a later attempt on this batch has begun"):
-        load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=7, attempt=1)
+        insert(stores, delivery, generation=7, attempt=1)
     assert_each_exactly_once(stores.engine, stores.client)
 
 
@@ -362,10 +367,9 @@ def test_a_request_frozen_past_the_window_is_refused(stores: Stores, delivery: D
     """An insert of attempt 1 that arrives after attempt 2 began is refused, though nobody remembers its token."""
     delivery.validate()
     deliver(again(stores, delivery))
-    events = extract_events(stores.engine, delivery.lease.batch_id)
 
     with pytest.raises(FencedError, match="a later attempt on this batch has begun"):
-        load.insert_generation(stores.client, events, batch_id=delivery.lease.batch_id, generation=7, attempt=1)
+        insert(stores, delivery, generation=7, attempt=1)
 
     assert_each_exactly_once(stores.engine, stores.client)
 
