@@ -36,5 +36,5 @@ def test_freed_memory_is_there_for_the_next_batch(stores: Stores, monkeypatch: p
     done = subprocess.run([sys.executable, "-c", _RELAY_THEN_ALLOCATE], capture_output=True, text=True, check=True)
     first, second = json.loads(done.stdout.splitlines()[-1])
 
-    assert first > 20_000
-    assert second < 1_000
+    # Compared, because how many pages 100 MB are depends on the kernel's large pages.
+    assert second < first / 10
