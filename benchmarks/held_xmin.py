@@ -184,7 +184,7 @@ def _typed(table: pa.Table) -> pa.Table:
 
 def _insert(stores: Stores, events: pa.Table) -> None:
     body = as_arrow(events, UUID(int=0), generation=0)
-    stores.client.run(_INSERT, settings={"async_insert": 0}, body=body)
+    stores.client.run(_INSERT, settings={"async_insert": 0}, body=body.pieces)
 
 
 @contextmanager

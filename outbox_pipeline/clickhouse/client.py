@@ -1,6 +1,6 @@
 """Open a client on the ClickHouse server, and say whether it answers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -70,14 +70,14 @@ class EventLogClient:
         parameters: Mapping[str, Any] | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
-        body: bytes | None = None,
+        body: Iterable[bytes | memoryview] | None = None,
     ) -> None:
-        """Execute a statement that returns nothing; *body* is the data of an INSERT that names its format."""
+        """Execute a statement that returns nothing; *body* is an INSERT's data in the format it names, in pieces."""
         with translated(self.where):
             self.driver.command(
                 statement,
                 parameters={**self.names, **(parameters or {})},
-                data=None if body is None else _Data(body),
+                data=None if body is None else _Data(b"".join(body)),
                 settings=self.known(settings or {}),
             )
 

@@ -111,7 +111,7 @@ def delivered_problem(client: EventLogClient) -> str | None:
 def write_days(client: EventLogClient, days: Sequence[dict[str, Any]]) -> None:
     """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns."""
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
-    client.run(_INSERT, settings={"async_insert": 0}, body=body.encode())
+    client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
 
 
 def read_delivered(

@@ -7,7 +7,10 @@ Whether the rows are there is asked separately (`proof`).
 """
 
 import json
-from io import BytesIO
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import RawIOBase
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
@@ -51,13 +54,39 @@ FORMAT Arrow
 _DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {OWN_ROWS} AND generation < {{generation:UInt32}}"  # noqa: S608
 
 
+@dataclass(frozen=True)
+class Body:
+    """A batch to be sent as this generation: one Arrow file of *size* bytes.
+
+    Its pieces can be taken once, so that nothing keeps them while they are sent.
+    """
+
+    generation: int
+    pieces: Iterator[memoryview]
+    size: int
+
+
+class _Pieces(RawIOBase):
+    """A file that keeps what is written as it comes: Arrow's large buffers themselves, not copies of them."""
+
+    def __init__(self) -> None:
+        self.kept: list[memoryview] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        self.kept.append(memoryview(piece))
+        return len(piece)
+
+
 def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
     """Return the token under which ClickHouse recognises this generation of the batch."""
     return f"{table}:{batch_id}:{generation}"
 
 
-def insert_generation(client: EventLogClient, body: bytes, *, batch_id: UUID, generation: int, attempt: int) -> None:
-    """Insert the whole batch as one generation; *body* is its events `as_arrow`.
+def insert_generation(client: EventLogClient, body: Body, *, batch_id: UUID, generation: int, attempt: int) -> None:
+    """Insert the whole batch as one generation; *body* is its events `as_arrow`, taken here.
 
     Coming back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
     attempt has begun, else the kinds of `clickhouse.errors`.
@@ -68,7 +97,7 @@ def insert_generation(client: EventLogClient, body: bytes, *, batch_id: UUID, ge
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
     }
-    client.run(_FENCED_INSERT, {"batch_id": str(batch_id), "attempt": attempt}, settings=settings, body=body)
+    client.run(_FENCED_INSERT, {"batch_id": str(batch_id), "attempt": attempt}, settings=settings, body=body.pieces)
 
 
 def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
@@ -105,16 +134,15 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
         )
 
 
-def as_arrow(events: pa.Table, batch_id: UUID, generation: int) -> bytes:
+def as_arrow(events: pa.Table, batch_id: UUID, generation: int) -> Body:
     """Return extracted events as rows of the event log in one Arrow file, the same bytes for the same arguments."""
     rows = _as_rows(events, batch_id, generation)
-    # One record batch, so that ClickHouse makes one block of it: blocks commit one by one. BytesIO hands out what it
-    # has written into; from Arrow's own stream the driver's bytes would be two copies more.
-    sink = BytesIO()
+    # One record batch, so that ClickHouse makes one block of it: blocks commit one by one.
+    sink = _Pieces()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(sink, rows.schema, options=options) as writer:
         writer.write_table(rows, max_chunksize=_ONE_BLOCK_ROWS)
-    return sink.getvalue()
+    return Body(generation, iter(sink.kept), sum(map(len, sink.kept)))
 
 
 def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:

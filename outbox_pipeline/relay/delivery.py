@@ -95,6 +95,7 @@ class Delivery:
         #: Accepted events by type, known where this process validated the batch.
         self.event_types: dict[str, int] | None = None
         self._events: pa.Table | None = None
+        self._body: store.Body | None = None
         self._started = time.monotonic()
         self._has_sent = False
         self._is_fenced = lease.attempt == 1
@@ -111,9 +112,11 @@ class Delivery:
             return leases.read_batch(connection, self.lease.batch_id)
 
     def prepare(self) -> None:
-        """Extract and validate: all that needs no ClickHouse."""
+        """Extract, validate and encode: all that needs no ClickHouse. Afterwards the events are not in memory."""
         self.extract()
         self.validate()
+        batch = self.batch()
+        self._body = self._encoded(batch, batch.generation)
 
     def finish(self, *, reload: bool = False) -> Marked:
         """Load and mark: the rest."""
@@ -238,9 +241,7 @@ class Delivery:
 
     def _send(self, batch: Batch, generation: int) -> int:
         assert batch.proof is not None
-        body = store.as_arrow(self._accepted(batch), batch.batch_id, generation)
-        # While ClickHouse is at work on them the events need no memory here; another sending reads them again.
-        self._events = None
+        body = self._encoded(batch, generation)
         self._heartbeat.require_held()
         announce(Point.SENDING)
         if generation > 0:
@@ -253,7 +254,15 @@ class Delivery:
             self.stores.client, body, batch_id=batch.batch_id, generation=generation, attempt=self.lease.attempt
         )
         announce(Point.SENT)
-        return len(body)
+        return body.size
+
+    def _encoded(self, batch: Batch, generation: int) -> store.Body:
+        # Encoded, the events need no memory here; another sending, or another generation, reads them again.
+        body, self._body = self._body, None
+        if body is None or body.generation != generation:
+            body = store.as_arrow(self._accepted(batch), batch.batch_id, generation)
+        self._events = None
+        return body
 
     def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:
         accepted = self._accepted(batch)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 
 from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import OutboxError
@@ -24,8 +25,11 @@ from outbox_pipeline.settings import Settings
 _MOST_EVENTS = 200_000
 _MOST_BYTES = 64_000_000
 
-#: Batches under way at once, each in a thread of its own: while one waits for ClickHouse another is cut or read.
-_AT_ONCE = 2
+#: Batches under way at once, each in a thread of its own: while one waits for ClickHouse others are cut and read.
+_AT_ONCE = 3
+
+#: Room for the events of so many batches in this process: the third is encoded by then, which is half as much.
+_room = BoundedSemaphore(2)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def _next_delivery(stores: Stores, settings: Settings) -> Delivery | None:
 def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
     """Take one batch through all four steps; the caller ends the attempt when this raises."""
     try:
-        delivery.prepare()
+        with _room:
+            delivery.prepare()
         return delivery.finish(reload=reload)
     finally:
         delivery.close()

@@ -189,7 +189,7 @@ def test_the_events_are_not_kept_while_clickhouse_loads_them(patient: Stores) ->
     """Once a batch is encoded nothing holds its events, so that the next one has the memory."""
     publish(patient.engine, 100)
     delivery = start(patient)
-    delivery.prepare()
+    delivery.extract()
     events = weakref.ref(delivery._events)
     held: dict[Point, bool] = {}
     end = listen(lambda point: held.update({point: events() is not None}))

@@ -1,6 +1,7 @@
 """The relay has several batches under way at once: faster, and nothing is lost, left or held by it."""
 
 import threading
+import time
 
 import pytest
 from sqlalchemy import text
@@ -12,6 +13,9 @@ from outbox_pipeline.relay.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 _PATIENCE_SECONDS = 30
+
+#: In which a batch of ten events is read, were there room for it.
+_LONG_ENOUGH_SECONDS = 0.5
 
 
 @pytest.fixture
@@ -32,26 +36,43 @@ def statuses(stores: Stores) -> list[str]:
         return list(connection.execute(text("SELECT status FROM outbox.batch ORDER BY cut_at")).scalars())
 
 
-def test_the_next_batch_is_read_while_one_is_loaded(small: Stores) -> None:
-    """The first insert begins only when the second batch is frozen: waiting for it would never end otherwise."""
-    publish(small.engine, 20)
-    frozen = threading.Semaphore(0)
-    met: list[bool] = []
+def test_the_next_batches_are_read_while_others_are_loaded(small: Stores) -> None:
+    """No load begins before three batches are there to be loaded: waiting for them would never end otherwise."""
+    publish(small.engine, 30)
+    three = threading.Barrier(3)
 
-    def meet(point: Point) -> None:
-        if point == Point.FROZEN:
-            frozen.release()
-        if point == Point.SENDING and not met:
-            met.append(all(frozen.acquire(timeout=_PATIENCE_SECONDS) for _ in range(2)))
-
-    end = listen(meet)
+    end = listen(lambda point: point == Point.SENDING and three.wait(_PATIENCE_SECONDS))
     try:
         result = relay(small, until_empty=True)
     finally:
         end()
 
-    assert met == [True]
-    assert (result.batch_count, result.delivered_count) == (2, 20)
+    assert (result.batch_count, result.delivered_count) == (3, 30)
+    assert_each_exactly_once(small.engine, small.client)
+
+
+def test_two_batches_at_most_have_their_events_in_memory(small: Stores) -> None:
+    """While two are being validated the third is not read, although its worker is free."""
+    publish(small.engine, 30)
+    read: list[Point] = []
+    seen: list[int] = []
+    both = threading.Barrier(2)
+
+    def stay(point: Point) -> None:
+        if point == Point.EXTRACTED:
+            read.append(point)
+            if len(read) <= 2:
+                both.wait(_PATIENCE_SECONDS)
+                time.sleep(_LONG_ENOUGH_SECONDS)
+                seen.append(len(read))
+
+    end = listen(stay)
+    try:
+        relay(small, until_empty=True)
+    finally:
+        end()
+
+    assert seen[0] == 2
     assert_each_exactly_once(small.engine, small.client)
 
 
