@@ -66,4 +66,4 @@ $(BENCH): $(INSTALLED)
 	@touch $@
 
 clean:  ## Remove the virtual environment and the embedded engines' data
-	rm -rf .venv .outbox
+	rm -rf .venv "$$(readlink .outbox/server)" "$$(readlink .outbox/run-elsewhere)" .outbox

@@ -3,12 +3,14 @@
 The mark of a process never changes while it lives, whatever happens to the machine's clock.
 """
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -57,9 +59,14 @@ def identify(pid: int) -> ProcessIdentity | None:
     return None if mark is None else ProcessIdentity(pid, mark)
 
 
-def start_detached(command: list[str], *, log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """Start *command*, writing to *log*, in a session of its own: the terminal's Ctrl-C does not reach it."""
-    with log.open("ab") as output:
+def start_detached(
+    command: list[str], *, log: Path, environment: dict[str, str], **more: Any
+) -> "subprocess.Popen[bytes]":
+    """Start *command*, writing to *log*, in a session of its own: the terminal's Ctrl-C does not reach it.
+
+    What it writes no other account may read. *more* is for `subprocess.Popen`: as whom it runs, and where.
+    """
+    with open(log, "ab", opener=_private) as output:  # Path.open takes no opener
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -67,9 +74,15 @@ def start_detached(command: list[str], *, log: Path, environment: dict[str, str]
             stderr=output,
             env=environment,
             start_new_session=True,
+            umask=0o077,
+            **more,
         )
     _children[child.pid] = child
     return child
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def reap(pid: int) -> None:

@@ -45,6 +45,10 @@ class Settings(BaseSettings):
         None, description="Address of Dagster's UI, for links; empty: the one that 'outbox up' runs on OUTBOX_HOME"
     )
     home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
+    server_folder: Path = Field(
+        Path("/var/lib/outbox-pipeline"),
+        description="As root: where the embedded PostgreSQL, which refuses to be run by root, has its data",
+    )
     environment: str = Field(
         "development", min_length=1, max_length=200, description="Environment written on each event"
     )
@@ -183,9 +187,9 @@ class Settings(BaseSettings):
             raise ValueError("OUTBOX_ALERT_WEBHOOK_URL names a user: use a URL that needs none")
         return checked
 
-    @field_validator("home")
+    @field_validator("home", "server_folder")
     @classmethod
-    def _absolute_home(cls, value: Path) -> Path:
+    def _absolute_folder(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
     @property

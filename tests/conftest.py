@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from outbox_pipeline.embedded.postgres import remove_orphans
+
 pytest_plugins = [
     "pytester",
     "tests.fixtures.servers",
@@ -21,6 +23,7 @@ pytest_plugins = [
     "tests.fixtures.dagster",
     "tests.fixtures.webhook",
     "tests.fixtures.homes",
+    "tests.fixtures.accounts",
     "tests.fixtures.lives",
 ]
 
@@ -36,6 +39,13 @@ def pytest_configure() -> None:
     """Keep the engines' data in memory where there is room: on a disk a third of the time is waiting for its fsync."""
     if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+        os.environ["OUTBOX_SERVER_FOLDER"] = str(_MEMORY / "outbox-tests")
+
+
+def pytest_unconfigure() -> None:
+    """Remove what root's engines left of the homes that pytest has removed."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        remove_orphans()
 
 
 @pytest.hookimpl(optionalhook=True)

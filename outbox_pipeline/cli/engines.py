@@ -92,12 +92,12 @@ def given_urls(settings: "Settings") -> tuple[dict[str, str], list[str]]:
 
 def _require_no_stale_urls(settings: "Settings") -> None:
     url = settings.postgres_url.get_secret_value() if settings.postgres_url else ""
-    if f"host={settings.home}" not in url:
+    if "@/" not in url:
         return
     require_embedded()
-    from outbox_pipeline.embedded.engines import running_engines
+    from outbox_pipeline.embedded.engines import leads_to, running_engines
 
-    if running_engines(settings.home).postgres is None:
+    if leads_to(url, settings.home) and running_engines(settings.home).postgres is None:
         raise ConfigurationError(
             "The URLs come from 'outbox env', and the engines they lead to have stopped: start them with 'outbox up' "
             "in another shell, or unset OUTBOX_POSTGRES_URL OUTBOX_CLICKHOUSE_URL OUTBOX_DAGSTER_URL."

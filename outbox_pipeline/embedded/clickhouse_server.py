@@ -21,7 +21,8 @@ from outbox_pipeline.embedded.clickhouse import write_state
 from outbox_pipeline.embedded.execution import remove_leftovers
 from outbox_pipeline.embedded.homes import Home, live_users, locked
 from outbox_pipeline.embedded.http_interface import build_application
-from outbox_pipeline.embedded.postgres import stop_postgres
+from outbox_pipeline.embedded.places import data_folders
+from outbox_pipeline.embedded.postgres import stop_server
 from outbox_pipeline.embedded.server_errors import ServerError
 
 #: uvicorn ticks ten times a second.
@@ -68,6 +69,7 @@ class UserWatch:
         """Watch the users of *home*; with None the server is on its own and stays."""
         self._home = home
         self._alone_since: float | None = None
+        self._databases: list[Path] = []
         self._held = contextlib.ExitStack()
         self.is_over = False
 
@@ -79,6 +81,7 @@ class UserWatch:
             # The home was removed under the server: nobody can join any more.
             self.is_over = True
             return True
+        self._databases = data_folders(self._home)
         now = time.monotonic()
         if live_users(self._home):
             self._alone_since = None
@@ -90,8 +93,8 @@ class UserWatch:
 
     def close(self) -> None:
         """Stop PostgreSQL too if it was left behind, and give up the lock."""
-        if self.is_over and self._home is not None:
-            stop_postgres(self._home)
+        for data in self._databases if self.is_over else ():
+            stop_server(data)
         self._held.close()
 
     def _close_the_door(self, home: Home) -> bool:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse, stop_clickhouse
 from outbox_pipeline.embedded.homes import Home, add_user, live_users, locked
-from outbox_pipeline.embedded.postgres import PostgresHandle, running_postgres, start_postgres, stop_postgres
+from outbox_pipeline.embedded.places import known_sockets
+from outbox_pipeline.embedded.postgres import (
+    PostgresHandle,
+    host_parameter,
+    running_postgres,
+    start_postgres,
+    stop_postgres,
+)
+from outbox_pipeline.folders import require_own
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,12 @@ def embedded_engines(home: Path, *, postgres: bool = True, clickhouse: bool = Tr
 
 
 def running_engines(home: Path) -> EngineUrls:
-    """Return the URLs of what runs on *home* now; starts nothing."""
+    """Return the URLs of what runs on *home* now; starts nothing.
+
+    Raises ConfigurationError when the home belongs to another account.
+    """
     place = Home(home.expanduser().resolve())
+    require_own(place.path)
     postgres = running_postgres(place)
     clickhouse = running_clickhouse(place)
     return EngineUrls(
@@ -56,6 +68,11 @@ def running_engines(home: Path) -> EngineUrls:
         dagster=_database_url(postgres, "dagster", driver="psycopg2"),
         clickhouse=clickhouse.url if clickhouse else None,
     )
+
+
+def leads_to(url: str, home: Path) -> bool:
+    """Return whether a URL of PostgreSQL is that of the home's server, whether or not it runs; makes nothing."""
+    return url.endswith(host_parameter(known_sockets(Home(home.expanduser().resolve()))))
 
 
 def _database_url(handle: PostgresHandle | None, database: str, *, driver: str) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.folders import private_home
 from outbox_pipeline.processes import ProcessIdentity, identify
 
 
@@ -24,8 +25,18 @@ class Home:
 
     @property
     def postgres_data(self) -> Path:
-        """PostgreSQL's data directory."""
+        """PostgreSQL's data directory, unless root runs it."""
         return self.path / "postgres"
+
+    @property
+    def postgres_log(self) -> Path:
+        """What PostgreSQL has to say."""
+        return self.path / "postgres.log"
+
+    @property
+    def server(self) -> Path:
+        """Link to the folder of root's PostgreSQL, which is none of the home's (`places`)."""
+        return self.path / "server"
 
     @property
     def clickhouse_data(self) -> Path:
@@ -53,15 +64,17 @@ class Home:
         return self.path / "users"
 
     def create(self) -> None:
-        """Create the folders that are missing.
+        """Create the folders that are missing, for this account alone.
 
-        Raises ConfigurationError when the path cannot be written or could be read as a pattern by ClickHouse.
+        Raises ConfigurationError when the path cannot be written, belongs to another account, holds other things that
+        others may read, or could be read as a pattern by ClickHouse.
         """
         if set("*?{}") & set(str(self.path)):
             raise ConfigurationError(f"OUTBOX_HOME must not contain any of * ? {{ }}: {self.path}.")
+        private_home(self.path)
         try:
-            for folder in (self.path, self.users, self.uploads):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.users, self.uploads):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"OUTBOX_HOME cannot be created at {self.path}: {error}.") from error
 
@@ -69,7 +82,7 @@ class Home:
 @contextmanager
 def locked(home: Home, *, wait: bool = True) -> Iterator[bool]:
     """Hold the home's lock; without *wait*, yield False at once when somebody else holds it."""
-    descriptor = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield _lock(descriptor, wait=wait)
     finally:

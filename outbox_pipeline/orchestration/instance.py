@@ -3,6 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
+from outbox_pipeline.folders import private_home
+
 #: Location name in `workspace.yaml`, the UI, and in every run key: never change it.
 LOCATION_NAME = "outbox_pipeline"
 DEFINITIONS_MODULE = "outbox_pipeline.orchestration.definitions"
@@ -11,8 +13,9 @@ CODE_SERVER_MODULE = "outbox_pipeline.orchestration.code_server"
 
 def prepare_dagster_home(home: Path) -> Path:
     """Make `<home>/dagster` with this version's `dagster.yaml` and return it, absolute, as DAGSTER_HOME must be."""
+    private_home(home)
     folder = home.absolute() / "dagster"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     instance_file = folder / "dagster.yaml"
     packaged = files("outbox_pipeline.orchestration").joinpath("dagster.yaml").read_text(encoding="utf-8")
     if not instance_file.exists() or instance_file.read_text(encoding="utf-8") != packaged:

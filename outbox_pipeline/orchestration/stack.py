@@ -1,8 +1,9 @@
 """Dagster's processes for `outbox up`: code server, daemon and webserver, started, watched and ended together.
 
 Invariant: at most one stack runs on a home, and none of its processes outlives it. A process that ends by itself is
-started again; what a killed stack left behind is ended at the next start, because a code server that shares its port
-with its successor would go on answering with old code.
+started again; what a killed stack left behind is ended at the next start, because a daemon that is left would go on
+with old code. The code server starts runs for whoever reaches it, so it listens on a Unix socket in a folder that no
+other account may enter.
 """
 
 import fcntl
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.folders import private_home, require_own, socket_folder
 from outbox_pipeline.logs import log
 from outbox_pipeline.orchestration.instance import (
     CODE_SERVER_MODULE,
@@ -36,11 +38,11 @@ _GRACE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class StackPlan:
-    """Where a stack's files are, which ports it uses, and the module whose definitions it serves."""
+    """Where a stack's files are, where it listens, and the module whose definitions it serves."""
 
     home: Path
     web_port: int
-    code_port: int
+    code_socket: Path
     module: str = DEFINITIONS_MODULE
 
     @property
@@ -56,7 +58,7 @@ class StackPlan:
     def command(self, name: str) -> list[str]:
         """Return the command line of one of the processes."""
         web = ["dagster_webserver", "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
-        code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "-h", _HOST, "-p", str(self.code_port)]
+        code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "--socket", str(self.code_socket)]
         modules = {
             "code": [*code, "--location-name", LOCATION_NAME],
             "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],
@@ -81,7 +83,7 @@ class DagsterStack:
         """
         self._start_one("code")
         _create_storage(self.plan.home / "dagster", self.environment)
-        self._wait("code", lambda: _is_listening(self.plan.code_port))
+        self._wait("code", lambda: _is_listening(self.plan.code_socket))
         self._start_one("daemon")
         self._start_one("webserver")
         self._wait("webserver", lambda: _answers(self.plan.url))
@@ -133,7 +135,7 @@ def dagster_stack(
     """
     with _only_one(home):
         _end_leftovers(home)
-        plan = StackPlan(home, free_port(port), free_port(), module)
+        plan = StackPlan(home, free_port(port), socket_folder(home) / "code.sock", module)
         folder = prepare_dagster_home(home)
         _write_workspace(plan)
         stack = DagsterStack(plan, {**environment, "DAGSTER_HOME": str(folder), "PYTHONUNBUFFERED": "1"})
@@ -146,7 +148,11 @@ def dagster_stack(
 
 
 def running_stack(home: Path) -> str | None:
-    """Return the URL of the UI of the stack that runs on this home, None when none does."""
+    """Return the URL of the UI of the stack that runs on this home, None when none does.
+
+    Raises ConfigurationError when the home belongs to another account.
+    """
+    require_own(home)
     state = _read_state(home)
     if state is None or not ProcessIdentity(**state["supervisor"]).is_alive():
         return None
@@ -164,7 +170,7 @@ def free_port(wanted: int = 0) -> int:
 
 @contextmanager
 def _only_one(home: Path) -> Iterator[None]:
-    home.mkdir(parents=True, exist_ok=True)
+    private_home(home)
     with (home / "stack.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -209,10 +215,9 @@ def _create_storage(dagster_home: Path, environment: Mapping[str, str]) -> None:
 
 
 def _write_workspace(plan: StackPlan) -> None:
-    plan.workspace.write_text(
-        f"load_from:\n  - grpc_server: {{host: {_HOST}, port: {plan.code_port}, location_name: {LOCATION_NAME}}}\n",
-        encoding="utf-8",
-    )
+    server = {"socket": str(plan.code_socket), "location_name": LOCATION_NAME}
+    # JSON is YAML, whatever is in the path.
+    plan.workspace.write_text(json.dumps({"load_from": [{"grpc_server": server}]}) + "\n", encoding="utf-8")
 
 
 def _state_file(home: Path) -> Path:
@@ -239,10 +244,10 @@ def _read_state(home: Path) -> dict[str, Any] | None:
     return state
 
 
-def _is_listening(port: int) -> bool:
-    with socket.socket() as probe:
+def _is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
-        return probe.connect_ex((_HOST, port)) == 0
+        return probe.connect_ex(str(path)) == 0
 
 
 def _answers(url: str) -> bool:

@@ -5,11 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from outbox_pipeline.processes import ProcessIdentity, wait_until
+from tests.fixtures.accounts import (
+    LONG,
+    OWNER,
+    as_owner,
+    needs_root,
+    open_to_strangers,
+    stranger_connects,
+)
 from tests.fixtures.homes import processes_of
 
 pytestmark = [pytest.mark.embedded_only, pytest.mark.timeout(240)]
@@ -17,12 +26,14 @@ pytestmark = [pytest.mark.embedded_only, pytest.mark.timeout(240)]
 _START_SECONDS = 90
 
 
-def start(home: Path) -> "subprocess.Popen[str]":
+UP = (sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--port", "0")
+
+
+def start(home: Path, command: Sequence[str] = UP) -> "subprocess.Popen[str]":
     """Start `outbox up` and return it once the UI's address is printed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--port", "0"],
-        env={**environment, "OUTBOX_HOME": str(home)},
+        command,
+        env={**os.environ, "OUTBOX_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -34,10 +45,9 @@ def start(home: Path) -> "subprocess.Popen[str]":
 
 def test_the_engines_say_which_home_they_are_on(own_home: Path) -> None:
     """Their line has the folder and the variable for it, without which another terminal would make a second home."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     engines = subprocess.Popen(
         [sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--engines-only"],
-        env={**environment, "OUTBOX_HOME": str(own_home)},
+        env={**os.environ, "OUTBOX_HOME": str(own_home)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,3 +95,21 @@ def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Pa
     assert stop(third, signal.SIGTERM) == 0
     assert wait_until(lambda: not processes_of(own_home), seconds=20), processes_of(own_home)
     assert not (own_home / "stack.json").exists()
+
+
+@needs_root
+@pytest.mark.parametrize(("owner", "name"), [("root", LONG), ("another", "home")])
+def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open_folder: Path) -> None:
+    """Neither through the files of the home, nor the code server, nor PostgreSQL."""
+    home = open_folder / "of the owner" / name
+    home.parent.mkdir()
+    if owner == "another":
+        os.chown(home.parent, OWNER, OWNER)
+    up = start(home, UP if owner == "root" else as_owner(*UP))
+    sockets = [*(home / "run").glob("*"), *(home / "run-elsewhere").glob("*"), *(home / "server" / "socket").glob("*")]
+
+    assert {"code.sock", ".s.PGSQL.5432"} <= {path.name for path in sockets}
+    assert {stranger_connects(path) for path in sockets if path.is_socket()} == {"PermissionError"}
+    assert open_to_strangers(home) == []
+    assert stop(up, signal.SIGTERM) == 0
+    assert wait_until(lambda: not processes_of(home), seconds=20), processes_of(home)

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import clickhouse_connect
-import psutil
 import psycopg
 import pytest
 
 from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse
 from outbox_pipeline.embedded.engines import EngineUrls, embedded_engines, running_engines
 from outbox_pipeline.embedded.homes import Home, locked
+from outbox_pipeline.embedded.places import data_folders
 from outbox_pipeline.embedded.postgres import running_postgres, start_postgres
 from outbox_pipeline.processes import wait_until
+from tests.fixtures.homes import processes_of
 
 pytestmark = pytest.mark.embedded_only
 
@@ -70,17 +71,6 @@ def leave(user: "subprocess.Popen[str]") -> None:
     assert user.returncode == 0
 
 
-def processes_of(home: Path) -> list[str]:
-    """Return the command lines of processes that work on *home*."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
-        command = " ".join(process.info["cmdline"] or [])
-        is_engine = "clickhouse_server" in command or "postgres" in command
-        if is_engine and (str(home) in command or str(home) in (process.info["cwd"] or "")):
-            found.append(command)
-    return found
-
-
 def kill(pid: int) -> None:
     """Kill a process as the kernel does when memory is short, and wait until it is gone."""
     os.kill(pid, signal.SIGKILL)
@@ -95,7 +85,8 @@ def test_two_processes_that_start_at_once_share_the_engines(
 
     assert first == second
     assert "None" not in first
-    assert len([command for command in processes_of(tmp_path) if " -D " in command or "--path" in command]) == 2
+    commands = [" ".join(process.cmdline()) for process in processes_of(tmp_path)]
+    assert len([command for command in commands if " -D " in command or "--path" in command]) == 2
     leave(users[0])
     assert running_engines(tmp_path) != NOTHING
     leave(users[1])
@@ -160,8 +151,9 @@ def test_killed_postgres_comes_back(tmp_path: Path) -> None:
 def test_postmaster_file_of_a_stranger_does_not_stop_the_start(tmp_path: Path) -> None:
     """A `postmaster.pid` whose pid is somebody else's by now is not believed."""
     with embedded_engines(tmp_path, clickhouse=False):
-        lines = (tmp_path / "postgres" / "postmaster.pid").read_text().splitlines()
-    (tmp_path / "postgres" / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+        file = data_folders(Home(tmp_path))[0] / "postmaster.pid"
+        lines = file.read_text().splitlines()
+    file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
     assert running_engines(tmp_path) == NOTHING
 
     with embedded_engines(tmp_path, clickhouse=False) as urls:
