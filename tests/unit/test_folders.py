@@ -1,7 +1,6 @@
 """The home is its owner's alone, and no folder that is somebody's is closed or taken."""
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,7 @@ from outbox_pipeline.folders import can_hold_socket, known_socket_folder, privat
 from outbox_pipeline.orchestration.instance import prepare_dagster_home
 from outbox_pipeline.orchestration.stack import running_stack
 from tests.fixtures.accounts import LONG, OWNER, needs_root
-
-
-def mode(path: Path) -> int:
-    """Return the permissions of a folder."""
-    return stat.S_IMODE(path.stat().st_mode)
+from tests.fixtures.folders import mode
 
 
 def test_a_new_home_is_closed(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from outbox_pipeline.embedded.places import data_folders
 from outbox_pipeline.embedded.postgres import running_postgres, start_postgres
 from outbox_pipeline.processes import wait_until
 from tests.fixtures.homes import processes_of
+from tests.fixtures.queries import execute, plain, rows
 
 pytestmark = pytest.mark.embedded_only
 
@@ -255,21 +256,3 @@ def read(urls: EngineUrls) -> tuple[list[object], list[object]]:
     """Read the rows of each engine."""
     client = clickhouse_connect.get_client(dsn=str(urls.clickhouse))
     return rows(urls, "SELECT a FROM t"), [row[0] for row in client.query("SELECT a FROM t").result_rows]
-
-
-def execute(urls: EngineUrls, *statements: str) -> None:
-    """Run statements on the outbox database."""
-    with psycopg.connect(plain(urls)) as connection:
-        for statement in statements:
-            connection.execute(statement.encode())
-
-
-def rows(urls: EngineUrls, query: str) -> list[object]:
-    """Return the first column of a query on the outbox database."""
-    with psycopg.connect(plain(urls)) as connection:
-        return [row[0] for row in connection.execute(query.encode())]
-
-
-def plain(urls: EngineUrls) -> str:
-    """Return the URL of the outbox database without the driver's name."""
-    return str(urls.postgres).replace("+psycopg", "")
