@@ -21,16 +21,17 @@ from pydantic_core import to_json
 
 from outbox_pipeline.errors import PublishError, first_line
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.settings import default_environment, load_settings
+from outbox_pipeline.settings import ENVIRONMENT_MAX_BYTES, default_environment, load_settings
 
-TEXT_MAX_CHARACTERS = 200
+#: Most bytes, in UTF-8, of each text beside the context; constraints of `outbox.event` say the same.
+MAX_BYTES = {"event_type": 500, "environment": ENVIRONMENT_MAX_BYTES, "trace_context": 8_192}
 VERSION_MAX = 2**63 - 1
 
 #: Deeper nesting is refused: PostgreSQL's parser and many readers recurse.
 DEPTH_MAX = 200
 
 #: Names almost all events have; whatever else is allowed is found out more slowly.
-_PLAIN_NAME = re.compile(rf"[!-~][ -~]{{0,{TEXT_MAX_CHARACTERS - 1}}}")
+_PLAIN_NAME = re.compile(rf"[!-~][ -~]{{0,{min(MAX_BYTES.values()) - 1}}}")
 
 _READABLE = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 _ESCAPED = json.JSONEncoder(allow_nan=False, ensure_ascii=True, separators=(",", ":"))
@@ -252,10 +253,14 @@ def _children(value: object) -> Iterator[object]:
 
 
 def _checked_size(text: str) -> str:
-    size = len(text) if text.isascii() else len(text.encode())
+    size = _size(text)
     if size > _context_max_bytes():
         raise PublishError("event_context", f"has {size} bytes, more than OUTBOX_CONTEXT_MAX_BYTES allows")
     return text
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 @lru_cache(maxsize=1)
@@ -271,8 +276,6 @@ def _checked_name(field: str, value: object) -> str:
     text = _checked_text(field, value)
     if not text.strip():
         raise PublishError(field, "must not be empty")
-    if len(text) > TEXT_MAX_CHARACTERS:
-        raise PublishError(field, f"must not be longer than {TEXT_MAX_CHARACTERS} characters")
     return text
 
 
@@ -283,6 +286,9 @@ def _checked_text(field: str, value: object) -> str:
     text = str.__str__(value)
     if "\0" in text or not _is_encodable(text):
         raise PublishError(field, "must not contain NUL or lone surrogates")
+    size = _size(text)
+    if size > MAX_BYTES[field]:
+        raise PublishError(field, f"has {size:,} bytes in UTF-8, more than the {MAX_BYTES[field]:,} it may have")
     return text
 
 

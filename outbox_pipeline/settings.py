@@ -22,6 +22,9 @@ from outbox_pipeline.errors import SettingsError, without_secrets
 #: The earliest day with a Dagster partition unless OUTBOX_START_DATE says otherwise.
 DEFAULT_START_DATE = date(2026, 1, 1)
 
+#: As the constraint of `outbox.event` has it; `events` has the other names' limits.
+ENVIRONMENT_MAX_BYTES = 200
+
 #: Eleven days. Much longer times are mistakes, and the longest have no interval in Python or PostgreSQL.
 _LONGEST_SECONDS = 1_000_000
 
@@ -50,7 +53,9 @@ class Settings(BaseSettings):
         description="As root: where the embedded PostgreSQL, which refuses to be run by root, has its data",
     )
     environment: str = Field(
-        "development", min_length=1, max_length=200, description="Environment written on each event"
+        "development",
+        min_length=1,
+        description=f"Environment written on each event, at most {ENVIRONMENT_MAX_BYTES} bytes",
     )
     clickhouse_table: str = Field(
         "event_log",
@@ -69,7 +74,7 @@ class Settings(BaseSettings):
         1_000_000, ge=1, description="Largest context in bytes before an event is quarantined"
     )
     batch_max_events: int = Field(500_000, ge=1, le=1_000_000, description="Most events in one batch")
-    batch_max_bytes: int = Field(160_000_000, ge=1, description="Most bytes of context text in one batch")
+    batch_max_bytes: int = Field(160_000_000, ge=1, description="Most bytes of text in one batch")
     linger_seconds: float = Field(
         0, ge=0, le=_LONGEST_SECONDS, description="How long a batch that is not full waits for more events"
     )
@@ -129,6 +134,13 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
+
+    @field_validator("environment")
+    @classmethod
+    def _check_environment(cls, value: str) -> str:
+        if len(value.encode(errors="surrogatepass")) > ENVIRONMENT_MAX_BYTES:
+            raise ValueError(f"OUTBOX_ENVIRONMENT must not be longer than {ENVIRONMENT_MAX_BYTES} bytes in UTF-8")
+        return value
 
     @field_validator("event_types", mode="before")
     @classmethod

@@ -32,7 +32,7 @@ def of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int] | None
         f"| types | {_counted(event_types) if event_types is not None else 'see the step validate_batch'} |",
         f"| refused | {_counted(count_reasons(batch.rejected or {}))} |",
         f"| oldest event | waited {marked.lag_seconds:,.1f} s |",
-        f"| took | {marked.seconds:,.1f} s for {marked.context_bytes:,} bytes of contexts |",
+        f"| took | {marked.seconds:,.1f} s for {marked.context_bytes:,} bytes of text |",
         f"| batch | `{batch.batch_id}`, attempt {batch.attempt}, generation {batch.generation} |",
         f"| positions | {batch.first_position} to {batch.last_position}, recorded on {batch.recorded_on} |",
         "",

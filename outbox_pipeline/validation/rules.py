@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from outbox_pipeline.events import MAX_BYTES
 from outbox_pipeline.registry import Registry, load_registry
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.validation.contract import MODEL_PROBLEM, REQUIRED
@@ -38,6 +39,8 @@ class Reason(StrEnum):
     """A text is not valid UTF-8, which a database in SQL_ASCII lets through."""
     NUL_CHARACTER = "nul_character"
     """The event type or the environment contains U+0000."""
+    NAME_TOO_LONG = "name_too_long"
+    """The event type, the environment or the trace context has more bytes than `events.MAX_BYTES`."""
     EVENT_TYPE_EMPTY = "event_type_empty"
     """The event type is empty or only whitespace."""
     EVENT_TYPE_UNKNOWN = "event_type_unknown"
@@ -125,6 +128,10 @@ def _nul_character(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
     return _any_of([_where_text(_column(frame, name), _has_nul) for name in ("event_type", "environment")])
 
 
+def _name_too_long(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
+    return _any_of([pc.greater(pc.binary_length(_column(frame, name)), most) for name, most in MAX_BYTES.items()])
+
+
 def _event_type_empty(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
     return _where_text(_column(frame, "event_type"), _is_blank)
 
@@ -190,6 +197,7 @@ _FINDERS: dict[Reason, Find] = {
     Reason.VALUE_MISSING: _value_missing,
     Reason.INVALID_UTF8: _invalid_utf8,
     Reason.NUL_CHARACTER: _nul_character,
+    Reason.NAME_TOO_LONG: _name_too_long,
     Reason.EVENT_TYPE_EMPTY: _event_type_empty,
     Reason.EVENT_TYPE_UNKNOWN: _event_type_unknown,
     Reason.ENVIRONMENT_EMPTY: _environment_empty,

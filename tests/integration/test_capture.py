@@ -264,8 +264,10 @@ def test_capturing_again_replaces_and_releasing_ends(orders: Engine) -> None:
         ("'passing'", "only a permanent table"),
         ("NULL", "there is no such table"),
         ("'orders', ' '", "event_type must have"),
-        ("'orders', repeat('x', 181)", "event_type must have"),
-        ("'orders', environment => ''", "environment must not be empty"),
+        ("'orders', repeat('x', 491)", "event_type must have 1 to 490 bytes"),
+        ("'orders', repeat('ä', 246)", "event_type must have 1 to 490 bytes"),
+        ("'orders', environment => ''", "environment must have 1 to 200 bytes"),
+        ("'orders', environment => repeat('ä', 101)", "environment must have 1 to 200 bytes"),
         ("'orders', metadata_version => 0", "metadata_version must be"),
         ("'orders', columns => '{id,nope}'", "it has no column nope (of generated"),
         ("'orders', columns => '{ctid}'", "it has no column ctid (of generated"),
@@ -289,6 +291,17 @@ def test_what_cannot_be_captured_is_refused(outbox_engine: Engine, call: str, sa
     ]
 
     assert said in refusal(outbox_engine, *prepare, f"SELECT outbox.capture({call})")
+
+
+def test_the_longest_names_can_be_captured(outbox_engine: Engine) -> None:
+    """What capture lets through no write is refused for, with the longest ending as well."""
+    run(outbox_engine, ORDERS, "SELECT outbox.capture('orders', repeat('ä', 245), repeat('e', 200))")
+    run(outbox_engine, "INSERT INTO orders VALUES (1)", "TRUNCATE orders")
+
+    assert [event_type for event_type, _ in published(outbox_engine)] == [
+        "ä" * 245 + "_inserted",
+        "ä" * 245 + "_truncated",
+    ]
 
 
 def test_who_writes_needs_no_right_on_the_outbox(outbox_engine: Engine, login: Callable[..., Engine]) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, computed_field
 
 from outbox_pipeline import events
-from outbox_pipeline.errors import PublishError
+from outbox_pipeline.errors import PublishError, SettingsError
 from outbox_pipeline.events import DEPTH_MAX, Event, context_text, prepare_event, prepare_events, snake_case
-from outbox_pipeline.settings import default_environment
+from outbox_pipeline.settings import default_environment, load_settings
 
 Item = TypeVar("Item")
 
@@ -320,12 +320,14 @@ def test_context_limit_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("event_type", None),
         ("event_type", ""),
         ("event_type", " \n"),
-        ("event_type", "x" * 201),
+        ("event_type", "x" * 501),
+        ("event_type", "ä" * 251),
         ("event_type", "a\0"),
         ("event_type", "a\ud800"),
         ("event_type", 3),
         ("environment", ""),
         ("environment", "x" * 201),
+        ("environment", "🎉" * 51),
         ("environment", "\0"),
         ("environment", "\udfff"),
         ("environment", b"prod"),
@@ -344,6 +346,8 @@ def test_context_limit_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("trace_context", 1),
         ("trace_context", "a\0"),
         ("trace_context", "\ud800"),
+        ("trace_context", "x" * 8_193),
+        ("trace_context", "ä" * 4_097),
     ],
 )
 def test_wrong_argument_is_refused_by_name(field: str, value: Any) -> None:
@@ -358,11 +362,41 @@ def test_wrong_argument_is_refused_by_name(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("event_type", "x" * 200), ("metadata_version", 2**63 - 1), ("environment", "e"), ("trace_context", "")],
+    [
+        ("event_type", "x" * 500),
+        ("event_type", "ä" * 250),
+        ("metadata_version", 2**63 - 1),
+        ("environment", "e"),
+        ("environment", "🎉" * 50),
+        ("trace_context", ""),
+        ("trace_context", "x" * 8_192),
+    ],
 )
 def test_limits_themselves_are_accepted(field: str, value: Any) -> None:
-    """The largest version, the longest name and an empty trace are fine."""
+    """The largest version, the longest names and traces and an empty trace are fine."""
     assert getattr(prepare_event({}, **{"event_type": "t", field: value}), field) == value
+
+
+def test_a_name_that_is_too_long_is_told_in_bytes_and_not_shown() -> None:
+    """The sentence names the field, its size and its limit, and nothing of the text."""
+    with pytest.raises(PublishError) as caught:
+        prepare_event({}, event_type="ä" * 300)
+
+    assert str(caught.value) == "event_type: has 600 bytes in UTF-8, more than the 500 it may have"
+
+
+@pytest.mark.parametrize(("environment", "is_fit"), [("e" * 200, True), ("ä" * 100, True), ("ä" * 101, False)])
+def test_the_environment_of_the_settings_is_as_short(
+    monkeypatch: pytest.MonkeyPatch, environment: str, is_fit: bool
+) -> None:
+    """OUTBOX_ENVIRONMENT is refused at the start, so that it never fails a publish."""
+    monkeypatch.setenv("OUTBOX_ENVIRONMENT", environment)
+
+    if is_fit:
+        assert load_settings().environment == environment
+    else:
+        with pytest.raises(SettingsError, match="OUTBOX_ENVIRONMENT must not be longer than 200 bytes"):
+            load_settings()
 
 
 @pytest.mark.parametrize("event", [None, [1], "{}", Reading(value=1), UserCreated])

@@ -8,6 +8,6 @@ from outbox_pipeline.postgres.migrations.files import script
 def run_file(name: str) -> None:
     """Execute every statement of `sql/<name>` in the migration's transaction.
 
-    Goes to the driver's cursor without parameters: colons and percent signs in the file mean themselves.
+    Goes to the driver without parameters: colons and percent signs in the file mean themselves.
     """
-    op.get_bind().connection.cursor().execute(script(name))
+    op.get_bind().exec_driver_sql(script(name), execution_options={"no_parameters": True})

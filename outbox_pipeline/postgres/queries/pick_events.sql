@@ -1,6 +1,7 @@
 -- The visible events of the unclaimed positions in order, up to a number: all of them, when they are of one day and not
 -- too many bytes (is_whole), as nearly always. Then nothing is sorted, and an event costs little more than its reading.
 -- Each stretch of positions has its own probe with a plain upper bound: an OR there would scan to the table's end.
+-- An event's bytes are those of its context, and of its names and trace what is beyond 200: what a batch needs in memory.
 -- Stretches come in order, so the limit ends the probing; were they ever not, what was left out would become a gap and be
 -- found there.
 WITH stretch AS MATERIALIZED (
@@ -15,7 +16,9 @@ total AS MATERIALIZED (
         SELECT event.*
         FROM stretch
         CROSS JOIN LATERAL (
-            SELECT position, recorded_at, context_bytes
+            SELECT position, recorded_at, context_bytes + greatest(
+                octet_length(event_type) + octet_length(environment) + coalesce(octet_length(trace_context), 0) - 200, 0
+            ) AS context_bytes
             FROM outbox.event
             WHERE position >= first_position AND position < end_position
             ORDER BY position

@@ -1,5 +1,6 @@
 -- The visible events of the unclaimed positions in order, up to the limits, all of the first one's day: some of those looked at.
 -- Each stretch of positions has its own probe with a plain upper bound: an OR there would scan to the table's end.
+-- An event's bytes are counted as in pick_events.sql.
 -- Stretches come in order and each probe is sorted after the one before it, so the limit ends the probing.
 -- Positions in a row become one range before anything is made of them: a range for each would double the time.
 WITH looked AS MATERIALIZED (
@@ -10,7 +11,9 @@ WITH looked AS MATERIALIZED (
         ORDER BY lower(stretch)
     ) AS ordered
     CROSS JOIN LATERAL (
-        SELECT position, recorded_at, context_bytes
+        SELECT position, recorded_at, context_bytes + greatest(
+            octet_length(event_type) + octet_length(environment) + coalesce(octet_length(trace_context), 0) - 200, 0
+        ) AS context_bytes
         FROM outbox.event
         WHERE position >= first_position AND position < coalesce(end_position, 9223372036854775807)
         ORDER BY position

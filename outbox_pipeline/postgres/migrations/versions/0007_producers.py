@@ -1,0 +1,11 @@
+"""What a producer may write is bounded."""
+
+from outbox_pipeline.postgres.migrations.run import run_file
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    """Add the limits."""
+    run_file("0007_producers.sql")
