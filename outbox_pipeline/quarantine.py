@@ -60,6 +60,7 @@ class Content:
     environment: str
     event_date_time: str
     recorded_at: datetime
+    published_by: str | None
     metadata_version: int
     context_bytes: int
     context: str

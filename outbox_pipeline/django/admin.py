@@ -127,7 +127,7 @@ class OutboxEventAdmin(ReadOnlyAdmin):
     list_select_related = ("state",)
     fields = (
         *("event_id", "event_type", "metadata_version", "environment", "event_date_time", "recorded_at", "position"),
-        *("status", "reasons", "batch_id", "processed_at", "run_id", "trace_context", "context"),
+        *("status", "reasons", "batch_id", "processed_at", "run_id", "published_by", "trace_context", "context"),
     )
     readonly_fields = fields
 

@@ -42,6 +42,7 @@ class OutboxEvent(ReadOnlyModel):
     metadata_version = models.BigIntegerField()
     recorded_at = models.DateTimeField()
     trace_context = models.TextField(null=True)
+    published_by = models.TextField(null=True)
 
     class Meta:
         """`outbox.event`; quoted by hand, because Django would quote the dot."""

@@ -65,12 +65,13 @@ class TracedBatch:
 
 @dataclass(frozen=True)
 class TracedEvent:
-    """The event as the outbox holds it."""
+    """The event as the outbox holds it; `published_by` is None for one from before that was noted."""
 
     event_type: str
     environment: str
     event_date_time: str
     recorded_at: datetime
+    published_by: str | None
     position: int
 
 

@@ -36,6 +36,7 @@ event = Table(
     Column("recorded_at", DateTime(timezone=True), nullable=False),
     Column("trace_context", Text),
     Column("context_bytes", Integer, Computed("octet_length(event_context::text)"), nullable=False),
+    Column("published_by", Text),
 )
 
 unclaimed = Table(

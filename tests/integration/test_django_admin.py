@@ -100,6 +100,7 @@ def test_an_event_is_shown_with_its_context(admin: Any, engine: Engine) -> None:
     assert "{&quot;n&quot;: 1.10, &quot;who&quot;: &quot;&lt;b&gt;ada&lt;/b&gt;&quot;}" in content
     assert "infinity" in content
     assert "time_too_far_ahead" in content
+    assert f">{engine.url.username}<" in content
     assert "pending" in page(admin, EVENTS + "9/change/")
 
 

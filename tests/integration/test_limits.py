@@ -157,6 +157,7 @@ def test_the_migration_neither_rewrites_nor_reads_the_events(before_limits: Engi
 
     with before_limits.connect() as connection:
         assert tuple(connection.execute(shape).one()) == (filenode, 1, 3)
+        assert connection.scalar(text("SELECT published_by FROM outbox.event")) is None
         with pytest.raises(IntegrityError):
             connection.exec_driver_sql(long)
 

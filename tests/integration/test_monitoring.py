@@ -214,6 +214,8 @@ def test_trace_follows_an_event_to_its_row(stores: Stores) -> None:
     found = trace_event(stores.engine, stores.settings, event_id)
 
     assert (waiting.status, waiting.batch, waiting.rows) == ("pending", None, [])
+    assert waiting.event is not None
+    assert waiting.event.published_by == stores.engine.url.username
     assert found.status == "processed"
     assert found.batch is not None
     assert found.rows is not None

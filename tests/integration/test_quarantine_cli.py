@@ -121,6 +121,7 @@ def test_show_prints_the_event_because_somebody_asked(outbox: Outbox, stores: St
     assert "discarded" in text
     assert "nobody needs it" in text
     assert found["content"]["context"] == '["the content"]'
+    assert found["content"]["published_by"] == stores.engine.url.username
     assert [stay["status"] for stay in found["history"]] == ["discarded"]
 
 

@@ -135,6 +135,11 @@ def test_the_function_holds_the_lock_that_a_cut_looks_for(producer: Engine, outb
         " OVERRIDING SYSTEM VALUE VALUES (1000000, 't', 'test', '{}')",
         "INSERT INTO outbox.event (event_type, environment, event_context, recorded_at)"
         " VALUES ('t', 'test', '{}', '2026-01-01Z')",
+        "INSERT INTO outbox.event (event_type, environment, event_context, published_by)"
+        " VALUES ('t', 'test', '{}', 'somebody else')",
+        "COPY outbox.event (event_type, environment, event_context, published_by) FROM STDIN",
+        "SELECT published_by FROM outbox.event",
+        "SET SESSION AUTHORIZATION outbox_pipeline",
         "COPY outbox.event (position, event_type, environment, event_context) FROM STDIN",
         "COPY outbox.event FROM STDIN",
         "COPY outbox.event (event_context) TO STDOUT",
@@ -180,6 +185,31 @@ def test_a_producer_sees_ids_and_nothing_else(producer: Engine, outbox_engine: E
 
     with producer.begin() as connection:
         assert list(connection.scalars(text("SELECT event_id FROM outbox.event"))) == event_ids
+
+
+def test_who_wrote_an_event_is_noted(login: Callable[..., Engine], outbox_engine: Engine) -> None:
+    """By every way to publish it is the role that had logged in, also after SET ROLE."""
+    producer = login("outbox_producer")
+    name = producer.url.username
+    with outbox_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE orders (id int)")
+        connection.exec_driver_sql("SELECT outbox.capture('orders')")
+        connection.exec_driver_sql(f"GRANT INSERT ON orders TO {name}")
+    with producer.begin() as connection:
+        publish_event(connection, {"n": 1}, event_type="one")
+        publish_events(connection, [{"n": 1}, {"n": 2}], event_type="many")
+        connection.exec_driver_sql(EVENT)
+        connection.exec_driver_sql("SELECT outbox.publish('function', '{}')")
+        connection.exec_driver_sql("INSERT INTO orders VALUES (1)")
+        connection.exec_driver_sql("SET ROLE outbox_producer")
+        connection.exec_driver_sql("SELECT outbox.publish('other role', '{}')")
+
+    with outbox_engine.begin() as connection:
+        rows = connection.execute(text("SELECT published_by, event_type FROM outbox.event ORDER BY position"))
+        assert [tuple(row) for row in rows] == [
+            (name, event_type)
+            for event_type in ("one", "many", "many", "t", "function", "orders_inserted", "other role")
+        ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 -- One event's life as the ledger knows it. Times of the event itself travel as text: infinity and BC have no datetime.
-SELECT event.position, event.event_type, event.environment, event.recorded_at,
+SELECT event.position, event.event_type, event.environment, event.recorded_at, event.published_by,
        event.event_date_time::text AS event_date_time,
        CASE WHEN isfinite(event.event_date_time)
            THEN (extract(epoch FROM event.event_date_time) * 1000000)::bigint END AS event_micros,

@@ -1,4 +1,4 @@
--- What a producer may write: names of a bounded size, and nothing of what PostgreSQL itself notes about an event.
+-- What a producer may write: names of a bounded size. Who wrote an event is PostgreSQL's to note, never the producer's.
 
 -- A captured table whose names are longer than these limits would refuse its application's writes from here on.
 DO $$
@@ -24,6 +24,11 @@ ALTER TABLE outbox.event
     ADD CONSTRAINT environment_has_at_most_200_bytes CHECK (octet_length(environment) <= 200) NOT VALID,
     ADD CONSTRAINT trace_context_has_at_most_8192_bytes CHECK (octet_length(trace_context) <= 8192) NOT VALID;
 
+-- First without a default, which would be written into every row: who published those from before is not known.
+ALTER TABLE outbox.event ADD COLUMN published_by text;
+ALTER TABLE outbox.event ALTER COLUMN published_by SET DEFAULT session_user;
+
+COMMENT ON COLUMN outbox.event.published_by IS 'The role that had logged in where the event was written, whatever SET ROLE or a function''s owner made of it. NULL: written before this was noted.';
 COMMENT ON COLUMN outbox.batch.context_bytes IS 'Bytes of its contexts, and of the other texts of an event beyond 200: what the size limit counts.';
 
 -- As before, and nothing is captured under names that a write would then be refused for.

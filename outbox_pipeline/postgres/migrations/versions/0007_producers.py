@@ -1,4 +1,4 @@
-"""What a producer may write is bounded."""
+"""What a producer may write is bounded, and who wrote an event is noted."""
 
 from outbox_pipeline.postgres.migrations.run import run_file
 
@@ -7,5 +7,5 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Add the limits."""
+    """Add the limits and the column for the writer."""
     run_file("0007_producers.sql")
