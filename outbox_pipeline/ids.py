@@ -17,17 +17,22 @@ def uuid7() -> UUID:
 
 
 class EventId(UUID):
-    """The id of a published event: a UUID that also says whether the outbox had the event already."""
+    """The id of a published event: a UUID that also says whether the outbox had the event already.
 
-    __slots__ = ("is_repeat",)
+    A repeat `differs` when the event that the outbox has under this id is of another type, version or context.
+    """
+
+    __slots__ = ("differs", "is_repeat")
     is_repeat: bool
+    differs: bool
 
-    def __init__(self, event_id: UUID, *, is_repeat: bool) -> None:
+    def __init__(self, event_id: UUID, *, is_repeat: bool, differs: bool = False) -> None:
         """Take the number of *event_id*."""
         # A UUID refuses to be changed, its own way of setting included.
         object.__setattr__(self, "int", event_id.int)
         object.__setattr__(self, "is_safe", event_id.is_safe)
         object.__setattr__(self, "is_repeat", is_repeat)
+        object.__setattr__(self, "differs", differs)
 
     def __reduce__(self) -> tuple[type[UUID], tuple[str]]:
         """Copy and pickle as the plain UUID it is to everybody else."""

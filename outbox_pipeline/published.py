@@ -7,31 +7,40 @@ Invariant: with no listener both cost one look at an empty list, and neither can
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
 
 if TYPE_CHECKING:
     from outbox_pipeline.events import EventRow
 
-    #: Is given the events of one call; returns how many were new to it.
-    Listener = Callable[[Sequence[EventRow]], int]
+    #: Is given the events of one call; returns what they were to it.
+    Listener = Callable[[Sequence[EventRow]], "Written"]
+
+
+class Written(NamedTuple):
+    """What became of the events of one call: how many were new, and the ids of repeats that say something else."""
+
+    new_count: int
+    differing: tuple[UUID, ...] = ()
+
 
 _observers: "list[Listener]" = []
 _stand_ins: "list[Listener]" = []
 
 
-def announced(rows: "Sequence[EventRow]", new_count: int | None) -> int | None:
-    """Tell the observers that *rows* were written, in a transaction whose end nobody knows yet; return *new_count*.
+def announced(rows: "Sequence[EventRow]", written: Written | None) -> Written | None:
+    """Tell the observers that *rows* were written, in a transaction whose end nobody knows yet; return *written*.
 
     They are told nothing when it is None: best effort has given the events up.
     """
-    if new_count is not None:
+    if written is not None:
         for observer in _observers:
             observer(rows)
-    return new_count
+    return written
 
 
-def take(rows: "Sequence[EventRow]") -> int | None:
-    """Hand *rows* to what stands in for the outbox and return how many were new; None when nothing stands in."""
+def take(rows: "Sequence[EventRow]") -> Written | None:
+    """Hand *rows* to what stands in for the outbox and return what they were to it; None when nothing stands in."""
     return _stand_ins[-1](rows) if _stand_ins else None
 
 

@@ -186,7 +186,7 @@ def replace(engine: Engine, wanted: Filter, corrected: EventRow, *, lock_timeout
         check_version(connection)
         locked = store.lock_held(connection, wanted)
         _require_held(connection, wanted, found=len(locked))
-        if insert_events(connection, [corrected]) != 1:
+        if insert_events(connection, [corrected]).new_count != 1:
             raise QuarantineError(
                 f"The outbox has an event {corrected.event_id} already: leave event_id out of the file, or give "
                 "another one. Nothing was changed."

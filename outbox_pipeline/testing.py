@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 
 from outbox_pipeline import published
+from outbox_pipeline.published import Written
 
 if TYPE_CHECKING:
     from outbox_pipeline.events import Event, EventRow
@@ -77,12 +78,11 @@ class Outbox:
         """
         self._ends.append(published.replace_outbox(self._record))
 
-    def _record(self, rows: "Sequence[EventRow]") -> int:
+    def _record(self, rows: "Sequence[EventRow]") -> Written:
         with self._lock:
             before = len(self._rows)
-            for row in rows:
-                self._rows.setdefault(row.event_id, row)
-            return len(self._rows) - before
+            differing = [row.event_id for row in rows if _differs(self._rows.setdefault(row.event_id, row), row)]
+            return Written(len(self._rows) - before, tuple(differing))
 
     def _watch(self) -> None:
         self._ends.append(published.observe(self._record))
@@ -90,6 +90,11 @@ class Outbox:
     def _end(self) -> None:
         while self._ends:
             self._ends.pop()()
+
+
+def _differs(first: "EventRow", again: "EventRow") -> bool:
+    said = [(row.event_type, row.metadata_version, row.event_context) for row in (first, again)]
+    return said[0] != said[1]
 
 
 def _shown(row: "EventRow") -> PublishedEvent:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
+from uuid import UUID
 
 import typer
 
 from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_json, progress
 
 if TYPE_CHECKING:
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
 #: Events held in memory at once.
 _CHUNK_EVENTS = 5_000
 
+#: Ids named in a message; `--json` has all of them.
+_IDS_SHOWN = 10
+
 
 @dataclass(frozen=True)
 class Published:
-    """What publishing a file did."""
+    """What publishing a file did; `differing` are the ids already there with another type, version or context."""
 
     published: int
     already_there: int
+    differing: list[UUID]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,7 +56,8 @@ def publish(
 
     Each line is an object with event_type and event_context (an object, kept exactly as written), and if you like
     event_id, event_date_time (ISO 8601 with offset), environment, metadata_version and trace_context. Events whose
-    event_id is in the outbox already change nothing. A malformed line is named and nothing of the file is published.
+    event_id is in the outbox already change nothing; those that it has with another type, version or context are named.
+    A malformed line is named and nothing of the file is published.
 
     Example: `echo '{"event_type": "hello", "event_context": {"who": "world"}}' | outbox publish -`
     """
@@ -70,19 +77,32 @@ def publish(
         print_json(done)
     else:
         typer.echo(f"published {done.published}, already there {done.already_there}")
+    if done.differing:
+        complain(_told(done.differing))
 
 
 def _insert(connection: "Connection", rows: "Iterable[EventRow]", name: str) -> Published:
     from outbox_pipeline.publish import insert_events
 
     read = published = 0
+    differing: list[UUID] = []
     with progress("events") as display:
         task = display.add_task(f"Publishing {name}", total=None, events=0)
         for chunk in _chunks(rows):
-            published += insert_events(connection, chunk)
+            written = insert_events(connection, chunk)
+            published += written.new_count
+            differing += written.differing
             read += len(chunk)
             display.update(task, events=f"{read:,}")
-    return Published(published, read - published)
+    return Published(published, read - published, differing)
+
+
+def _told(differing: list[UUID]) -> str:
+    ids = ", ".join(map(str, differing[:_IDS_SHOWN]))
+    more = f" and {len(differing) - _IDS_SHOWN:,} more" if len(differing) > _IDS_SHOWN else ""
+    return (
+        f"The outbox has these with another type, version or context; what the file says is not published: {ids}{more}."
+    )
 
 
 def _chunks(rows: "Iterable[EventRow]") -> "Iterator[list[EventRow]]":

@@ -14,7 +14,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections, router
 
 from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.publish.steps import Step, Wire
+from outbox_pipeline.publish.steps import Reply, Step, Wire
 
 _PARAMETER = pattern(r":(\w+)")
 
@@ -44,11 +44,10 @@ def alias_of(using: str | None) -> str:
     return alias
 
 
-def _execute(connection: Any, step: Step) -> int:
+def _execute(connection: Any, step: Step) -> Reply:
     with connection.cursor() as cursor:
-        cursor.execute(_pyformat(step[0]), step[1] or None)
-        count: int = cursor.rowcount
-        return count
+        cursor.execute(_pyformat(step.statement), step.parameters or None)
+        return Reply(cursor.rowcount, cursor.fetchone()[0] if step.is_question else None)
 
 
 @cache

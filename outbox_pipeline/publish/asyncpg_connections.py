@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncpg import InterfaceError, PostgresError
 
-from outbox_pipeline.publish.steps import AsyncWire, Step
+from outbox_pipeline.publish.steps import AsyncWire, Reply, Step
 
 _PARAMETER = re.compile(r":(\w+)")
 
@@ -21,12 +21,14 @@ def async_wire_of(connection: Any) -> AsyncWire:
     )
 
 
-async def _execute(connection: Any, step: Step) -> int:
-    statement, names = _numbered(step[0])
+async def _execute(connection: Any, step: Step) -> Reply:
+    statement, names = _numbered(step.statement)
+    values = [step.parameters[name] for name in names]
+    if step.is_question:
+        return Reply(text=await connection.fetchval(statement, *values))
     # "INSERT 0 3"; savepoints have no number.
-    tag = await connection.execute(statement, *[step[1][name] for name in names])
-    count = str(tag).rpartition(" ")[2]
-    return int(count) if count.isdecimal() else 0
+    count = str(await connection.execute(statement, *values)).rpartition(" ")[2]
+    return Reply(int(count) if count.isdecimal() else 0)
 
 
 @cache

@@ -10,6 +10,7 @@ from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable,
 from outbox_pipeline.publish.kinds import write_through
 from outbox_pipeline.publish.repeats import event_id_of, event_ids_of
 from outbox_pipeline.publish.steps import Manner
+from outbox_pipeline.published import Written
 
 if TYPE_CHECKING:
     from outbox_pipeline.publish.kinds import SyncSession
@@ -45,8 +46,9 @@ def publish_event(
 
     *event* is an Event, or a mapping together with an `event_type`. Further keywords are `event_type`,
     `metadata_version`, `event_date_time` (aware, now by default), `environment`, `event_id` and `trace_context`.
-    With an `event_id` of your own, publishing it again does nothing, whatever the event says now, and the id that is
-    returned says so: `is_repeat`. Without one a UUID version 7 is drawn.
+    With an `event_id` of your own, publishing it again does nothing, and the id that is returned says so: `is_repeat`,
+    and `differs` when the event that is there is of another type, version or context. Without one a UUID version 7 is
+    drawn.
 
     With `required=False` the business comes first: an event that cannot be written is logged and counted, None is
     returned, and the transaction goes on. `allow_autocommit=True` accepts a connection on which the event is
@@ -98,9 +100,9 @@ def publish_events(
     return event_ids_of(rows, write_through(session, rows, Manner(required, allow_autocommit)))
 
 
-def insert_events(session: "SyncSession", rows: Sequence[EventRow]) -> int:
-    """Insert *rows* and return how many were new; those whose `event_id` the outbox already has are left out.
+def insert_events(session: "SyncSession", rows: Sequence[EventRow]) -> Written:
+    """Insert *rows* and return what they were; those whose `event_id` the outbox already has are left out.
 
     Raises NoTransactionError on a connection in autocommit, where a failing page would leave earlier ones behind.
     """
-    return write_through(session, rows, Manner()) or 0
+    return write_through(session, rows, Manner()) or Written(0)

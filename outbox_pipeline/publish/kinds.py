@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from outbox_pipeline import published
 from outbox_pipeline.events import EventRow
 from outbox_pipeline.publish.steps import AsyncWire, Manner, Wire, write, write_async
+from outbox_pipeline.published import Written
 
 if TYPE_CHECKING:
     import asyncpg
@@ -65,7 +66,7 @@ def is_async_session(session: object) -> bool:
 
 def write_through(
     session: Any, rows: Sequence[EventRow], manner: Manner, *, wire_of: Callable[[Any], Wire] | None = None
-) -> int | None:
+) -> Written | None:
     """Write *rows* through a session that is called; see `write`. Raises TypeError for any other kind.
 
     A framework that knows its connections by another word than the object gives its own *wire_of*.
@@ -76,7 +77,7 @@ def write_through(
     return published.announced(rows, write((wire_of or _wire_of)(session), rows, manner))
 
 
-async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> int | None:
+async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> Written | None:
     """Write *rows* through a session that is awaited; see `write`. Raises TypeError for any other kind."""
     taken = published.take(rows)
     if taken is not None:
@@ -85,7 +86,7 @@ async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Ma
     if library == "sqlalchemy":
         # A registry of sessions, unlike a session, cannot run anything itself.
         runner = session if hasattr(session, "run_sync") else session()
-        outcome: int | None = await runner.run_sync(write_through, rows, manner)
+        outcome: Written | None = await runner.run_sync(write_through, rows, manner)
         return outcome
     return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
 

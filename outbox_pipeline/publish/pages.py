@@ -4,7 +4,7 @@ Invariant: what the server takes apart is what was put together. A page holding 
 sent event by event instead; JSON allows no control character outside an escape, so only names and traces can.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -20,11 +20,30 @@ SEPARATOR = "\x1e"
 NO_TRACE = "\x1d"
 
 
-class Page(NamedTuple):
-    """A statement with its parameters, and how many events it writes."""
+#: What a repeat is compared by.
+_COMPARED = ("event_id", "event_type", "event_context", "metadata_version")
 
-    step: tuple[str, dict[str, str | None]]
+
+class Step(NamedTuple):
+    """A statement with `:name` parameters and their values, all texts; a question is answered by one text."""
+
+    statement: str
+    parameters: Mapping[str, str | None]
+    is_question: bool = False
+
+
+class Page(NamedTuple):
+    """The statement that writes some events, and how many they are."""
+
+    step: Step
     event_count: int
+
+    @property
+    def question(self) -> Step:
+        """Which of the events the outbox has with another type, version or context: their ids, parted by spaces."""
+        name = "differing_event" if self.event_count == 1 else "differing_events"
+        compared = {column: self.step.parameters[column] for column in _COMPARED}
+        return Step(query_text(name), compared, is_question=True)
 
 
 def pages(rows: Sequence[EventRow]) -> Iterator[Page]:
@@ -51,7 +70,7 @@ def _statements(rows: list[EventRow]) -> Iterator[Page]:
     if len(rows) > 1:
         columns = _joined(rows)
         if _is_separable(columns, rows):
-            yield Page((query_text("insert_events"), columns), len(rows))
+            yield Page(Step(query_text("insert_events"), columns), len(rows))
             return
     for row in rows:
         yield _alone(row)
@@ -67,7 +86,7 @@ def _alone(row: EventRow) -> Page:
         "metadata_version": str(row.metadata_version),
         "trace_context": row.trace_context,
     }
-    return Page((query_text("insert_event"), texts), 1)
+    return Page(Step(query_text("insert_event"), texts), 1)
 
 
 def _joined(rows: list[EventRow]) -> dict[str, str | None]:

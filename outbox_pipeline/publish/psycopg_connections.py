@@ -12,8 +12,9 @@ from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
 
-from outbox_pipeline.publish.steps import AsyncWire, Step, Wire
+from outbox_pipeline.publish.steps import AsyncWire, Reply, Step, Wire
 
 _PARAMETER = re.compile(r":(\w+)")
 
@@ -28,21 +29,25 @@ def async_wire_of(connection: AsyncConnection[Any]) -> AsyncWire:
     return AsyncWire(partial(_execute_async, connection), (Error,), _is_autocommit(connection))
 
 
-def _execute(connection: Connection[Any], step: Step) -> int:
-    # A cursor of our own: the connection's factory may make ones that speak another parameter style.
+def _execute(connection: Connection[Any], step: Step) -> Reply:
+    # A cursor of our own: the connection's factories may make ones that speak another parameter style, or other rows.
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
-    with Cursor(connection) as cursor:
+    with Cursor(connection, row_factory=tuple_row) as cursor:
         with waiting:
-            cursor.execute(_pyformat(step[0]), step[1])
-        return cursor.rowcount
+            cursor.execute(_pyformat(step.statement), step.parameters)
+        return Reply(cursor.rowcount, _text(cursor.fetchone()) if step.is_question else None)
 
 
-async def _execute_async(connection: AsyncConnection[Any], step: Step) -> int:
+async def _execute_async(connection: AsyncConnection[Any], step: Step) -> Reply:
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
-    async with AsyncCursor(connection) as cursor:
+    async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
         async with waiting:
-            await cursor.execute(_pyformat(step[0]), step[1])
-        return cursor.rowcount
+            await cursor.execute(_pyformat(step.statement), step.parameters)
+        return Reply(cursor.rowcount, _text(await cursor.fetchone()) if step.is_question else None)
+
+
+def _text(row: tuple[Any, ...] | None) -> str | None:
+    return None if row is None else row[0]
 
 
 @cache

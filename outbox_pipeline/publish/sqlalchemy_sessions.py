@@ -10,7 +10,7 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from outbox_pipeline.postgres import tables
-from outbox_pipeline.publish.steps import Step, Wire
+from outbox_pipeline.publish.steps import Reply, Step, Wire
 
 #: The second is what a connection raises that was found dead by an earlier statement.
 ERRORS = (DBAPIError, PendingRollbackError)
@@ -25,9 +25,9 @@ def wire_of(session: Any) -> Wire:
     return Wire(partial(_execute, connection), ERRORS, _is_autocommit(connection))
 
 
-def _execute(connection: Connection, step: Step) -> int:
-    statement, parameters = step
-    return connection.execute(_prepared(statement), parameters).rowcount
+def _execute(connection: Connection, step: Step) -> Reply:
+    result = connection.execute(_prepared(step.statement), step.parameters)
+    return Reply(text=result.scalar()) if step.is_question else Reply(result.rowcount)
 
 
 @cache

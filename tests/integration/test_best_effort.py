@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
@@ -258,10 +259,13 @@ def test_repeat_is_seen_in_a_pipeline(published: Engine) -> None:
     url = driver_url(published.url.render_as_string(hide_password=False))
     event_id = uuid4()
 
-    async def repeat() -> bool:
-        async with await psycopg.AsyncConnection.connect(url) as opened, opened.pipeline():
-            return (await publish_event_async(opened, SECRET, event_id=event_id)).is_repeat
+    async def repeat(event: UserCreated) -> tuple[bool, bool]:
+        async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as opened, opened.pipeline():
+            again = await publish_event_async(opened, event, event_id=event_id)
+            return again.is_repeat, again.differs
 
-    with psycopg.connect(url) as connection, connection.pipeline():
+    with psycopg.connect(url, row_factory=dict_row) as connection, connection.pipeline():
         assert not publish_event(connection, SECRET, event_id=event_id).is_repeat
-    assert asyncio.run(repeat())
+        assert publish_event(connection, UserCreated(email="other"), event_id=event_id).differs
+    assert asyncio.run(repeat(SECRET)) == (True, False)
+    assert asyncio.run(repeat(UserCreated(email="other"))) == (True, True)

@@ -157,7 +157,13 @@ def test_repeat_is_a_no_op_that_says_so(connection: Any, published: Engine) -> N
     with transaction.atomic():
         again = publish_event(UserCreated(email="again"), event_id=event_id)
 
+    with transaction.atomic():
+        same = publish_event(UserCreated(email="first"), event_id=event_id)
+        many = publish_events([UserCreated(email="other"), UserCreated(email="first")], event_ids=[event_id] * 2)
+
     assert (first.is_repeat, again.is_repeat) == (False, True)
+    assert (first.differs, again.differs, same.differs) == (False, True, False)
+    assert many == [event_id] * 2
     assert emails(published) == ["first"]
 
 

@@ -472,12 +472,31 @@ def test_commands_carry_events_from_a_file_to_clickhouse(outbox: Callable[..., R
     status, trace = outbox("status", "--json"), outbox("trace", event_id, "--json")
     asked = outbox("sql", "SELECT event_context FROM event_log", "--format", "RawBLOB")
 
-    assert (init.exit_code, json.loads(first.stdout)) == (0, {"published": 1, "already_there": 0})
-    assert again.stdout == "published 0, already there 1\n"
+    assert (init.exit_code, json.loads(first.stdout)) == (0, {"published": 1, "already_there": 0, "differing": []})
+    assert (again.stdout, again.stderr) == ("published 0, already there 1\n", "")
     assert json.loads(relayed.stdout)["delivered"] == 1
     assert json.loads(status.stdout)["processed"] == 1
     assert json.loads(trace.stdout)["rows"][0]["position"] == 1
     assert asked.stdout == context
+
+
+def test_a_file_that_says_something_else_of_a_known_event_is_told(
+    outbox: Callable[..., Result], stores: Stores
+) -> None:
+    """The first event stays, the others of the file are published, and the ids that differ are named, no contents."""
+    old, new = publish(stores.engine)[0], uuid4()
+    file = "".join(
+        f'{{"event_type": "t", "event_id": "{event_id}", "event_context": {{"text": "sekret"}}}}\n'
+        for event_id in (old, new)
+    )
+
+    text, machine = outbox("publish", "-", given=file), outbox("publish", "-", "--json", given=file)
+
+    assert (text.exit_code, text.stdout) == (0, "published 1, already there 1\n")
+    assert str(old) in text.stderr
+    assert str(new) not in text.stderr
+    assert "sekret" not in text.stderr
+    assert json.loads(machine.stdout) == {"published": 0, "already_there": 2, "differing": [str(old)]}
 
 
 def test_bad_line_publishes_nothing_of_the_file(outbox: Callable[..., Result], stores: Stores, tmp_path: Path) -> None:

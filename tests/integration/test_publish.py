@@ -130,9 +130,9 @@ def test_insert_events_counts_what_was_new(outbox_engine: Engine) -> None:
     """Rows already in the outbox, or twice in the call, do not count."""
     old, new = (prepare_event({}, event_type="t") for _ in range(2))
     with outbox_engine.begin() as connection:
-        assert insert_events(connection, [old]) == 1
-        assert insert_events(connection, [old, new, new]) == 1
-        assert insert_events(connection, [old, new]) == 0
+        assert insert_events(connection, [old]).new_count == 1
+        assert insert_events(connection, [old, new, new]).new_count == 1
+        assert insert_events(connection, [old, new]).new_count == 0
 
     assert len(stored(outbox_engine)) == 2
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, Text, cast, select
 from structlog.contextvars import bound_contextvars
+from structlog.testing import capture_logs
 
 from outbox_pipeline import Event, NoTransactionError, PublishError, publishes
 from outbox_pipeline.postgres.tables import event as event_table
@@ -144,6 +146,63 @@ def test_repeat_is_a_no_op_that_says_so(within: Callable[..., Any], published: E
     assert (first, first.is_repeat) == (event_id, False)
     assert (again, again.is_repeat) == (event_id, True)
     assert emails(published) == ["first", "other"]
+
+
+def test_a_repeat_that_says_something_else_is_told(within: Callable[..., Any], published: Engine) -> None:
+    """Another type, version or context under a known id is a repeat that differs; another time or trace is not."""
+    event_id = uuid4()
+    first = {"event_id": event_id, "event_type": "t", "metadata_version": 2}
+    again = [
+        ({"n": 1}, first),
+        ({"n": 1}, first | {"environment": "other", "event_date_time": datetime.now(UTC), "trace_context": "other"}),
+        ({"n": 2}, first),
+        ({"n": 1}, first | {"event_type": "other"}),
+        ({"n": 1}, first | {"metadata_version": 3}),
+    ]
+
+    async def work(opened: Opened) -> Any:
+        assert not (await opened.publish({"n": 1}, **first)).differs
+        told = [await opened.publish(context, **fields) for context, fields in again]
+        told += [await opened.publish({"n": 2}, required=False, **first)]
+        await opened.commit()
+        return told
+
+    told = within(work)
+
+    assert told == [event_id] * 6
+    assert [one.is_repeat for one in told] == [True] * 6
+    assert [one.differs for one in told] == [False, False, True, True, True, True]
+    assert len(ids(published)) == 1
+
+
+def test_many_at_once_name_those_that_say_something_else(within: Callable[..., Any], published: Engine) -> None:
+    """The log names ids and counts, the ids come back as ever, and the first event stays whoever repeats it."""
+    known, other, fresh, twice = (uuid4() for _ in range(4))
+
+    async def work(opened: Opened) -> Any:
+        await opened.publish_many([{"email": "a"}, {"email": "b"}], event_type="t", event_ids=[known, other])
+        texts = ["a", "sekret", "c", "first", "second"]
+        event_ids = await opened.publish_many(
+            [{"email": text} for text in texts], event_type="t", event_ids=[known, other, fresh, twice, twice]
+        )
+        await opened.commit()
+        return event_ids
+
+    with capture_logs() as lines:
+        assert within(work) == [known, other, fresh, twice, twice]
+
+    assert emails(published) == ["a", "b", "c", "first"]
+    assert [line for line in lines if line["event"] == "event_repeated"] == [
+        {"event": "event_repeated", "log_level": "info", "event_id": None, "event_type": "t", "count": 1},
+        {
+            "event": "event_repeated",
+            "log_level": "warning",
+            "event_ids": [str(other), str(twice)],
+            "count": 2,
+            "differs": True,
+        },
+    ]
+    assert "sekret" not in str(lines)
 
 
 def test_refused_event_leaves_the_transaction_usable(within: Callable[..., Any], published: Engine) -> None:

@@ -91,7 +91,9 @@ def test_isolated_tests_need_no_database(application: pytest.Pytester) -> None:
         def test_repeats_say_so(outbox):
             event_id = "0b8f1c1e-6c55-4d0a-9a44-0d1f3f2f6a11"
             assert not publish_event(None, {"n": 1}, event_type="t", event_id=event_id).is_repeat
-            assert publish_event(None, {"n": 2}, event_type="t", event_id=event_id).is_repeat
+            again = publish_event(None, {"n": 2}, event_type="t", event_id=event_id)
+            same = publish_event(None, {"n": 1}, event_type="t", event_id=event_id)
+            assert (again.is_repeat, again.differs, same.is_repeat, same.differs) == (True, True, True, False)
             assert [event.event_context for event in outbox.published("t")] == [{"n": 1}]
 
         def test_what_is_refused_is_not_published(outbox):

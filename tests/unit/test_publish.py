@@ -127,7 +127,7 @@ def test_pages_are_bounded_by_rows_and_by_size(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pages, "PAGE_CHARACTERS", 40)
     rows = [prepare_event({"a": "x" * size}, event_type="t") for size in (1, 1, 1, 1, 100, 20, 20, 1)]
 
-    sent = [page.step[1]["event_id"] or "" for page in pages.pages(rows)]
+    sent = [page.step.parameters["event_id"] or "" for page in pages.pages(rows)]
 
     assert counts(rows) == [3, 1, 1, 1, 2]
     assert pages.SEPARATOR.join(sent).split(pages.SEPARATOR) == [row.event_id.hex for row in rows]
@@ -189,7 +189,7 @@ def test_event_ids_fit_the_events(engine: Engine, event_ids: list[Any]) -> None:
 def test_event_id_is_a_uuid_to_everybody_else() -> None:
     """An id that was returned compares, hashes, copies and pickles as the UUID it is."""
     plain = uuid4()
-    event_id = EventId(plain, is_repeat=True)
+    event_id = EventId(plain, is_repeat=True, differs=True)
 
     assert (event_id, str(event_id), hash(event_id)) == (plain, str(plain), hash(plain))
     assert isinstance(event_id, UUID)

@@ -29,7 +29,7 @@ missing AS (
     UNION ALL
     SELECT 101, format('EXECUTE on function outbox.%s', proname)
     FROM pg_proc JOIN schema ON schema.oid = pronamespace
-    WHERE proname IN ('publish', 'advance_positions') AND NOT has_function_privilege(pg_proc.oid, 'EXECUTE')
+    WHERE proname IN ('publish', 'event_differs', 'advance_positions') AND NOT has_function_privilege(pg_proc.oid, 'EXECUTE')
     UNION ALL
     SELECT 102, format('TEMPORARY on database %I', current_database())
     WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')

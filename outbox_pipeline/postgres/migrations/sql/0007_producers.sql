@@ -71,3 +71,91 @@ BEGIN
     END LOOP;
     RETURN types;
 END $$;
+
+-- Whoever takes an id first keeps it, so a repeat that says something else must not pass unseen. Producers read no event:
+-- they are told no more than that.
+CREATE FUNCTION outbox.event_differs(event_id uuid, event_type text, event_context text, metadata_version bigint)
+    RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    differs boolean := EXISTS (
+        SELECT FROM outbox.event
+        WHERE event.event_id = event_differs.event_id
+            AND (event.event_type, event.metadata_version, event.event_context::text) IS DISTINCT FROM
+                (event_differs.event_type, event_differs.metadata_version, event_differs.event_context)
+    );
+BEGIN
+    IF differs THEN
+        RAISE WARNING 'Event % is in the outbox with another type, version or context, and is not written again', event_id
+            USING HINT = 'Publish what is new under an event_id of its own.';
+    END IF;
+    RETURN differs;
+END $$;
+
+COMMENT ON FUNCTION outbox.event_differs IS 'Whether the outbox has an event with this id and another type, version or context, byte for byte; a warning then names the id.';
+
+-- As before, and a repeat that says something else is warned of.
+CREATE OR REPLACE FUNCTION outbox.publish(
+    event_type text, event_context json, environment text DEFAULT 'development', metadata_version bigint DEFAULT 1,
+    event_date_time timestamptz DEFAULT NULL, event_id uuid DEFAULT NULL, trace_context text DEFAULT NULL
+) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    id uuid := coalesce(publish.event_id, gen_random_uuid());
+BEGIN
+    INSERT INTO outbox.event
+        (event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
+    VALUES (id, publish.event_type, coalesce(publish.event_date_time, clock_timestamp()), publish.environment,
+            publish.event_context, publish.metadata_version, publish.trace_context)
+    ON CONFLICT ON CONSTRAINT event_event_id_key DO NOTHING;
+    IF NOT FOUND THEN
+        PERFORM outbox.event_differs(id, publish.event_type, publish.event_context::text, publish.metadata_version);
+    END IF;
+    RETURN id;
+END $$;
+
+COMMENT ON FUNCTION outbox.publish IS 'Publish one event in the caller''s transaction; a repeated event_id changes nothing, with a warning when it says something else. Returns the event_id.';
+
+-- As before, and who publishes may ask whether a repeat differs.
+CREATE OR REPLACE FUNCTION outbox.grant_roles() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    role_name text;
+BEGIN
+    -- Here and not in the migration alone: a restore without privileges opens every function to everybody again.
+    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
+    FOREACH role_name IN ARRAY ARRAY['outbox_producer', 'outbox_pipeline'] LOOP
+        BEGIN
+            IF to_regrole(role_name) IS NULL THEN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
+            END IF;
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN
+                NULL;
+            WHEN insufficient_privilege THEN
+                RAISE NOTICE 'Role % is missing and this user may not create it', role_name
+                    USING HINT = format('CREATE ROLE %I as a superuser, then SELECT outbox.grant_roles().', role_name);
+                CONTINUE;
+        END;
+        EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %I', role_name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.publish, outbox.event_differs TO %I', role_name);
+        -- ON CONFLICT (event_id) needs SELECT there. Without naming the column it would need none, but would swallow a
+        -- clash of positions and with it the event.
+        EXECUTE format(
+            'GRANT SELECT (event_id), INSERT (event_id, event_type, event_date_time, environment, event_context,'
+            ' metadata_version, trace_context) ON outbox.event TO %I', role_name);
+    END LOOP;
+    IF to_regrole('outbox_producer') IS NOT NULL THEN
+        GRANT EXECUTE ON FUNCTION outbox.capture, outbox.release_capture, outbox.capture_refusal,
+            outbox.publish_captured TO outbox_producer;
+    END IF;
+    IF to_regrole('outbox_pipeline') IS NOT NULL THEN
+        GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_pipeline;
+        GRANT SELECT ON SEQUENCE outbox.event_position_seq TO outbox_pipeline;
+        GRANT DELETE ON outbox.event TO outbox_pipeline;
+        GRANT UPDATE ON outbox.unclaimed, outbox.watermark TO outbox_pipeline;
+        GRANT INSERT, DELETE ON outbox.gap TO outbox_pipeline;
+        GRANT INSERT, UPDATE, DELETE ON outbox.batch TO outbox_pipeline;
+        GRANT INSERT, UPDATE ON outbox.quarantined_event TO outbox_pipeline;
+        GRANT EXECUTE ON FUNCTION outbox.advance_positions TO outbox_pipeline;
+    END IF;
+END $$;
+
+SELECT outbox.grant_roles();
