@@ -21,10 +21,9 @@ from pydantic_core import to_json
 
 from outbox_pipeline.errors import PublishError, first_line
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.settings import ENVIRONMENT_MAX_BYTES, default_environment, load_settings
+from outbox_pipeline.names import MAX_BYTES
+from outbox_pipeline.settings import default_environment, load_settings
 
-#: Most bytes, in UTF-8, of each text beside the context; constraints of `outbox.event` say the same.
-MAX_BYTES = {"event_type": 500, "environment": ENVIRONMENT_MAX_BYTES, "trace_context": 8_192}
 VERSION_MAX = 2**63 - 1
 
 #: Deeper nesting is refused: PostgreSQL's parser and many readers recurse.

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from outbox_pipeline.errors import ConfigurationError, first_line
 from outbox_pipeline.events import VERSION_MAX, Event
+from outbox_pipeline.names import MAX_BYTES
 
 Model = type[Event]
 
@@ -106,6 +107,11 @@ def _require_usable(model: Model) -> None:
     version = model.__metadata_version__
     if not isinstance(version, int) or not 1 <= version <= VERSION_MAX:
         raise ConfigurationError(f"{path_of(model)} has metadata_version {version!r}: it must be 1 or more.")
+    size = len(str(model.__event_type__).encode())
+    if size > MAX_BYTES["event_type"]:
+        raise ConfigurationError(
+            f"{path_of(model)} has an event_type of {size} bytes: it may have {MAX_BYTES['event_type']}."
+        )
     try:
         model.model_rebuild()
     except (PydanticUserError, NameError) as error:

@@ -18,12 +18,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox_pipeline.errors import SettingsError, without_secrets
+from outbox_pipeline.names import MAX_BYTES
 
 #: The earliest day with a Dagster partition unless OUTBOX_START_DATE says otherwise.
 DEFAULT_START_DATE = date(2026, 1, 1)
-
-#: As the constraint of `outbox.event` has it; `events` has the other names' limits.
-ENVIRONMENT_MAX_BYTES = 200
 
 #: Eleven days. Much longer times are mistakes, and the longest have no interval in Python or PostgreSQL.
 _LONGEST_SECONDS = 1_000_000
@@ -55,7 +53,7 @@ class Settings(BaseSettings):
     environment: str = Field(
         "development",
         min_length=1,
-        description=f"Environment written on each event, at most {ENVIRONMENT_MAX_BYTES} bytes",
+        description=f"Environment written on each event, at most {MAX_BYTES['environment']} bytes",
     )
     clickhouse_table: str = Field(
         "event_log",
@@ -138,8 +136,9 @@ class Settings(BaseSettings):
     @field_validator("environment")
     @classmethod
     def _check_environment(cls, value: str) -> str:
-        if len(value.encode(errors="surrogatepass")) > ENVIRONMENT_MAX_BYTES:
-            raise ValueError(f"OUTBOX_ENVIRONMENT must not be longer than {ENVIRONMENT_MAX_BYTES} bytes in UTF-8")
+        most = MAX_BYTES["environment"]
+        if len(value.encode(errors="surrogatepass")) > most:
+            raise ValueError(f"OUTBOX_ENVIRONMENT must not be longer than {most} bytes in UTF-8")
         return value
 
     @field_validator("event_types", mode="before")

@@ -8,6 +8,7 @@ import typer
 from outbox_pipeline.cli.engines import engine_settings, ready_settings
 from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
     from outbox_pipeline.monitoring.check import Check
@@ -129,7 +130,10 @@ def _trace_facts(found: "Trace") -> list[tuple[str, object]]:
         ("", found.explanation),
     ]
     if found.event is not None:
-        facts += [(_label(name), value) for name, value in vars(found.event).items()]
+        facts += [
+            (_label(name), shortened(value) if isinstance(value, str) else value)
+            for name, value in vars(found.event).items()
+        ]
     if found.batch is not None:
         facts += [(f"batch {_label(name.removeprefix('batch_'))}", value) for name, value in vars(found.batch).items()]
     if found.reasons:

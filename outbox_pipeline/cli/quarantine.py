@@ -15,6 +15,7 @@ from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -233,7 +234,7 @@ def _print_events(events: "Sequence[QuarantinedEvent]") -> None:
         (
             str(event.quarantine_id),
             str(event.event_id),
-            shown(_printable(event.event_type)),
+            shown(_printable(shortened(event.event_type))),
             ",".join(event.reasons),
             shown(event.quarantined_at),
             _printable(event.note or "") or (f"replaced by {event.replaced_by}" if event.replaced_by else ""),
@@ -247,12 +248,13 @@ def _print_events(events: "Sequence[QuarantinedEvent]") -> None:
 
 def _facts(found: "Shown") -> list[tuple[str, object]]:
     stay = found.history[-1]
-    facts: list[tuple[str, object]] = [("event", stay.event_id), ("event type", _printable(stay.event_type))]
+    facts: list[tuple[str, object]] = [("event", stay.event_id), ("event type", _printable(shortened(stay.event_type)))]
     if found.content is None:
         facts.append(("content", "gone from outbox.event"))
     else:
         content = {name: value for name, value in vars(found.content).items() if name not in {"event_id", "event_type"}}
-        content |= {"environment": _printable(found.content.environment), "context": _shortened(found.content.context)}
+        content |= {"environment": _printable(shortened(found.content.environment))}
+        content |= {"context": _beginning(found.content.context)}
         facts += [(name.removesuffix("_at").replace("_", " "), value) for name, value in content.items()]
     for item in found.history:
         what = f"{', '.join(item.reasons)}, held {shown(item.quarantined_at)} by batch {item.batch_id}"
@@ -267,7 +269,7 @@ def _outcome(stay: "QuarantinedEvent") -> str:
     return f", {stay.status}{by} {shown(stay.resolved_at)}" + (f": {stay.note}" if stay.note else "")
 
 
-def _shortened(context: str) -> str:
+def _beginning(context: str) -> str:
     text = _printable(context[:_CONTEXT_SHOWN], besides="\n\t")
     if len(context) <= _CONTEXT_SHOWN:
         return text

@@ -8,8 +8,9 @@ import typer
 
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json
+from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
     from outbox_pipeline.reconcile.choose import Chosen
@@ -169,7 +170,10 @@ def _facts(found: "Reconciled", repaired: "Repaired | None") -> list[tuple[str, 
     facts += [(f"{day.day}", day.sentence) for day in found.days if not day.is_clean][:_MOST_SHOWN]
     facts += [(f"batch {item.batch.batch_id}", item.sentence) for item in found.differences[:_MOST_SHOWN]]
     different = [item for item in found.types if item.expected != item.found]
-    facts += [(f"{item.day} {item.event_type}", f"{item.found:,} of {item.expected:,}") for item in different]
+    facts += [
+        (f"{item.day} {shown(shortened(item.event_type))}", f"{item.found:,} of {item.expected:,}")
+        for item in different
+    ]
     if repaired is not None:
         facts += [("delivered again", len(repaired.redelivered)), ("put back", repaired.put_back)]
     return facts

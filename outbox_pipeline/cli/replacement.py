@@ -13,6 +13,7 @@ from outbox_pipeline.cli.asking import require_agreement, right_use
 from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.output import AsJson, print_json, shown
 from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
     from outbox_pipeline.events import EventRow
@@ -84,6 +85,10 @@ def _read(file: Path, held: "Content", *, context_max_bytes: int) -> "EventRow":
 
 def _comparison(held: "Content", corrected: "EventRow") -> str:
     names = ("event_id", "event_type", "environment", "event_date_time", "metadata_version")
-    lines = [f"{name}: {shown(str(getattr(held, name)))} → {shown(str(getattr(corrected, name)))}" for name in names]
+    lines = [f"{name}: {_shown(held, name)} → {_shown(corrected, name)}" for name in names]
     size = len(corrected.event_context.encode())
     return "\n".join([*lines, f"event_context: {held.context_bytes:,} → {size:,} bytes"])
+
+
+def _shown(event: "Content | EventRow", name: str) -> str:
+    return shown(shortened(str(getattr(event, name))))

@@ -17,6 +17,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from outbox_pipeline.django.models import OutboxEvent, QuarantinedEvent
+from outbox_pipeline.names import MAX_BYTES, shortened
 
 #: How many rows a list reaches back.
 NEWEST = 10_000
@@ -48,9 +49,10 @@ class TypeFilter(admin.SimpleListFilter):
     parameter_name = "type"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the types."""
+        """Return the types, without those that are too long for an address."""
         types = newest(model_admin.get_queryset(request)).order_by("event_type").values_list("event_type", flat=True)
-        return [(name, name) for name in types.distinct()[:_MOST_TYPES]]
+        fitting = [name for name in types.distinct()[:_MOST_TYPES] if len(name) <= MAX_BYTES["event_type"]]
+        return [(name, shortened(name)) for name in fitting]
 
     def queryset(self, request: Any, queryset: QuerySet) -> QuerySet:
         """Return the rows of the type that was chosen."""
@@ -91,6 +93,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     search_fields = ("event_id",)
     search_help_text = "The whole event_id. Without it the list shows the newest 10,000."
 
+    @admin.display(description="event type")
+    def shown_type(self, row: Any) -> str:
+        """Return the event's type, of a long one the beginning."""
+        return shortened(row.event_type)
+
     def has_add_permission(self, request: Any, obj: Any = None) -> bool:
         """Nobody adds."""
         return False
@@ -122,7 +129,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 class OutboxEventAdmin(ReadOnlyAdmin):
     """Published events, newest first."""
 
-    list_display = ("event_id", "event_type", "environment", "metadata_version", "recorded_at", "status", "position")
+    list_display = (
+        *("event_id", "shown_type", "shown_environment", "metadata_version", "recorded_at", "status", "position"),
+    )
     list_filter = (StatusFilter, TypeFilter)
     list_select_related = ("state",)
     fields = (
@@ -134,6 +143,11 @@ class OutboxEventAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: Any) -> QuerySet:
         """Return events without their contexts, which may be large."""
         return super().get_queryset(request).select_related("state").defer("event_context")
+
+    @admin.display(description="environment")
+    def shown_environment(self, event: OutboxEvent) -> str:
+        """Return the event's environment, of a long one the beginning."""
+        return shortened(event.environment)
 
     def status(self, event: OutboxEvent) -> str:
         """Return where the event is."""
@@ -166,7 +180,7 @@ class OutboxEventAdmin(ReadOnlyAdmin):
 class QuarantinedEventAdmin(ReadOnlyAdmin):
     """Events that validation refused, newest first."""
 
-    list_display = ("event_id", "event_type", "why", "status", "quarantined_at", "resolved_at")
+    list_display = ("event_id", "shown_type", "why", "status", "quarantined_at", "resolved_at")
     list_filter = (QuarantineStatusFilter, TypeFilter)
     fields = (
         *("event_id", "event_type", "why", "status", "quarantined_at", "resolved_at", "note"),

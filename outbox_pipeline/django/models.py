@@ -11,6 +11,7 @@ from typing import Any
 from django.db import models
 
 from outbox_pipeline.django.fields import PrintedField, TextListField
+from outbox_pipeline.names import shortened
 
 
 class ReadOnlyModel(models.Model):
@@ -54,7 +55,7 @@ class OutboxEvent(ReadOnlyModel):
         verbose_name = "event"
 
     def __str__(self) -> str:
-        return f"{self.event_type} {self.event_id}"
+        return f"{shortened(self.event_type)} {self.event_id}"
 
 
 class EventStatus(ReadOnlyModel):
@@ -106,4 +107,4 @@ class QuarantinedEvent(ReadOnlyModel):
         verbose_name = "quarantined event"
 
     def __str__(self) -> str:
-        return f"{self.event_type} {self.event_id}"
+        return f"{shortened(self.event_type)} {self.event_id}"

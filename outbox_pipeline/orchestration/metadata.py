@@ -7,6 +7,7 @@ import dagster as dg
 
 from outbox_pipeline.monitoring.health import Answer
 from outbox_pipeline.monitoring.status import Status
+from outbox_pipeline.names import shortened
 from outbox_pipeline.orchestration.history import Purged
 from outbox_pipeline.quarantine import Held, Requeued
 from outbox_pipeline.reconcile.findings import DayTotals, Difference, Reconciled
@@ -39,7 +40,7 @@ def of_validate(validated: Validated) -> Metadata:
         "decided_by": "an earlier attempt" if validated.was_frozen else "this attempt",
         "event_types": _table(
             [
-                {"event_type": name, "events": count}
+                {"event_type": shortened(name), "events": count}
                 for name, count in list(validated.event_types.items())[:_TYPES_SHOWN]
             ]
         ),
@@ -127,7 +128,12 @@ def of_day(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> M
 def of_reconciled(found: Reconciled, repaired: Repaired | None) -> Metadata:
     """Show a whole comparison, with a summary to read."""
     types: list[dict[str, int | str]] = [
-        {"day": str(item.day), "event_type": item.event_type, "expected": item.expected, "found": item.found}
+        {
+            "day": str(item.day),
+            "event_type": shortened(item.event_type),
+            "expected": item.expected,
+            "found": item.found,
+        }
         for item in found.types
         if item.expected != item.found
     ]

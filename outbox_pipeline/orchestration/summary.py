@@ -61,8 +61,8 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def _cell(name: str) -> str:
     # Anything but a plain name could end the cell, or become a link or an image.
-    plain = re.sub(r"[^\w.:\- ]", "�", name)
-    return f"`{plain[:_NAME_LENGTH]}{'…' if len(plain) > _NAME_LENGTH else ''}`"
+    plain = re.sub(r"[^\w.:\- ]", "�", name[:_NAME_LENGTH])
+    return f"`{plain}{'…' if len(name) > _NAME_LENGTH else ''}`"
 
 
 def _runs_of(batch: Batch) -> str:

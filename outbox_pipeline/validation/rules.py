@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from outbox_pipeline.events import MAX_BYTES
+from outbox_pipeline.names import MAX_BYTES
 from outbox_pipeline.registry import Registry, load_registry
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.validation.contract import MODEL_PROBLEM, REQUIRED
@@ -40,7 +40,7 @@ class Reason(StrEnum):
     NUL_CHARACTER = "nul_character"
     """The event type or the environment contains U+0000."""
     NAME_TOO_LONG = "name_too_long"
-    """The event type, the environment or the trace context has more bytes than `events.MAX_BYTES`."""
+    """The event type, the environment or the trace context has more bytes than `names.MAX_BYTES`."""
     EVENT_TYPE_EMPTY = "event_type_empty"
     """The event type is empty or only whitespace."""
     EVENT_TYPE_UNKNOWN = "event_type_unknown"

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.settings import Settings
 from tests.fixtures.django_project import on_database
+from tests.fixtures.events import publish_unlimited
 
 EVENTS = "/admin/outbox_pipeline/outboxevent/"
 QUARANTINE = "/admin/outbox_pipeline/quarantinedevent/"
@@ -91,6 +92,19 @@ def test_events_are_listed_and_filtered(admin: Any, engine: Engine) -> None:
     assert rows(page(admin, EVENTS + "?type=type_1&status=held")) == 1
     assert rows(page(admin, f"{EVENTS}?q={id_of(engine, 7)}")) == 1
     assert rows(page(admin, EVENTS + "?q=ada")) == 0
+
+
+def test_names_from_before_there_were_limits_are_cut(admin: Any, engine: Engine) -> None:
+    """A list stays one that can be read, whatever an event is called."""
+    publish_unlimited(engine, event_type="repeat('x', 5000)", environment="repeat('e', 5000)")
+
+    content = page(admin, EVENTS)
+
+    assert rows(content) == 31
+    assert f">{'x' * 199}…<" in content
+    assert f">{'e' * 199}…<" in content
+    assert "x" * 200 not in content
+    assert "e" * 200 not in content
 
 
 def test_an_event_is_shown_with_its_context(admin: Any, engine: Engine) -> None:

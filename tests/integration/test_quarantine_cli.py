@@ -19,7 +19,7 @@ from outbox_pipeline.quarantine import count_held, show
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
-from tests.fixtures.events import publish
+from tests.fixtures.events import publish, publish_unlimited
 
 Outbox = Callable[..., Result]
 
@@ -107,6 +107,23 @@ def test_odd_types_cannot_command_the_terminal(outbox: Outbox, stores: Stores) -
 
     assert len(result.stdout.splitlines()) == 1
     assert "a\\x1b[2Jb\\nc" in result.stdout
+
+
+def test_names_from_before_there_were_limits_are_cut(outbox: Outbox, stores: Stores, tmp_path: Path) -> None:
+    """No line of a list, of an event or of a comparison is as long as the name; machines get all of it."""
+    (event_id,) = publish_unlimited(stores.engine, event_type="repeat('x', 5000)", environment="repeat('e', 5000)")
+    relay(stores, until_empty=True)
+    file = tmp_path / "corrected.json"
+    file.write_text('{"event_type": "short", "environment": "test", "event_context": {}}', encoding="utf-8")
+
+    for command in (("list",), ("show", str(event_id)), ("replace", str(event_id), "--with", str(file))):
+        said = outbox(*command).output
+        assert f"{'x' * 199}…" in said
+        assert max(map(len, said.splitlines())) < 500
+    traced = CliRunner().invoke(app, ["trace", str(event_id)]).output
+    assert f"{'e' * 199}…" in traced
+    assert "x" * 200 not in traced
+    assert json.loads(outbox("list", "--json").stdout)[0]["event_type"] == "x" * 5000
 
 
 def test_show_prints_the_event_because_somebody_asked(outbox: Outbox, stores: Stores) -> None:

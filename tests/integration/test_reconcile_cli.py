@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import structlog
@@ -13,7 +14,7 @@ from outbox_pipeline.cli.main import app
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
-from tests.fixtures.breakage import BREAKAGES, copy_to_unknown_batch, deliver_batches, prune, read_all
+from tests.fixtures.breakage import BREAKAGES, change, copy_to_unknown_batch, deliver_batches, prune, read_all
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 Outbox = Callable[..., Result]
@@ -120,6 +121,21 @@ def test_a_replay_without_reload_sends_only_what_differs(outbox: Outbox, stores:
     assert json.loads(result.stdout)["outcomes"] == {"proven": 2, "redelivered": 1}
     assert generations(stores) == [0, 1, 0]
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_type_cannot_command_the_terminal_nor_fill_it(outbox: Outbox, stores: Stores) -> None:
+    """By type the beginning of each name is shown, control characters as escapes; machines get all of it."""
+    name = "\x1b[2J" + "x" * 400
+    publish(stores.engine, 2, event_type=name)
+    relay(stores, until_empty=True)
+    change(stores.client, "DELETE FROM {table:Identifier} WHERE position = 1", UUID(int=0))
+
+    told, machine = outbox("reconcile", "--by-type"), outbox("reconcile", "--by-type", "--json")
+
+    (line,) = [line for line in told.stdout.splitlines() if "1 of 2" in line and "rows" not in line]
+    assert f"\\x1b[2J{'x' * 195}…" in line
+    assert "\x1b" not in line
+    assert json.loads(machine.stdout)["types"][0]["event_type"] == name
 
 
 def test_a_replay_by_type_takes_the_batches_that_hold_it(outbox: Outbox, stores: Stores, batches: list[Batch]) -> None:

@@ -108,6 +108,13 @@ def test_a_wrong_module_is_one_sentence(module: Write) -> None:
     assert "has no event in it" in refusal(module("from outbox_pipeline import Event"))
 
 
+def test_a_type_that_no_event_may_have_is_refused(module: Write) -> None:
+    """Its events could never be published, so the class is named when it is loaded."""
+    shop = module("from outbox_pipeline import Event\nclass A(Event, event_type='ä' * 251): pass")
+
+    assert refusal(shop) == f"{shop}.A has an event_type of 502 bytes: it may have 500."
+
+
 def test_an_import_error_shows_no_password(module: Write) -> None:
     """What an application's module says when it fails is cleaned of passwords."""
     said = refusal(module("raise RuntimeError('postgresql://shop:hunter2@host/db is down')"))
