@@ -2,10 +2,13 @@
 
 Foreign exceptions (psycopg, clickhouse-connect, ADBC) are translated into these once, where they are caught, so nothing
 above the stores ever matches on driver classes or message text. A message is one sentence that says what is wrong and
-what to do; it never carries a password.
+what to do. Invariant: it carries neither a password nor what is in an event, and no foreign error hangs on it as a
+cause, whose words would be shown with it.
 """
 
 import re
+import traceback
+from pathlib import Path
 from uuid import UUID
 
 
@@ -43,6 +46,10 @@ class ProofError(OutboxError):
 
 class LedgerError(PermanentError):
     """The ledger met a state in which going on could lose or double events, so it stopped."""
+
+
+class ConstraintError(LedgerError):
+    """A constraint or a trigger of the schema refuses what was to be written."""
 
 
 class LeaseLostError(OutboxError):
@@ -84,6 +91,25 @@ _PARAMETER = re.compile(r"(?P<name>\b(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|[
 def without_secrets(text: str) -> str:
     """Return *text* with passwords in URLs and `password=` parameters replaced by stars."""
     return _PARAMETER.sub(r"\g<name>***", _PASSWORD.sub(r"\g<scheme>:***@", text))
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return what may be said of *error* in ledger, log and UI: our own sentence, of a foreign one its kind and place.
+
+    The words of a foreign error may quote an event.
+    """
+    if isinstance(error, OutboxError):
+        return first_line(error)
+    return f"{type(error).__name__} at {_place(error)}; its words are left out, because they may quote an event"
+
+
+def _place(error: BaseException) -> str:
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    if not ours:
+        return "an unknown place"
+    return f"{Path(ours[-1].filename).relative_to(package.parent)}:{ours[-1].lineno}"
 
 
 def first_line(error: BaseException, *, limit: int = 500) -> str:

@@ -69,13 +69,13 @@ def _copy(client: "EventLogClient", query: str, output_format: str, out: IO[byte
 @contextmanager
 def _refused(client: "EventLogClient", query: str) -> Iterator[None]:
     """Say of a refused query only what ClickHouse says: it is the asker's own text, no matter of setup."""
-    from outbox_pipeline.clickhouse.errors import translated
+    from outbox_pipeline.clickhouse.errors import answered
 
     try:
-        with translated(client.where):
+        with answered(client.where):
             yield
     except PermanentError as error:
-        said = f"ClickHouse refuses the query: {first_line(error.__cause__ or error)}"
+        said = f"ClickHouse refuses the query: {first_line(error)}"
         if _OF_THE_LEDGER.search(query):
             said += "\n'outbox sql' asks ClickHouse, and the tables of the schema outbox are in PostgreSQL: ask psql."
         raise OutboxError(said) from error

@@ -73,7 +73,7 @@ class EventLogClient:
         body: Iterable[bytes | memoryview] | None = None,
     ) -> None:
         """Execute a statement that returns nothing; *body* is an INSERT's data in the format it names, in pieces."""
-        with translated(self.where):
+        with translated(self.where, (settings or {}).get("query_id")):
             self.driver.command(
                 statement,
                 parameters={**self.names, **(parameters or {})},
@@ -134,7 +134,7 @@ def require_answer(settings: Settings, *, timeout_seconds: float = 2) -> None:
     except InDoubtError as error:
         _asking_client.cache_clear()
         # A question changes nothing, so an answer that got lost leaves no doubt.
-        raise TransientError(f"ClickHouse does not answer: {error}") from error
+        raise TransientError(f"ClickHouse does not answer: {error}") from None
     except OutboxError:
         _asking_client.cache_clear()
         raise

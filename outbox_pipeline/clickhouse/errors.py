@@ -1,6 +1,8 @@
 """Sort what ClickHouse and its driver raise into the four kinds this package acts on.
 
 A code that is in no list is in doubt: the rows may have been written, so the caller looks before it sends again.
+Invariant: what ClickHouse says is shown only for codes that are known to carry nothing of a row; of all others the
+name and the number.
 Code numbers are ClickHouse's own (`src/Common/ErrorCodes.cpp` in its repository).
 """
 
@@ -9,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error, StreamFailureError
 from urllib3.exceptions import ConnectTimeoutError, HTTPError
 
 from outbox_pipeline.errors import (
@@ -18,6 +20,7 @@ from outbox_pipeline.errors import (
     FencedError,
     InDoubtError,
     OutboxError,
+    PermanentError,
     TransientError,
     first_line,
 )
@@ -33,32 +36,59 @@ FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
+VIOLATED_CONSTRAINT = 469
+#: The codes whose words are shown, because they speak of the server alone: how busy it is, its limits, accounts and
+#: grants, the names of tables, columns and settings. Of all others a function in somebody's view may say them, and
+#: quote what it was given: BAD_ARGUMENTS (36) of a time zone, NOT_IMPLEMENTED (48), SYNTAX_ERROR (62) of `formatQuery`.
+TELLING_CODES = frozenset(
+    {
+        *TRANSIENT_CODES,
+        *(CONFIGURATION_CODES - {36, 44, 48, 62, 80}),
+        *(158, 159, 160, 201, 209, 210, 241, 243, 307, 394, 396),  # limits, time, memory, disk, network, cancelled
+    }
+)
 #: What the driver puts before ClickHouse's own words, and what comes behind them: the whole statement, or the URL.
 _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server response: )?Code: \d+\. DB::\w*Exception: ")
 _POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
-_QUOTES_CONTENT = ("Column values:", " before: ", "(while reading the value", "Buffer contents")
+#: The name of an error stands at the very end; words in brackets before it may be an event's.
+_NAME = re.compile(r"\((?P<name>[A-Z][A-Z0-9_]+)\)(?: \(version .*\))?(?: \(for url \S+\))?$")
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Translate what the driver raises inside the block; *where* names the server without its password."""
+def translated(where: str, query_id: object = None) -> Iterator[None]:
+    """Translate what the driver raises inside the block; *where* names the server without its password.
+
+    The driver's own error goes no further, not as a cause either: Dagster stores and shows the whole chain. With a
+    *query_id* the sentence says where ClickHouse keeps the words that it leaves out.
+    """
     try:
         yield
     except OutboxError:
         raise
     except (DataError, ValueError, TypeError, UnicodeEncodeError) as error:
-        raise BatchDataError(f"The driver cannot encode this for ClickHouse: {first_line(error)}.") from error
+        raise BatchDataError(f"The driver cannot encode this for ClickHouse: {type(error).__name__}.") from None
     except (ClickHouseError, HTTPError, OSError) as error:
-        raise translate(error, where) from error
+        raise translate(error, where, query_id) from None
 
 
-def translate(error: Exception, where: str) -> OutboxError:
+@contextmanager
+def answered(where: str) -> Iterator[None]:
+    """Translate like `translated`, but keep the words of a refusal whole, for the person who wrote the query."""
+    try:
+        yield
+    except (ClickHouseError, HTTPError, OSError) as error:
+        ours = translate(error, where)
+        is_passing = isinstance(ours, TransientError) or not isinstance(error, Error) or error.code is None
+        raise (ours if is_passing else PermanentError(first_line(error))) from None
+
+
+def translate(error: Exception, where: str, query_id: object = None) -> OutboxError:
     """Return this package's error for one of the driver's."""
     code = error.code if isinstance(error, Error) else None
-    said = _without_content(first_line(error))
     if code is None:
-        return _without_code(error, where, said)
-    if code == FUNCTION_THROW_CODE and FENCED_WORDS in said:
+        return _without_code(error, where)
+    said = _told(error, code, query_id)
+    if code == FUNCTION_THROW_CODE and FENCED_WORDS in str(error):
         return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
@@ -68,34 +98,38 @@ def translate(error: Exception, where: str) -> OutboxError:
     if code in CONFIGURATION_CODES:
         return ConfigurationError(f"{where} refuses this: {said}. Check URL, user and grants, or run 'outbox init'.")
     if code in DATA_CODES:
-        return BatchDataError(f"{where} refuses the content: {_refusal(error, code)}")
+        return BatchDataError(f"{where} refuses the content: {said}")
     return InDoubtError(f"{where} may or may not have done this: {said}")
 
 
-def _refusal(error: Exception, code: int) -> str:
+def _told(error: Exception, code: int, query_id: object) -> str:
     # ClickHouse quotes the offending value in many ways; contexts belong in no log, no ledger and no UI. The name of
     # the error and of the constraint say what to look for.
-    name = getattr(error, "name", None) or "error"
-    constraint = re.search(r"Constraint `(?P<name>[^`]+)`", str(error))
-    return f"{name} (code {code})" + (f", constraint {constraint['name']}" if constraint else "")
+    text = " ".join(str(error).split())
+    if code in TELLING_CODES:
+        return _POSTSCRIPT.sub("", _PREAMBLE.sub("", first_line(error))).rstrip(" .,:")
+    name = _NAME.search(text)
+    said = f"{name['name'] if name else 'error'} (code {code})"
+    constraint = re.search(r"Constraint `(?P<name>[^`]+)`", text) if code == VIOLATED_CONSTRAINT else None
+    if constraint:
+        said += f", constraint {constraint['name']}"
+    if query_id is not None:
+        said += f". The rest may quote events: see system.query_log in ClickHouse, query_id {query_id}"
+    return said
 
 
-def _without_content(said: str) -> str:
-    # ClickHouse quotes the offending row; contexts belong in no log and no ledger. It also quotes whole statements,
-    # which would push the next step out of the sentence.
-    for marker in _QUOTES_CONTENT:
-        said = said.partition(marker)[0]
-    said = _POSTSCRIPT.sub("", _PREAMBLE.sub("", said))
-    return said.rstrip(" .,:")
-
-
-def _without_code(error: Exception, where: str, said: str) -> OutboxError:
-    # No code means that no server answered, or that something between us did (429, 503).
+def _without_code(error: Exception, where: str) -> OutboxError:
+    # No code means that no server answered, or that something between us did (429, 503), which may quote what it got.
     refused = _never_arrived(error)
     if refused is not None:
         return TransientError(f"{where} cannot be reached ({refused}): check that it runs and OUTBOX_CLICKHOUSE_URL.")
-    status = _http_status(said)
-    said = f"{where}: {said}"
+    status = _http_status(str(error))
+    if status is not None:
+        said = f"{where}: HTTP status {status}"
+    elif isinstance(error, StreamFailureError):
+        said = f"{where}: the answer broke off"
+    else:
+        said = f"{where}: {_POSTSCRIPT.sub('', first_line(error))}"
     if status in (429, 503):
         return TransientError(f"ClickHouse is busy: {said}")
     if status in (401, 403):
@@ -107,7 +141,7 @@ def _without_code(error: Exception, where: str, said: str) -> OutboxError:
 
 def _http_status(said: str) -> int | None:
     # The driver keeps the status only in these words; bare digits could be a port's or a database name's.
-    found = re.search(r"received HTTP status (\d{3})\b", said)
+    found = re.match(r"HTTP driver received HTTP status (\d{3})\b", said)
     return int(found[1]) if found else None
 
 

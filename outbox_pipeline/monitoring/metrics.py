@@ -19,7 +19,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox_pipeline.batches import BatchStatus
-from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line
+from outbox_pipeline.errors import ConfigurationError, OutboxError, sentence_of
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.overview import read_metrics
@@ -106,7 +106,7 @@ class LedgerCollector(Collector):
         try:
             row = self._read()
         except (OutboxError, SQLAlchemyError) as error:
-            self.problem = first_line(error)
+            self.problem = sentence_of(error)
             log().warning("metrics_unavailable", error=self.problem)
         else:
             self.problem = None

@@ -3,17 +3,15 @@
 The jobs change nothing before somebody turns their dry run off. health_sensor reports the check.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import dagster as dg
 from pydantic import Field
 
 from outbox_pipeline import quarantine
-from outbox_pipeline.errors import OutboxError, QuarantineError, first_line
+from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.postgres.quarantine import Filter
 
 QUARANTINE_EMPTY = "quarantine_empty"
@@ -64,7 +62,7 @@ def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline:
     One transaction: a run that dies has changed nothing or everything. Events of a batch that is being delivered
     again at this moment stay held and are named.
     """
-    with _one_sentence():
+    with one_sentence():
         chosen = quarantine.preview(pipeline.engine, config.chosen())
         context.add_output_metadata(metadata.of_held(chosen.held))
         if _is_dry(context, config, chosen.held):
@@ -83,7 +81,7 @@ def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline
     One transaction: a run that dies has changed nothing or everything. The events stay in outbox.event until they
     are pruned.
     """
-    with _one_sentence():
+    with one_sentence():
         chosen = quarantine.preview(pipeline.engine, config.chosen())
         context.add_output_metadata(metadata.of_held(chosen.held))
         if _is_dry(context, config, chosen.held):
@@ -148,12 +146,3 @@ def _is_dry(context: dg.OpExecutionContext, config: ChoiceConfig, held: quaranti
     if config.dry_run:
         context.log.info(f"Dry run, nothing was changed: {held.summary()}. Set dry_run to false to go on.")
     return config.dry_run
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Fail with the sentence of an error of ours; a person started the run and reads it, so nothing is retried."""
-    try:
-        yield
-    except OutboxError as error:
-        raise dg.Failure(description=first_line(error), allow_retries=False) from error

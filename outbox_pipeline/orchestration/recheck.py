@@ -10,6 +10,7 @@ import dagster as dg
 
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.relay.replay import Outcome, rechecks_due, replay
 
 _MAX_RUNTIME_SECONDS = 3600
@@ -24,7 +25,8 @@ def recheck_due(context: dg.OpExecutionContext, pipeline: PipelineResource):  # 
     A run that dies has proved some of them; the sensor asks for the rest. A redelivery that fails is in the ledger, and
     outbox_sensor takes it up.
     """
-    replayed = list(replay(pipeline.stores, rechecks_due(pipeline.stores), run_id=context.run_id))
+    with one_sentence():
+        replayed = list(replay(pipeline.stores, rechecks_due(pipeline.stores), run_id=context.run_id))
     for item in replayed:
         if item.outcome != Outcome.PROVEN:
             context.log.warning(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")

@@ -19,6 +19,7 @@ from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import DayTotals, Reconciled, Window
 from outbox_pipeline.reconcile.repair import Repaired, parse_day, repair
@@ -100,8 +101,9 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
     in the ledger, and outbox_sensor takes it up.
     """
     window = config.window()
-    found = reconcile(pipeline.stores, window, by_type=config.by_type)
-    repaired = repair(pipeline.stores, found, run_id=context.run_id) if config.repair else None
+    with one_sentence():
+        found = reconcile(pipeline.stores, window, by_type=config.by_type)
+        repaired = repair(pipeline.stores, found, run_id=context.run_id) if config.repair else None
     for totals in _each_day(found):
         evaluation = _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))
         context.log_event(evaluation)  # type: ignore[arg-type]  # taken, if not declared

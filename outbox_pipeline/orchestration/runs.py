@@ -1,4 +1,8 @@
-"""What every op of a delivery shares: its config, and how an error becomes a retry, a failure or a ledger note."""
+"""What every op of a delivery shares: its config, and how an error becomes a retry, a failure or a ledger note.
+
+Invariant: Dagster stores and shows an error with all its causes, so nothing is raised from here that has one, and of a
+foreign error only kind and place are told.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +10,7 @@ from contextlib import contextmanager
 import dagster as dg
 from pydantic import Field
 
-from outbox_pipeline.errors import InDoubtError, LeaseLostError, OutboxError, TransientError, first_line
+from outbox_pipeline.errors import InDoubtError, LeaseLostError, TransientError, sentence_of
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_error
@@ -46,21 +50,28 @@ def delivering(
             delivery = pipeline.delivery(config.batch_id, config.attempt, context.run)
         yield delivery
     except LeaseLostError as error:
-        raise _failure(error) from error
+        raise failure_of(error) from None
     except Exception as error:
         if _can_retry(context, error):
             _note(delivery, error)
-            raise
+            raise error from None
         _end(delivery, error)
-        if isinstance(error, OutboxError):
-            raise _failure(error) from error
-        raise
+        raise failure_of(error) from None
 
 
-def _failure(error: OutboxError) -> dg.Failure:
-    # Dagster stores and shows the whole chain of causes, and a driver's words may quote an event.
-    error.__cause__ = error.__context__ = None
-    return dg.Failure(description=first_line(error), allow_retries=False)
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Fail the run with one sentence, and without a retry, where the block fails."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - it fails the run, in words that may be stored
+        raise failure_of(error) from None
+
+
+def failure_of(error: Exception) -> dg.Failure:
+    """Return the failure of a step, with the frames of *error* and one sentence about it."""
+    failure = dg.Failure(description=sentence_of(error), allow_retries=False)
+    return failure.with_traceback(error.__traceback__)
 
 
 def _end(delivery: Delivery | None, error: Exception) -> None:
@@ -82,7 +93,7 @@ def _note(delivery: Delivery | None, error: Exception) -> None:
         return
     try:
         with ledger_transaction(delivery.stores.engine) as connection:
-            note_error(connection, delivery.lease, error=first_line(error), kind=error_kind(error))
+            note_error(connection, delivery.lease, error=sentence_of(error), kind=error_kind(error))
     except TransientError:
         # PostgreSQL itself may be what is down; the retry will tell.
         return

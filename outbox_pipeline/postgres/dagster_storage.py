@@ -10,8 +10,8 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from outbox_pipeline.errors import ConfigurationError, TransientError, first_line
-from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS
+from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS, primary_message
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.settings import shown_url
 
@@ -55,11 +55,11 @@ def read_dagster_state(url: str) -> DagsterState | None:
         if _is_other_schema(error):
             raise ConfigurationError(
                 f"Dagster's tables at {shown_url(url)} are not as this version knows them: run 'dagster instance "
-                f"migrate'. PostgreSQL said: {first_line(error.orig or error)}"
-            ) from error
-        raise _unreachable(url, error) from error
+                f"migrate'. PostgreSQL said: {primary_message(error.orig or error)}"
+            ) from None
+        raise _unreachable(url, error) from None
     except SQLAlchemyError as error:
-        raise _unreachable(url, error) from error
+        raise _unreachable(url, error) from None
 
 
 def _read(connection: Connection) -> DagsterState:
@@ -73,5 +73,5 @@ def _is_other_schema(error: DBAPIError) -> bool:
 
 
 def _unreachable(url: str, error: SQLAlchemyError) -> TransientError:
-    said = first_line(getattr(error, "orig", None) or error)
+    said = primary_message(getattr(error, "orig", None) or error)
     return TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}")

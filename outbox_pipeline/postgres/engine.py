@@ -13,7 +13,15 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from outbox_pipeline.errors import ConfigurationError, LedgerError, OutboxError, TransientError, first_line
+from outbox_pipeline.errors import (
+    ConfigurationError,
+    ConstraintError,
+    LedgerError,
+    OutboxError,
+    TransientError,
+    first_line,
+    without_secrets,
+)
 from outbox_pipeline.settings import Settings, shown_url
 
 #: Bounds a statement of the ledger; a sensor tick must fail cleanly long before Dagster gives it up at 60 s.
@@ -46,6 +54,8 @@ _CONFIGURATION_STATES = (
     "42",
     "3F",
 )  # authentication, unknown database, missing object or grant, schema
+#: A constraint or a trigger of the schema: the first message names it, values stand in the DETAIL.
+_TELLING_STATES = ("23", "P0001")
 
 
 def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
@@ -121,16 +131,14 @@ def translated(engine: Engine) -> Iterator[None]:
     except OutboxError:
         raise
     except DBAPIError as error:
-        ours = translate(error, engine)
-        if ours is None:
-            raise
-        raise ours from error
+        # Not even as a cause: Dagster stores the whole chain, and the driver's DETAIL quotes rows.
+        raise translate(error, engine) from None
 
 
-def translate(error: DBAPIError, engine: Engine) -> OutboxError | None:
-    """Sort a database error by its SQLSTATE; None for kinds that only a defect or a constraint can cause."""
+def translate(error: DBAPIError, engine: Engine) -> OutboxError:
+    """Sort a database error by its SQLSTATE; what only a defect or a constraint can cause is a LedgerError."""
     state = getattr(error.orig, "sqlstate", None) or ""
-    said = first_line(error.orig or error)
+    said = primary_message(error.orig or error)
     where = f"PostgreSQL at {shown_url(engine.url.render_as_string())}"
     if state.startswith(_CONFIGURATION_STATES) or "password authentication failed" in said:
         return ConfigurationError(f"{where} refuses this: {said}. Check the URL and grants, then run 'outbox init'.")
@@ -138,7 +146,23 @@ def translate(error: DBAPIError, engine: Engine) -> OutboxError | None:
         return TransientError(f"{where} cannot do this now: {said}")
     if isinstance(error, OperationalError | InterfaceError):
         return _unreachable(where, said)
-    return None
+    return _refused(error, where, state, said)
+
+
+def primary_message(error: BaseException) -> str:
+    """Return what the server says of an error without DETAIL and CONTEXT, which quote rows and values."""
+    diagnosis = getattr(error, "diag", None)
+    return without_secrets(getattr(diagnosis, "message_primary", None) or "") or first_line(error)
+
+
+def _refused(error: DBAPIError, where: str, state: str, said: str) -> LedgerError:
+    name = type(error.orig or error).__name__
+    if state.startswith(_TELLING_STATES):
+        return ConstraintError(f"{where} refuses this: {said} ({name}, SQLSTATE {state}). Nothing was written.")
+    return LedgerError(
+        f"{where} refuses this: {name}{f', SQLSTATE {state}' if state else ''}. The rest may quote events and is left "
+        "out: PostgreSQL's own log has it. Nothing was written."
+    )
 
 
 def _unreachable(where: str, said: str) -> OutboxError:

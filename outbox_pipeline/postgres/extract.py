@@ -53,7 +53,7 @@ def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
             cursor.execute(query_text("extract_events"))
             table = cursor.fetch_arrow_table()
     except adbc_driver_manager.Error as error:
-        raise _translated(error, engine) from error
+        raise _translated(error, engine) from None
     return _in_schema(table)
 
 
@@ -126,5 +126,13 @@ def _translated(error: adbc_driver_manager.Error, engine: Engine) -> Exception:
     where = f"PostgreSQL at {shown_url(engine.url.render_as_string())}"
     state = (getattr(error, "sqlstate", None) or "").strip("\0")
     if state.startswith(("28", "3D", "42", "3F")):
-        return ConfigurationError(f"{where} refuses to hand out a batch: {first_line(error)}. Check URL and grants.")
-    return TransientError(f"{where} did not hand out a batch: {first_line(error)}")
+        return ConfigurationError(f"{where} refuses to hand out a batch: {_said(error)}. Check URL and grants.")
+    is_of_the_server = not state or state.startswith(("08", "53", "57", "40", "55", "25"))
+    # What fails over a row, a damaged one for instance, may quote it.
+    said = _said(error) if is_of_the_server else f"SQLSTATE {state}; PostgreSQL's own log says more"
+    return TransientError(f"{where} did not hand out a batch: {said}")
+
+
+def _said(error: adbc_driver_manager.Error) -> str:
+    # The first line alone: DETAIL and CONTEXT stand on lines of their own.
+    return first_line(error).partition(" DETAIL: ")[0].partition(" CONTEXT: ")[0]

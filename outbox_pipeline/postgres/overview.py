@@ -12,8 +12,8 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from outbox_pipeline.errors import TransientError, first_line
-from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS
+from outbox_pipeline.errors import TransientError
+from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS, primary_message
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.settings import shown_url
@@ -81,5 +81,5 @@ def require_storage(url: str) -> None:
         with engine.connect() as connection:
             connection.execute(select(1))
     except SQLAlchemyError as error:
-        said = first_line(getattr(error, "orig", None) or error)
-        raise TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}") from error
+        said = primary_message(getattr(error, "orig", None) or error)
+        raise TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}") from None

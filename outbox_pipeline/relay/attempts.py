@@ -21,7 +21,7 @@ from outbox_pipeline.errors import (
     LeaseLostError,
     ProofError,
     TransientError,
-    first_line,
+    sentence_of,
 )
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.logs import log
@@ -122,13 +122,13 @@ def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:
         status = leases.fail_attempt(
             connection,
             lease,
-            error=first_line(error),
+            error=sentence_of(error),
             kind=error_kind(error),
             wait=backoff(found.failures + found.transient_failures, settings),
             max_attempts=settings.max_attempts,
         )
     name = "batch_parked" if status == BatchStatus.PARKED else "batch_failed"
-    log().warning(name, batch_id=str(lease.batch_id), attempt=lease.attempt, error=first_line(error))
+    log().warning(name, batch_id=str(lease.batch_id), attempt=lease.attempt, error=sentence_of(error))
     return status
 
 

@@ -13,9 +13,8 @@ from datetime import date
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError
 
-from outbox_pipeline.errors import LedgerError
+from outbox_pipeline.errors import ConstraintError, LedgerError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -95,7 +94,7 @@ def _look(engine: Engine, settings: Settings) -> _Look:
     try:
         with ledger_transaction(engine, lock_timeout_seconds=lock_timeout) as connection:
             return _cut_one(connection, settings)
-    except IntegrityError:
+    except ConstraintError:
         # Positions that are unclaimed and in a batch at once (put there by hand) would stop every cut for ever.
         with ledger_transaction(engine, lock_timeout_seconds=lock_timeout) as connection:
             claim.lock_unclaimed(connection)

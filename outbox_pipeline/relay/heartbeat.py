@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox_pipeline.batches import Lease
-from outbox_pipeline.errors import LeaseLostError, OutboxError, first_line
+from outbox_pipeline.errors import LeaseLostError, OutboxError, sentence_of
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import renew_lease
@@ -62,7 +62,7 @@ class Heartbeat:
                 with ledger_transaction(self._engine) as connection:
                     is_held = renew_lease(connection, self._lease, lasting=self._lasting)
             except (OutboxError, SQLAlchemyError) as error:
-                log().warning("lease_not_renewed", batch_id=str(self._lease.batch_id), error=first_line(error))
+                log().warning("lease_not_renewed", batch_id=str(self._lease.batch_id), error=sentence_of(error))
                 continue
             if not is_held:
                 self._is_lost = True

@@ -74,7 +74,8 @@ def _with_plain_types(table: pa.Table) -> pa.Table:
     try:
         return table.cast(pa.schema(fields))
     except pa.ArrowInvalid as error:
-        raise BatchDataError(f"The batch's columns cannot be read: {error}.") from error
+        # Arrow's own words may quote a value.
+        raise BatchDataError(f"The batch's columns cannot be read: {type(error).__name__}.") from None
 
 
 def _plain_type(arrow_type: pa.DataType) -> pa.DataType:

@@ -16,7 +16,7 @@ from pandera.api.base.checks import CheckResult
 from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
-from outbox_pipeline.errors import BatchDataError, first_line
+from outbox_pipeline.errors import BatchDataError
 from outbox_pipeline.validation.contract import MODEL_PROBLEM, batch_frame, columns
 from outbox_pipeline.validation.models import with_model_problems
 from outbox_pipeline.validation.rules import Find, Reason, Rules, finders, readable
@@ -122,7 +122,7 @@ def _told(error: SchemaError, frame: pd.DataFrame) -> str:
         case SchemaErrorReason.SERIES_CONTAINS_NULLS:
             return f"column {error.schema.name} has missing values"
         case _:
-            return first_line(error, limit=200)
+            return f"column {error.schema.name}, {error.reason_code}"
 
 
 def _rejections(cases: pd.DataFrame, frame: pd.DataFrame) -> Iterator[Rejection]:

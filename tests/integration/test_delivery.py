@@ -14,7 +14,7 @@ from outbox_pipeline import publish_event
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
 from outbox_pipeline.clickhouse.table import table_problem
-from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError
+from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError, TransientError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import read_batch
@@ -329,7 +329,7 @@ def test_rows_deleted_by_hand_are_named(stores: Stores, delivery: Delivery) -> N
 
 def test_a_failure_is_in_the_ledger(stores: Stores, delivery: Delivery) -> None:
     """A failed attempt leaves its error, without secrets, and the time of the next one."""
-    status = end_failed(delivery, RuntimeError("cannot reach http://user:secret@host:8123"))
+    status = end_failed(delivery, TransientError("cannot reach http://user:secret@host:8123"))
 
     with ledger_transaction(stores.engine) as connection:
         batch = read_batch(connection, delivery.lease.batch_id)

@@ -1,11 +1,20 @@
 """Errors: no secret survives a message, and foreign errors become one of the four kinds."""
 
+import traceback
+
 import pytest
-from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from outbox_pipeline.clickhouse.errors import CONFIGURATION_CODES, DATA_CODES, TRANSIENT_CODES, translate, translated
+from outbox_pipeline.clickhouse.errors import (
+    CONFIGURATION_CODES,
+    DATA_CODES,
+    TELLING_CODES,
+    TRANSIENT_CODES,
+    translate,
+    translated,
+)
 from outbox_pipeline.errors import (
     BatchDataError,
     ConfigurationError,
@@ -13,6 +22,7 @@ from outbox_pipeline.errors import (
     OutboxError,
     TransientError,
     first_line,
+    sentence_of,
     without_secrets,
 )
 
@@ -135,3 +145,68 @@ def test_what_the_driver_cannot_encode_is_a_data_error() -> None:
     """An error of the client's serialisation is about the rows, not about the server."""
     with pytest.raises(BatchDataError), translated("there"):
         raise ValueError("out of range")
+
+
+#: What ClickHouse says of a row, by code: a view's function was given it.
+QUOTING = {
+    36: "Cannot load time zone PII-ada",
+    38: "Cannot parse date here: PII-ada",
+    48: "PII-ada is not implemented",
+    62: "Syntax error: failed at position 1 (PII-ada)",
+    395: "Value passed to 'throwIf' function is non-zero: PII-ada",
+    469: "Constraint `c` for table t is violated at row 1. Column values: x = 'PII-ada'",
+    675: "Cannot parse IPv4 PII-ada",
+    691: "Unknown element 'PII-ada' for enum",
+    1001: "std::exception: PII-ada",
+    999_999: "PII-ada",
+}
+
+
+@pytest.mark.parametrize("code", QUOTING)
+def test_words_that_may_quote_a_row_are_left_out(code: int) -> None:
+    """Of an error that a row can cause, name, number and constraint are told, and where ClickHouse keeps the rest."""
+    text = f"Code: {code}. DB::Exception: {QUOTING[code]} (PII_ADA): while pushing to view v. (ITS_NAME)"
+
+    said = str(translate(server_error(code, f"{text} (version 26.9.2.1) (for url http://h:1)"), "there", "outbox-1"))
+
+    assert "PII" not in said
+    assert f"ITS_NAME (code {code})" in said
+    assert "system.query_log in ClickHouse, query_id outbox-1" in said
+
+
+def test_every_code_that_tells_its_words_is_a_known_one() -> None:
+    """Words are shown for codes in the list alone, and none of the list is one that a row can cause."""
+    assert not TELLING_CODES & (DATA_CODES | {36, 44, 48, 62, 80})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DatabaseError("HTTP driver received HTTP status 502, server response: <html>PII-ada</html> (for url http://h)"),
+        StreamFailureError("the last bytes of the answer were PII-ada"),
+    ],
+)
+def test_what_comes_without_a_code_is_not_quoted(error: Exception) -> None:
+    """What a proxy answers, or what an answer that broke off ended with, may be anything."""
+    said = str(translate(error, "there"))
+
+    assert "PII" not in said
+    assert "HTTP status 502" in said or "broke off" in said
+
+
+def test_no_foreign_error_hangs_on_ours() -> None:
+    """A translated error has no cause that somebody could show with it."""
+    with pytest.raises(OutboxError) as raised, translated("there"):
+        raise server_error(675, "Cannot parse IPv4 PII-ada")
+
+    assert "PII-ada" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_foreign_error_is_told_by_kind_and_place() -> None:
+    """Of an error that is not ours only its class and the place in this package are told."""
+    with pytest.raises(TypeError) as raised:
+        first_line(ValueError("PII-ada"), limit="PII-ada")  # type: ignore[arg-type]  # fails in there
+
+    assert sentence_of(raised.value).startswith("TypeError at outbox_pipeline/errors.py:")
+    assert sentence_of(KeyError("PII-ada")).startswith("KeyError at an unknown place;")
+    assert sentence_of(TransientError("PostgreSQL is away")) == "PostgreSQL is away"

@@ -1,0 +1,108 @@
+"""What a run leaves behind never quotes an event: not the ledger, no log line, nothing in Dagster's own storage."""
+
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from dagster._serdes import serialize_value
+from structlog.testing import capture_logs
+
+from outbox_pipeline.errors import TransientError
+from outbox_pipeline.monitoring.status import read_status
+from outbox_pipeline.orchestration import runs
+from outbox_pipeline.relay import delivery
+from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.events import publish
+from tests.orchestration.test_op_graph import batch_row, execute, requested
+
+#: Words that stand in the event alone.
+CONTENT = ("ada@example", "DE8937")
+CONTEXT = '{"ip": "PII ada@example.org DE8937"}'
+
+
+def hang_view(stores: Stores, expression: str) -> None:
+    """Hang a materialized view on the event log, as somebody who analyses events does."""
+    stores.client.run("DROP VIEW IF EXISTS by_address")
+    stores.client.run(
+        f"CREATE MATERIALIZED VIEW by_address ENGINE = MergeTree ORDER BY tuple() AS SELECT {expression} AS it"
+        f" FROM {stores.client.table}"
+    )
+
+
+def all_that_dagster_stored(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Return every entry of the run's event log as it is stored, with errors and their causes."""
+    return "\n".join(serialize_value(entry) for entry in instance.all_logs(run_id))
+
+
+@pytest.mark.parametrize(
+    ("most_retries", "ending"),
+    [(3, dg.DagsterEventType.STEP_UP_FOR_RETRY), (0, dg.DagsterEventType.STEP_FAILURE)],
+)
+def test_no_word_of_an_event_stays_behind(
+    instance: dg.DagsterInstance,
+    stores: Stores,
+    monkeypatch: pytest.MonkeyPatch,
+    most_retries: int,
+    ending: dg.DagsterEventType,
+) -> None:
+    """A view that cannot read an event makes a step try again, or fail; what is told of it names the error alone."""
+    monkeypatch.setattr(runs, "RETRIES", dg.RetryPolicy(max_retries=most_retries))
+    publish(stores.engine, 3, context=CONTEXT)
+    config = requested(stores)
+    hang_view(stores, "toIPv4(JSONExtractString(event_context, 'ip'))")
+
+    with capture_logs() as lines:
+        result = execute(instance, config, raise_on_error=False)
+
+    stored = all_that_dagster_stored(instance, result.run_id)
+    assert ending in {entry.dagster_event_type for entry in instance.all_logs(result.run_id)}
+    assert "CANNOT_PARSE_IPV4 (code 675)" in stored
+    assert "query_id outbox-" in stored
+    told = "\n".join([stored, str(batch_row(stores)), str(lines), str(read_status(stores.engine))])
+    assert not [words for words in CONTENT if words in told]
+
+
+def test_a_foreign_error_is_told_by_kind_and_place(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an error that no store has translated, Arrow's for one, the words stay out, and the frames stay."""
+    publish(stores.engine, 3, context=CONTEXT)
+    config = requested(stores)
+
+    def fail(events: pa.Table, *_: object) -> None:
+        raise pa.ArrowInvalid(f"Could not convert {events['event_context'][0]} with type str")
+
+    monkeypatch.setattr(delivery, "validate_events", fail)
+
+    result = execute(instance, config, raise_on_error=False)
+
+    stored = all_that_dagster_stored(instance, result.run_id)
+    status, _, last_error = batch_row(stores)
+    assert not result.success
+    assert status == "failed"
+    assert str(last_error).startswith("ArrowInvalid at outbox_pipeline/relay/delivery.py:")
+    assert "in validate\\n" in stored
+    assert not [words for words in CONTENT if words in stored + str(last_error)]
+
+
+def test_a_step_that_is_tried_again_stores_no_cause(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a passing error was raised from stays out of Dagster's storage, whoever raised it."""
+    publish(stores.engine, 3, context=CONTEXT)
+    config = requested(stores)
+    judge, failures = delivery.validate_events, iter([True])
+
+    def fail_once(events: pa.Table, *rest: Any) -> Any:
+        if next(failures, False):
+            raise TransientError("Not now") from pa.ArrowInvalid(str(events["event_context"][0]))
+        return judge(events, *rest)
+
+    monkeypatch.setattr(delivery, "validate_events", fail_once)
+
+    result = execute(instance, config)
+
+    stored = all_that_dagster_stored(instance, result.run_id)
+    assert "Not now" in stored
+    assert not [words for words in CONTENT if words in stored]
