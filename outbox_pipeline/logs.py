@@ -1,4 +1,4 @@
-"""Log lines with names and ids, never with event contexts.
+"""Log lines with names and ids, never with event contexts, and never with what a terminal would obey.
 
 The names are a closed set, listed in `EVENTS`; a line with another name is a defect that a test finds.
 The pipeline logs with structlog. An application that publishes may not have it, so it is loaded on first use.
@@ -6,12 +6,10 @@ The pipeline logs with structlog. An application that publishes may not have it,
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Protocol
 
 from outbox_pipeline.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 #: Every name a log line may have.
 EVENTS = frozenset(
@@ -81,6 +79,22 @@ class _StandardLog:
         logging.getLogger("outbox_pipeline").log(level, "%s %s", event, told)
 
 
+def escaped(text: str, *, besides: str = "") -> str:
+    r"""Return *text* with each letter that a terminal might obey, or not show, as an escape like `\x1b`.
+
+    Those are control characters, marks that turn the direction of writing, and odd spaces; *besides* stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in besides else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
+def _escape_values(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    return {name: escaped(value) if isinstance(value, str) else value for name, value in line.items()}
+
+
 def configure_logs(settings: Settings) -> None:
     """Write log lines to stderr as OUTBOX_LOG_FORMAT and OUTBOX_LOG_LEVEL say."""
     import structlog
@@ -94,6 +108,8 @@ def configure_logs(settings: Settings) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # The names of events are their producers' words; JSON has escapes of its own.
+            *([] if is_json else [_escape_values]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.log_level]),

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from outbox_pipeline.errors import OutboxError, SettingsError, without_secrets
+from outbox_pipeline.logs import escaped
 
 
 class OutboxGroup(TyperGroup):
@@ -29,9 +30,9 @@ class OutboxGroup(TyperGroup):
 
 def complain(sentence: str) -> None:
     """Say in red on stderr what went wrong."""
-    typer.secho(without_secrets(sentence), fg="red", err=True)
+    typer.secho(escaped(without_secrets(sentence), besides="\n"), fg="red", err=True)
 
 
 def show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Write the traceback of a defect to stderr without passwords; takes the place of `sys.excepthook`."""
-    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(escaped(without_secrets("".join(traceback.format_exception(kind, error, trace))), besides="\n\t"))

@@ -1,10 +1,13 @@
 """What commands write: data to stdout for people or machines, progress to stderr.
 
-Invariant: with `--json`, stdout holds JSON and nothing else.
+Invariants: with `--json`, stdout holds JSON and nothing else. What producers wrote is never obeyed by a terminal: there
+control characters are shown as escapes; into a pipe or a file data goes as it is.
 """
 
+import codecs
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +15,12 @@ from uuid import UUID
 
 import typer
 
+from outbox_pipeline.logs import escaped
+
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_PIECE_BYTES = 65_536
 
 #: The option that every command with a machine-readable answer has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text for a person.")]
@@ -22,27 +29,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine i
 def print_json(value: object) -> None:
     """Print a dataclass, or anything made of plain values, as one line of JSON."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    typer.echo(json.dumps(plain, default=_as_text, ensure_ascii=False))
+    text = json.dumps(plain, default=_as_text, ensure_ascii=False)
+    typer.echo(_json_escaped(text) if sys.stdout.isatty() else text)
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """Print names and values in two columns."""
-    width = max(len(name) for name, _ in facts)
+    width = max(len(escaped(name)) for name, _ in facts)
     for name, value in facts:
-        typer.echo(f"{typer.style(name.ljust(width), bold=True)}   {shown(value)}")
+        typer.echo(f"{typer.style(escaped(name).ljust(width), bold=True)}   {shown(value)}")
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their column names; values are shown as they are, never read as markup."""
+    """Print rows under their column names: lines as lines, other control characters as escapes, nothing as markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
     for name in names:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(escaped(name)), overflow="fold")
     for row in rows:
-        table.add_row(*[Text("NULL" if value is None else str(value)) for value in row])
+        table.add_row(*[Text("NULL" if value is None else escaped(str(value), besides="\n\t")) for value in row])
     Console().print(table)
 
 
@@ -59,7 +67,24 @@ def shown(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in str(value))
+    return escaped(str(value))
+
+
+def copy_to_terminal(read: Callable[[int], bytes], *, as_json: bool) -> None:
+    """Write what a server sends to stdout, a terminal: control characters as escapes, with *as_json* as JSON's own."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while piece := read(_PIECE_BYTES):
+        text = decoder.decode(piece)
+        sys.stdout.write(_json_escaped(text) if as_json else escaped(text, besides="\n\t"))
+    sys.stdout.write(decoder.decode(b"", final=True))
+    sys.stdout.flush()
+
+
+def _json_escaped(text: str) -> str:
+    # Outside of its strings JSON is printable, but for the ends of lines.
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
 
 
 def progress(*columns: str) -> "Progress":

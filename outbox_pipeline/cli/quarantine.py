@@ -15,6 +15,7 @@ from outbox_pipeline.cli.engines import ready_settings
 from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.logs import escaped
 from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
@@ -234,10 +235,10 @@ def _print_events(events: "Sequence[QuarantinedEvent]") -> None:
         (
             str(event.quarantine_id),
             str(event.event_id),
-            shown(_printable(shortened(event.event_type))),
-            ",".join(event.reasons),
+            shown(shortened(event.event_type)),
+            escaped(",".join(event.reasons)),
             shown(event.quarantined_at),
-            _printable(event.note or "") or (f"replaced by {event.replaced_by}" if event.replaced_by else ""),
+            escaped(event.note or "") or (f"replaced by {event.replaced_by}" if event.replaced_by else ""),
         )
         for event in events
     ]
@@ -248,12 +249,12 @@ def _print_events(events: "Sequence[QuarantinedEvent]") -> None:
 
 def _facts(found: "Shown") -> list[tuple[str, object]]:
     stay = found.history[-1]
-    facts: list[tuple[str, object]] = [("event", stay.event_id), ("event type", _printable(shortened(stay.event_type)))]
+    facts: list[tuple[str, object]] = [("event", stay.event_id), ("event type", shortened(stay.event_type))]
     if found.content is None:
         facts.append(("content", "gone from outbox.event"))
     else:
         content = {name: value for name, value in vars(found.content).items() if name not in {"event_id", "event_type"}}
-        content |= {"environment": _printable(shortened(found.content.environment))}
+        content |= {"environment": shortened(found.content.environment)}
         content |= {"context": _beginning(found.content.context)}
         facts += [(name.removesuffix("_at").replace("_", " "), value) for name, value in content.items()]
     for item in found.history:
@@ -270,12 +271,7 @@ def _outcome(stay: "QuarantinedEvent") -> str:
 
 
 def _beginning(context: str) -> str:
-    text = _printable(context[:_CONTEXT_SHOWN], besides="\n\t")
+    text = context[:_CONTEXT_SHOWN]
     if len(context) <= _CONTEXT_SHOWN:
         return text
     return f"{text}… ({len(context):,} characters, --json has all of them)"
-
-
-def _printable(text: str, *, besides: str = "") -> str:
-    # What is quarantined is odd by nature; a terminal must not obey it, nor a list fall apart over it.
-    return "".join(letter if letter.isprintable() or letter in besides else repr(letter)[1:-1] for letter in text)

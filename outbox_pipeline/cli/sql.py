@@ -5,12 +5,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.output import AsJson, print_table
+from outbox_pipeline.cli.output import AsJson, copy_to_terminal, print_table
 from outbox_pipeline.errors import OutboxError, PermanentError, first_line
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def sql(
         if wanted is None and sys.stdout.isatty():
             _show(client, query)
         else:
-            _copy(client, query, wanted or "TabSeparated", sys.stdout.buffer)
+            _copy(client, query, wanted or "TabSeparated", as_json=as_json)
 
 
 def _show(client: "EventLogClient", query: str) -> None:
@@ -60,10 +60,13 @@ def _show(client: "EventLogClient", query: str) -> None:
     print_table(result.column_names, result.result_rows)
 
 
-def _copy(client: "EventLogClient", query: str, output_format: str, out: IO[bytes]) -> None:
+def _copy(client: "EventLogClient", query: str, output_format: str, *, as_json: bool) -> None:
     with _refused(client, query), client.driver.raw_stream(query, fmt=output_format) as answer:
-        shutil.copyfileobj(answer, out)
-    out.flush()
+        if sys.stdout.isatty():
+            copy_to_terminal(answer.read, as_json=as_json)
+            return
+        shutil.copyfileobj(answer, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 @contextmanager

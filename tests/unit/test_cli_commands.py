@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from outbox_pipeline.cli import main
+from outbox_pipeline.cli.failures import complain, show_defect
 from outbox_pipeline.cli.output import shown
 from outbox_pipeline.cli.setup import quoted
 from outbox_pipeline.errors import OutboxError, SettingsError
@@ -226,3 +227,15 @@ def test_exported_values_survive_the_shell() -> None:
     )
 
     assert done.stdout == value
+
+
+def test_what_went_wrong_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence on stderr, and the traceback of a defect, may quote what producers wrote; lines stay lines."""
+    complain("refused: \x1b]0;OWNED\x07\u202e\nask psql")
+    defect = KeyError("\x1b[31mRED")
+    defect.__cause__ = ValueError("\x9b31m")
+    show_defect(KeyError, defect, None)
+
+    said = capsys.readouterr().err
+    assert "refused: \\x1b]0;OWNED\\x07\\u202e\nask psql" in said
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(said)

@@ -1,6 +1,7 @@
 """Log lines have names from a closed set, and an application without structlog gets them through logging."""
 
 import ast
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import structlog
 
 import outbox_pipeline
-from outbox_pipeline.logs import EVENTS, application_log
+from outbox_pipeline.logs import EVENTS, application_log, configure_logs, log
+from outbox_pipeline.settings import Settings
 
 PACKAGE = Path(outbox_pipeline.__file__).parent
 
@@ -42,3 +44,17 @@ def test_standard_logging_is_used_without_structlog(caplog: pytest.LogCaptureFix
         ("WARNING", "event_not_published event_type='t' count=1"),
         ("INFO", "event_repeated count=2"),
     ]
+
+
+def test_a_console_line_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names that producers chose are shown as escapes on the console, and so are they in JSON."""
+    evil = "\x1b[31mRED\x9b\u202e"
+    for log_format in ("console", "json"):
+        configure_logs(Settings(log_format=log_format))  # type: ignore[arg-type]  # one of the two
+        log().info("event_repeated", event_type=evil)
+    structlog.reset_defaults()
+
+    console, as_json = capsys.readouterr().err.splitlines()
+    assert console.endswith("event_type=\\x1b[31mRED\\x9b\\u202e")
+    assert as_json.isprintable()
+    assert json.loads(as_json)["event_type"] == evil

@@ -1,0 +1,144 @@
+"""What producers wrote is data to a terminal too: it is shown, and never obeyed."""
+
+import json
+import os
+import pty
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from outbox_pipeline.cli.main import app
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.events import publish
+
+#: Red, a new title for the window, the one-letter form of ESC [, and a mark that turns the direction of writing.
+EVIL = "\x1b[31mRED\x1b]0;OWNED\x07\u009b31m\u202eEND"
+OBEYED = ("\x1b[31m", "\x1b]", "\x07", "\u009b", "\u202e")
+
+Outbox = Callable[..., str]
+
+
+@pytest.fixture
+def environment(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """This test's databases in the environment, as a shell would have them."""
+    settings = stores.settings
+    assert settings.postgres_url
+    assert settings.clickhouse_url
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
+    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def outbox(environment: None, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+    """Run a command with its output on a terminal, and return all that arrives there."""
+
+    def run(*arguments: str) -> str:
+        ours, theirs = pty.openpty()
+        arrived: list[bytes] = []
+        reader = threading.Thread(target=_read_all, args=(ours, arrived))
+        reader.start()
+        with monkeypatch.context() as patch, os.fdopen(theirs, "w", encoding="utf-8") as terminal:
+            patch.setattr(sys, "stdout", terminal)
+            patch.setattr(sys, "stderr", terminal)
+            app(list(arguments), standalone_mode=False)
+        reader.join()
+        os.close(ours)
+        return b"".join(arrived).decode()
+
+    return run
+
+
+def _read_all(terminal: int, arrived: list[bytes]) -> None:
+    # Linux answers with an error once the other end is closed.
+    try:
+        while piece := os.read(terminal, 65_536):
+            arrived.append(piece)
+    except OSError:
+        return
+
+
+@pytest.fixture
+def evil(stores: Stores) -> str:
+    """One delivered event and one in quarantine whose type and environment a terminal would obey; the former's id."""
+    (delivered,) = publish(stores.engine, 1, event_type=EVIL)
+    publish(stores.engine, 1, event_type=EVIL, context="[]")
+    relay(stores, until_empty=True)
+    return str(delivered)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sql|SELECT event_type, environment, event_type AS `\x1b[31mname` FROM event_log",
+        "sql|--json|SELECT event_type FROM event_log",
+        "sql|--format|TSVRaw|SELECT event_type FROM event_log",
+        "trace|EVENT",
+        "trace|EVENT|--json",
+        "quarantine|list",
+        "quarantine|list|--json",
+        "quarantine|show|2",
+        "status",
+        "delivered",
+    ],
+)
+def test_a_terminal_obeys_no_event(outbox: Outbox, evil: str, command: str, stores: Stores) -> None:
+    """Every command that names events shows the letters that a terminal would obey as escapes."""
+    if "show" in command:
+        with stores.engine.begin() as connection:
+            command = command.replace(
+                "2", str(connection.scalar(text("SELECT quarantine_id FROM outbox.quarantined_event")))
+            )
+
+    shown = outbox(*command.replace("EVENT", evil).split("|"))
+
+    assert not [letters for letters in OBEYED if letters in shown]
+    if command not in ("status", "delivered"):
+        assert "RED" in shown
+        assert "u202e" in shown
+
+
+def test_what_differs_by_type_is_shown_and_not_obeyed(outbox: Outbox, evil: str, stores: Stores) -> None:
+    """The names in the left column are as harmless as the values in the right one."""
+    stores.client.run("DELETE FROM {table:Identifier} WHERE true", settings={"mutations_sync": 2})
+
+    shown = outbox("reconcile", "--by-type")
+
+    assert "RED" in shown
+    # The sentence that both sides differ is red by itself.
+    assert not [letters for letters in ("\x1b[31mRED", *OBEYED[1:]) if letters in shown]
+
+
+def test_json_on_a_terminal_says_the_same(outbox: Outbox, evil: str) -> None:
+    """Escapes on a terminal are JSON's own, so what is copied from there reads back letter for letter."""
+    shown = outbox("sql", "--json", "SELECT event_type, 'ä' AS letter FROM event_log")
+
+    assert json.loads(shown) == {"event_type": EVIL, "letter": "ä"}
+    assert "ä" in shown
+
+
+def test_a_table_keeps_lines(outbox: Outbox) -> None:
+    """A text of several lines is shown as several lines."""
+    shown = outbox("sql", "SELECT 'one\ntwo' AS lines, 1234567 AS number, NULL AS nothing")
+
+    assert "\\n" not in shown
+    assert "1234567" in shown
+    assert "NULL" in shown
+
+
+def test_a_pipe_gets_the_bytes(environment: None, evil: str) -> None:
+    """Into a pipe or a file data goes as it is, byte for byte."""
+    piped = CliRunner().invoke(app, ["sql", "--format", "TSVRaw", "SELECT event_type FROM event_log"])
+    listed = CliRunner().invoke(app, ["quarantine", "list", "--json"])
+
+    assert piped.stdout_bytes.decode() == f"{EVIL}\n"
+    assert "\u202e" in listed.stdout
