@@ -83,14 +83,23 @@ class NoTransactionError(OutboxError):
     """`publish_event` was called on a connection in autocommit, where event and business data could part."""
 
 
-# Greedy up to the last @ of the word: a password may hold slashes and @ itself, and showing too little is no harm.
-_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^:/?#\s@]*):\S*@", re.IGNORECASE)
-_PARAMETER = re.compile(r"(?P<name>\b(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|[^\s&'\"]+)", re.IGNORECASE)
+# Greedy up to the last @ of the word: user and password may hold slashes and @ themselves, and showing too little is no
+# harm. Each pattern begins where a word or a keyword does, so that a megabyte of letters is read once.
+_PASSWORD = re.compile(r"(?<![a-z0-9+.-])(?P<user>[a-z][a-z0-9+.-]*://[^:\s]*):\S*@", re.IGNORECASE)
+#: sslpassword, access_token, client_secret, api_key, X-Amz-Signature: in URLs, in libpq's key='value', in JSON.
+_PARAMETER = re.compile(
+    r"""(?P<name>(?:password|passwd|pwd|passphrase|token|secret|credential|signature|\bsig"""
+    r"""|(?:api|access|private|shared|auth)[_-]?key)[\w-]{0,40}(?:\s*=|['"]\s*:)\s*)"""
+    r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^\s&\\])+)""",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"(?P<name>\b(?:Authorization:\s*\w+|Bearer)\s+)[\w.~+/=-]+", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
-    """Return *text* with passwords in URLs and `password=` parameters replaced by stars."""
-    return _PARAMETER.sub(r"\g<name>***", _PASSWORD.sub(r"\g<scheme>:***@", text))
+    """Return *text* with passwords in URLs, and values of parameters that are named like secrets, replaced by stars."""
+    starred = _PASSWORD.sub(r"\g<user>:***@", text)
+    return _HEADER.sub(r"\g<name>***", _PARAMETER.sub(r"\g<name>***", starred))
 
 
 def sentence_of(error: BaseException) -> str:

@@ -276,7 +276,9 @@ def shown_url(url: SecretStr | str | None) -> str:
     """Return *url* fit for a message: password starred out, `(not set)` when there is none."""
     if url is None:
         return "(not set)"
-    return without_secrets(url.get_secret_value() if isinstance(url, SecretStr) else url)
+    text = url.get_secret_value() if isinstance(url, SecretStr) else url
+    # A space in a password would end the word that is known for a URL.
+    return without_secrets(re.sub(r"\s", "%20", text))
 
 
 def today() -> date:

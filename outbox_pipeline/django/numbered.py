@@ -9,11 +9,22 @@ would take the events.
 
 from typing import Any
 
-from django.db import migrations
+from django.db import OperationalError, migrations
 from django.db.migrations.operations.base import Operation
 
-from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.postgres.migrations.files import LOCK_KEY, VERSION_TABLE, file_names, known_versions, script
+from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.postgres.migrations.files import (
+    LIMIT_WAITS,
+    LOCK_HOLDERS,
+    LOCK_KEY,
+    LOCK_NOT_AVAILABLE,
+    LOCK_SECONDS,
+    VERSION_TABLE,
+    file_names,
+    known_versions,
+    script,
+    waited_sentence,
+)
 
 #: As Alembic makes it.
 _VERSION_TABLE = f"""
@@ -63,8 +74,13 @@ class RunNumbered(Operation):
         if schema_editor.collect_sql:
             schema_editor.execute(script(f"{self.name}.sql"), params=None)
             return
-        with connection.cursor() as cursor:
-            _run(cursor, self.name)
+        try:
+            with connection.cursor() as cursor:
+                _run(cursor, self.name)
+        except OperationalError as error:
+            if not _is_lock_timeout(error):
+                raise
+            raise TransientError(waited_sentence(_holders(connection))) from None
 
     def allow_migrate(self, alias: str, app_label: str) -> bool:
         """Tell whether the database routers let this app into the database *alias*."""
@@ -84,6 +100,7 @@ class RunNumbered(Operation):
 
 def _run(cursor: Any, name: str) -> None:
     number = name.partition("_")[0]
+    cursor.execute(LIMIT_WAITS.format(limit="%s"), [f"{LOCK_SECONDS * 1000:.0f}ms"])
     cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
     _require_server(cursor)
     cursor.execute(_VERSION_TABLE)
@@ -98,6 +115,24 @@ def _run(cursor: Any, name: str) -> None:
     # Without parameters: percent signs in the file mean themselves.
     cursor.execute(script(f"{name}.sql"))
     cursor.execute(_FIRST_VERSION if found is None else _NEXT_VERSION, [number])
+
+
+def _is_lock_timeout(error: Exception) -> bool:
+    # psycopg2 calls it pgcode, psycopg sqlstate.
+    cause = error.__cause__
+    return LOCK_NOT_AVAILABLE in (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None))
+
+
+def _holders(connection: Any) -> list[tuple[int, str, str]]:
+    # The migration's transaction has failed, and its connection answers nothing until that is over.
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute(LOCK_HOLDERS)
+            found: list[tuple[int, str, str]] = cursor.fetchall()
+            return found
+    finally:
+        other.close()
 
 
 def _require_server(cursor: Any) -> None:

@@ -3,25 +3,38 @@
 Alembic keeps the order and the version; each step is a numbered `.sql` file that other migration tools can run as well.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.postgres.engine import translated
-from outbox_pipeline.postgres.migrations.files import LOCK_KEY, VERSION_TABLE, known_versions
+from outbox_pipeline.postgres.migrations.files import (
+    LIMIT_WAITS,
+    LOCK_HOLDERS,
+    LOCK_KEY,
+    LOCK_NOT_AVAILABLE,
+    LOCK_SECONDS,
+    VERSION_TABLE,
+    known_versions,
+    waited_sentence,
+)
 from outbox_pipeline.postgres.tables import SCHEMA
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def migrate(engine: Engine) -> str:
+def migrate(engine: Engine, *, lock_seconds: float = LOCK_SECONDS) -> str:
     """Bring the schema to this code's version and return that version.
 
     Safe to repeat and to run from several processes at once. Raises ConfigurationError when the database is newer
-    than this code or too old a server.
+    than this code or too old a server, TransientError when another session holds a lock for longer than *lock_seconds*.
     """
-    with translated(engine), engine.begin() as connection:
+    with translated(engine), _naming_holders(engine), engine.begin() as connection:
+        connection.execute(text(LIMIT_WAITS.format(limit=":limit")), {"limit": f"{lock_seconds * 1000:.0f}ms"})
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         _require_server(connection)
         found = schema_version(connection)
@@ -57,6 +70,18 @@ def schema_version(connection: Connection) -> str | None:
 def latest_version() -> str:
     """Return the version this code needs: the number of its last migration."""
     return known_versions()[-1]
+
+
+@contextmanager
+def _naming_holders(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        with engine.connect() as connection:
+            holders = connection.execute(text(LOCK_HOLDERS)).all()
+        raise TransientError(waited_sentence([tuple(row) for row in holders])) from None
 
 
 def _upgrade(connection: Connection) -> None:

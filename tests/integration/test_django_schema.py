@@ -8,9 +8,10 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import create_engine, inspect, text
 
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.django import numbered
+from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.postgres.engine import create_outbox_engine
-from outbox_pipeline.postgres.migrations.files import file_names
+from outbox_pipeline.postgres.migrations.files import LOCK_KEY, file_names
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate
 from outbox_pipeline.settings import Settings
 from tests.fixtures.django_project import on_database
@@ -145,3 +146,19 @@ def test_other_databases_are_left_alone(empty: str) -> None:
     run("migrate", "outbox_pipeline", database="elsewhere", verbosity=0)
 
     assert "[X] 0001_outbox" in run("showmigrations", "outbox_pipeline", database="elsewhere")
+
+
+def test_a_held_lock_is_named_and_not_waited_for(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`migrate` says which session holds the lock of migrations, instead of waiting for it without an end."""
+    monkeypatch.setattr(numbered, "LOCK_SECONDS", 0.1)
+    engine = create_engine(empty)
+    with engine.connect() as other:
+        other.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
+        pid = other.scalar(text("SELECT pg_backend_pid()"))
+
+        with pytest.raises(TransientError, match=f"held by pid {pid} "):
+            run("migrate", "outbox_pipeline", verbosity=0)
+
+    engine.dispose()
+    run("migrate", "outbox_pipeline", verbosity=0)
+    assert schema(empty)[2] == [(latest_version(),)]

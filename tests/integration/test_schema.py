@@ -5,9 +5,10 @@ import threading
 import pytest
 from sqlalchemy import Engine, MetaData, text
 
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import EVENT_SCHEMA
+from outbox_pipeline.postgres.migrations.files import LOCK_KEY
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate, schema_version
 from outbox_pipeline.postgres.tables import SCHEMA, metadata
 from outbox_pipeline.validation.contract import ARROW_TYPES
@@ -82,3 +83,28 @@ def test_the_tables_in_python_are_the_tables_in_the_database(outbox_engine: Engi
 def test_what_is_extracted_is_what_is_validated() -> None:
     """The columns an extracted batch has are the columns validation asks for."""
     assert {field.name: field.type for field in EVENT_SCHEMA} == dict(ARROW_TYPES)
+
+
+def test_a_held_lock_is_named_and_not_waited_for(outbox_engine: Engine) -> None:
+    """Any account can take the lock of migrations; `outbox init` then says which session has it, and ends."""
+    with outbox_engine.connect() as other:
+        other.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
+        pid = other.scalar(text("SELECT pg_backend_pid()"))
+        other.commit()
+
+        with pytest.raises(TransientError) as refused:
+            migrate(outbox_engine, lock_seconds=0.1)
+
+        other.execute(text("SELECT pg_advisory_unlock_all()"))
+    assert f"held by pid {pid} (user postgres, application outbox-pipeline)" in str(refused.value)
+    assert "pg_terminate_backend" in str(refused.value)
+    assert migrate(outbox_engine, lock_seconds=0.1) == latest_version()
+
+
+def test_a_locked_table_is_not_waited_for(outbox_engine: Engine) -> None:
+    """A migration behind whose lock every writer would wait gives up too."""
+    with outbox_engine.begin() as other:
+        other.execute(text("LOCK TABLE outbox.schema_version IN ACCESS EXCLUSIVE MODE"))
+
+        with pytest.raises(TransientError, match="A table of schema outbox was locked"):
+            migrate(outbox_engine, lock_seconds=0.1)

@@ -4,6 +4,7 @@ Imports no driver and no migration tool. Invariant: a database's version is the 
 table whoever ran it, and one tool migrates a database at a time.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -11,6 +12,21 @@ from importlib.resources import files
 VERSION_TABLE = "schema_version"
 #: "outbox", for pg_advisory_xact_lock.
 LOCK_KEY = 0x6F7574626F78
+#: Longest a migration waits for that lock, and for each lock on a table, behind which every writer would wait too.
+LOCK_SECONDS = 60
+LOCK_NOT_AVAILABLE = "55P03"
+
+#: Bounds the rest of the transaction where nobody has; the parameter is in milliseconds.
+LIMIT_WAITS = "SELECT set_config('lock_timeout', {limit}, true) WHERE current_setting('lock_timeout') = '0'"
+#: Who holds the lock: of a key of 64 bits PostgreSQL shows the halves.
+LOCK_HOLDERS = f"""
+SELECT activity.pid, activity.usename, activity.application_name
+FROM pg_locks AS lock JOIN pg_stat_activity AS activity USING (pid)
+WHERE lock.locktype = 'advisory' AND lock.granted
+  AND lock.classid = {LOCK_KEY >> 32} AND lock.objid = {LOCK_KEY & 0xFFFFFFFF} AND lock.objsubid = 1
+  AND lock.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY activity.pid
+"""  # noqa: S608 - constants
 
 
 def known_versions() -> list[str]:
@@ -23,6 +39,23 @@ def file_names() -> list[str]:
     """Return the names of all files, in the order they run."""
     folder = files("outbox_pipeline.postgres.migrations").joinpath("sql")
     return sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
+
+
+def waited_sentence(holders: Sequence[tuple[int, str, str]]) -> str:
+    """Say that a migration did not get a lock in time, who may hold it, and what to do."""
+    if not holders:
+        return (
+            "A table of schema outbox was locked by another session for too long, and nothing was migrated: find it in "
+            "pg_locks, let it end, and repeat."
+        )
+    named = ", ".join(
+        f"pid {pid} (user {user}, application {application or '–'})" for pid, user, application in holders
+    )
+    return (
+        f"The lock for migrations of schema outbox is held by {named}, and nothing was migrated: when that is another "
+        "'outbox init' or 'manage.py migrate' wait until it ends, otherwise end it with pg_terminate_backend, and "
+        "repeat."
+    )
 
 
 def script(name: str) -> str:
