@@ -75,13 +75,13 @@ def _with_ui(settings: "Settings") -> "Settings":
 def doctor(as_json: AsJson = False) -> None:
     """Check settings, servers, grants, schemas, clocks, ledger, Dagster; say what to do about each thing that is wrong.
 
-    Changes nothing. Exit code 1 when a check fails.
+    Changes nothing. Exit code 1 when a check fails; a warning fails nothing.
 
     Example: `outbox doctor`
     """
     checks = _examine()
     if as_json:
-        print_json([{"name": check.name, "ok": check.ok, "message": check.message} for check in checks])
+        print_json([vars(check) for check in checks])
     else:
         print_facts([(f"{_mark(check)} {check.name}", check.message) for check in checks])
     if any(check.ok is False for check in checks):
@@ -99,7 +99,7 @@ def _examine() -> "list[Check]":
 
 
 def _mark(check: "Check") -> str:
-    return {True: "ok   ", False: "WRONG", None: "-    "}[check.ok]
+    return "WARN " if check.is_warning else {True: "ok   ", False: "WRONG", None: "-    "}[check.ok]
 
 
 def _status_facts(found: "Status") -> list[tuple[str, object]]:

@@ -17,7 +17,7 @@ def init() -> None:
 
     Safe to repeat, and to run from several processes at once.
 
-    Example: `OUTBOX_POSTGRES_URL=postgresql+psycopg://user@host/db outbox init`
+    Example: `OUTBOX_POSTGRES_URL='postgresql+psycopg://user@host/db?sslmode=verify-full' outbox init`
     """
     from outbox_pipeline.clickhouse.client import clickhouse_client
     from outbox_pipeline.clickhouse.table import create_table

@@ -81,7 +81,7 @@ def dagster_environment(settings: "Settings") -> dict[str, str]:
     if missing:
         raise ConfigurationError(
             f"{' and '.join(missing)} not set: Dagster needs its own database, "
-            "for example postgresql+psycopg2://user@host/dagster."
+            "for example postgresql+psycopg2://user@host/dagster?sslmode=verify-full."
         )
     return {**values, "OUTBOX_HOME": str(settings.home)}
 

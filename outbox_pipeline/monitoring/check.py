@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `ok` is None when it could not be looked at or is not in use."""
+    """One thing that was looked at; `ok` is None when it could not be looked at or is not in use.
+
+    With `is_warning` it is no fault, and still worth a person's look.
+    """
 
     name: str
     ok: bool | None
     message: str
+    is_warning: bool = False
 
 
 def skipped(names: Iterable[str], because: str) -> list[Check]:

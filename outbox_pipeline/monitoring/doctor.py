@@ -18,9 +18,11 @@ from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS, examine_dagster
+from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, read_vacuum_off
+from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -38,6 +40,7 @@ CHECKS = (
     "settings",
     "start date",
     "event models",
+    "encryption",
     "postgres",
     "postgres encoding",
     "postgres durability",
@@ -67,6 +70,7 @@ def examine(settings: Settings) -> list[Check]:
     """Make every check; a failed connection skips what needs it."""
     clocks: list[ServerClock] = []
     checks = [check_variables(os.environ), check_start_date(settings), check_event_models(settings)]
+    checks.append(check_encryption(settings, os.environ))
     checks += _postgres_checks(settings, clocks)
     checks += _clickhouse_checks(settings, clocks)
     checks.append(check_clocks(clocks))
@@ -201,7 +205,7 @@ def grants_problem(*, role_name: str, group_exists: bool, missing: list[str], sc
     return (
         f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {create}"
         "SELECT outbox.grant_roles() as the owner of schema outbox, "
-        f"then GRANT outbox_pipeline TO {role_name} as a superuser."
+        f"then GRANT outbox_pipeline TO {quoted_name(role_name)} as a superuser."
     )
 
 

@@ -14,6 +14,7 @@ from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.postgres.claim import LedgerConditions, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.overview import read_gap_holders, read_ledger_breaches, read_overview
+from outbox_pipeline.postgres.quoting import quoted_text
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.cut import ledger_problem
 
@@ -178,7 +179,9 @@ def _cause_of_lag(status: Status) -> str:
 
 def _ending(holder: GapHolder) -> str:
     if holder.pid is None:
-        return f"COMMIT PREPARED or ROLLBACK PREPARED '{holder.gid or 'its gid in pg_prepared_xacts'}' ends it."
+        if holder.gid is None:
+            return "COMMIT PREPARED or ROLLBACK PREPARED with its gid, which is in pg_prepared_xacts, ends it."
+        return f"COMMIT PREPARED or ROLLBACK PREPARED {quoted_text(holder.gid)} ends it."
     return (
         f"What it runs is in pg_stat_activity under pid {holder.pid}; "
         f"pg_terminate_backend({holder.pid}) rolls it back, its business data included."

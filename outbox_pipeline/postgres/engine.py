@@ -167,6 +167,6 @@ def _refused(error: DBAPIError, where: str, state: str, said: str) -> LedgerErro
 
 def _unreachable(where: str, said: str) -> OutboxError:
     # A failed connect carries no SQLSTATE in libpq; these words are the server's own.
-    if "does not exist" in said or "no password supplied" in said:
+    if any(words in said for words in ("does not exist", "no password supplied", "certificate", "SSL was required")):
         return ConfigurationError(f"{where} refuses this: {said}. Check OUTBOX_POSTGRES_URL.")
     return TransientError(f"{where} cannot be reached: check that it runs and OUTBOX_POSTGRES_URL. It said: {said}")

@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
+from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.monitoring.health import Answer, judge_gaps, judge_lag, judge_ledger, read_health
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query_text
@@ -100,7 +101,7 @@ def test_late_failing_events_show_the_error(stores: Stores) -> None:
     cut_batches(stores.engine, settings, most=1)
     (request,) = request_batches(stores.engine, settings, most=1)
     limited = Stores(stores.engine, stores.client, settings)
-    end_failed(start_requested(limited, request.batch_id, request.attempt), RuntimeError("disk full"))
+    end_failed(start_requested(limited, request.batch_id, request.attempt), LedgerError("disk full"))
 
     answer = lag(stores)
 
@@ -162,24 +163,25 @@ def test_of_a_statement_only_command_and_table_are_shown(stores: Stores, stateme
 
 
 def test_a_prepared_transaction_is_named_by_its_gid(stores: Stores) -> None:
-    """A prepared transaction has no session; its gid and what ends it are named."""
-    gid = f"order-{uuid4().hex[:8]}"
+    """A prepared transaction has no session; its gid is named, and quoted in the line that ends it."""
+    gid = f"order-{uuid4().hex[:8]}'; DROP TABLE users; --"
+    literal = "'" + gid.replace("'", "''") + "'"
     with stores.engine.connect() as connection:
         if connection.scalar(text("SHOW max_prepared_transactions")) == "0":
             pytest.skip("max_prepared_transactions is 0 on this server")
     with stores.engine.connect() as slow:
         publish_in(slow, 1)
-        slow.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
+        slow.exec_driver_sql(f"PREPARE TRANSACTION {literal}")
     try:
         publish(stores.engine, 1)
         cut_batches(stores.engine, stores.settings, most=1)
         answer = gaps(stores)
     finally:
         with stores.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql(f"ROLLBACK PREPARED '{gid}'")
+            connection.exec_driver_sql(f"ROLLBACK PREPARED {literal}")
 
     assert f"prepared transaction {gid}" in answer.said
-    assert "ROLLBACK PREPARED" in answer.said
+    assert f"ROLLBACK PREPARED {literal} ends it" in answer.said
 
 
 #: What somebody does by hand, the rule it breaks, and words of the advice.

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
 from outbox_pipeline.cli.main import app
+from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.check import Check
 from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS
@@ -178,7 +179,7 @@ def fail_batch(stores: Stores, reason: str, *, max_attempts: int = 10) -> UUID:
     cut_batches(stores.engine, settings, most=1)
     (request,) = request_batches(stores.engine, settings, most=1)
     limited = Stores(stores.engine, stores.client, settings)
-    end_failed(start_requested(limited, request.batch_id, request.attempt), RuntimeError(reason))
+    end_failed(start_requested(limited, request.batch_id, request.attempt), LedgerError(reason))
     return request.batch_id
 
 

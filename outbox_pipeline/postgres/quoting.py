@@ -1,0 +1,26 @@
+"""SQL that people are told to run: names and texts in it are quoted, since others may have chosen them."""
+
+import re
+
+_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+def quoted_text(text: str) -> str:
+    r"""Return *text* as a literal of PostgreSQL, with `\` and what cannot be seen as escapes of an `E''` literal."""
+    doubled = text.replace("'", "''")
+    if text.isprintable() and "\\" not in text:
+        return f"'{doubled}'"
+    return "E'" + "".join(_escape(one) for one in doubled) + "'"
+
+
+def quoted_name(name: str) -> str:
+    """Return *name* as an identifier of PostgreSQL, as it is where that needs no quotes."""
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _escape(one: str) -> str:
+    if one == "\\":
+        return "\\\\"
+    return one if one.isprintable() else f"\\U{ord(one):08X}"
