@@ -26,6 +26,7 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.publish import insert_events
 
 _MOST_NAMED = 5
+_LARGEST_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -207,29 +208,20 @@ def parse_filter(
 ) -> Filter:
     """Read a filter from the words of a command line or a run's config; empty words count as not given.
 
-    An id is an event's UUID or its number in quarantine. Raises QuarantineError naming the word that is wrong.
+    An id is an event's UUID or its number in quarantine. Raises QuarantineError that says which word is wrong and does
+    not quote it.
     """
+    named = [(word, f"id number {place}") for place, word in enumerate(ids, start=1)]
     numbers = {word for word in ids if word.isascii() and word.isdigit()}
     return Filter(
-        event_ids=frozenset(_parse_uuid(word, "an event") for word in ids if word not in numbers),
-        quarantine_ids=frozenset(_parse_number(word) for word in numbers),
+        event_ids=frozenset(_parse_uuid(word, name, "an event") for word, name in named if word not in numbers),
+        quarantine_ids=frozenset(_parse_number(word, name) for word, name in named if word in numbers),
         event_type=event_type or None,
         reason=reason or None,
-        since=parse_time(since) if since else None,
-        until=parse_time(until) if until else None,
-        batch_id=_parse_uuid(batch_id, "a batch") if batch_id else None,
+        since=_parse_time(since, "since") if since else None,
+        until=_parse_time(until, "until") if until else None,
+        batch_id=_parse_uuid(batch_id, "batch_id", "a batch") if batch_id else None,
     )
-
-
-def parse_time(word: str) -> datetime:
-    """Return an ISO 8601 date or time; UTC unless it says otherwise. Raises QuarantineError when it is none."""
-    try:
-        found = datetime.fromisoformat(word.strip())
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise QuarantineError(
-            f"{word!r} is no time: write a UTC date or time such as 2026-03-01 or 2026-03-01T14:30."
-        ) from None
 
 
 def _held(connection: Connection, wanted: Filter) -> Held:
@@ -274,18 +266,34 @@ def _refusals(locked: Sequence[LockedEvent], statuses: dict[UUID, BatchStatus]) 
     return tuple(Refusal(batch_id, count, why) for (batch_id, why), count in counted.items() if why is not None)
 
 
-def _parse_uuid(word: str, what: str) -> UUID:
+def _parse_time(word: str, name: str) -> datetime:
+    """Return an ISO 8601 date or time; UTC unless it says otherwise."""
+    try:
+        found = datetime.fromisoformat(word.strip())
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise QuarantineError(
+            f"What is given as {name} is no time: write a UTC date or time such as 2026-03-01 or 2026-03-01T14:30."
+        ) from None
+
+
+def _parse_uuid(word: str, name: str, what: str) -> UUID:
     try:
         return UUID(word.strip())
     except ValueError:
-        raise QuarantineError(f"{word!r} is no id of {what}: 'outbox quarantine list --json' shows ids.") from None
+        raise QuarantineError(
+            f"What is given as {name} is no id of {what}: 'outbox quarantine list --json' shows ids."
+        ) from None
 
 
-def _parse_number(word: str) -> int:
-    number = int(word)
-    if number >= 2**63:
-        raise QuarantineError(f"{word!r} is no number in quarantine: 'outbox quarantine list' shows them.")
-    return number
+def _parse_number(word: str, name: str) -> int:
+    digits = word.lstrip("0") or "0"
+    # Python itself refuses to read a number of some thousand digits.
+    if len(digits) > len(str(_LARGEST_NUMBER)) or int(digits) > _LARGEST_NUMBER:
+        raise QuarantineError(
+            f"What is given as {name} is no number in quarantine: 'outbox quarantine list' shows them."
+        )
+    return int(digits)
 
 
 def _names(wanted: Filter) -> str:

@@ -113,8 +113,8 @@ def _window(first_day: str, last_day: str) -> "Window":
     from outbox_pipeline.reconcile.repair import parse_day
 
     try:
-        first = parse_day(first_day) if first_day else ALL_DAYS.first_day
-        last = parse_day(last_day) if last_day else ALL_DAYS.last_day
+        first = parse_day(first_day, "--from") if first_day else ALL_DAYS.first_day
+        last = parse_day(last_day, "--to") if last_day else ALL_DAYS.last_day
     except ConfigurationError as error:
         raise typer.BadParameter(str(error)) from None
     if first > last:

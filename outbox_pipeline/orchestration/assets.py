@@ -18,6 +18,7 @@ from outbox_pipeline.orchestration.ops import (
     validate_batch,
 )
 from outbox_pipeline.orchestration.partitions import recorded_days
+from outbox_pipeline.orchestration.run_config import literal_schema
 from outbox_pipeline.orchestration.runs import DeliveryConfig
 from outbox_pipeline.settings import load_settings
 
@@ -94,10 +95,9 @@ def _with_freshness(spec: dg.AssetSpec) -> dg.AssetSpec:
     return fresh
 
 
-@dg.config_mapping
-def one_config_for_all_ops(value: DeliveryConfig) -> dict[str, Any]:
+@dg.config_mapping(config_schema=literal_schema(DeliveryConfig))
+def one_config_for_all_ops(config: dict[str, Any]) -> dict[str, Any]:
     """Give each op of the graph the run's one config."""
-    config = value.model_dump()
     return {op.name: {"config": config} for op in (extract_batch, validate_batch, load_batch, mark_processed)}
 
 

@@ -14,7 +14,7 @@ from outbox_pipeline.orchestration.quarantine import (
 )
 from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
 from outbox_pipeline.orchestration.reconcile import reconcile_daily, reconcile_days, reconciled
-from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.resources import PipelineResource, nothing_kept
 from outbox_pipeline.orchestration.retention import (
     prune_dagster_history,
     prune_hourly,
@@ -24,11 +24,8 @@ from outbox_pipeline.orchestration.retention import (
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 
 
-def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definitions:
-    """Assemble the definitions; tests give a resource of their own."""
-    from_environment = PipelineResource(
-        postgres_url=dg.EnvVar("OUTBOX_POSTGRES_URL"), clickhouse_url=dg.EnvVar("OUTBOX_CLICKHOUSE_URL")
-    )
+def build_definitions() -> dg.Definitions:
+    """Assemble the definitions."""
     return dg.Definitions(
         assets=[OUTBOX, event_log],
         asset_checks=[quarantine_empty, reconciled, *health_checks],
@@ -44,7 +41,7 @@ def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definition
         ],
         schedules=[prune_hourly, purge_history_daily, reconcile_daily],
         sensors=[outbox_sensor, health_sensor, recheck_sensor, completeness_sensor, alert_sensor],
-        resources={"pipeline": pipeline or from_environment},
+        resources={"pipeline": PipelineResource(), "io_manager": nothing_kept},
         # Also for backfills, which run under Dagster's own asset job: one process, under a second for the op graph.
         executor=dg.in_process_executor,
     )

@@ -6,6 +6,7 @@ from pydantic import Field
 from outbox_pipeline.orchestration.assets import event_log
 from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import parked_batches, resume_parked
 
@@ -30,6 +31,7 @@ class ResumeConfig(dg.Config):
     batch_id: str = Field(default="", description="Only this batch. Empty: all parked ones.")
 
 
+@literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
 def resume_batches(context: dg.OpExecutionContext, config: ResumeConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Let parked batches be requested again at once, with their failures forgotten, and show why each was parked.

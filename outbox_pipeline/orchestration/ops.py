@@ -16,6 +16,7 @@ from outbox_pipeline.batches import Batch
 from outbox_pipeline.errors import ProofError
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.summary import of_batch, of_day
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -31,6 +32,7 @@ DELIVERED_WHOLE = "delivered_whole"
 _AFTER = {"after": dg.In(dg.Nothing)}
 
 
+@literal
 @dg.op(ins={"outbox": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES, tags={"kind": "postgres"})
 def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Take the batch's lease and read its events from PostgreSQL.
@@ -47,6 +49,7 @@ def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeli
         context.add_output_metadata({"batches": len(batches), "events": events})
 
 
+@literal
 @dg.op(ins=_AFTER, out=dg.Out(dg.Nothing), retry_policy=RETRIES, tags={"kind": "pandas"})
 def validate_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Decide which events go to ClickHouse and freeze that decision in the ledger.
@@ -59,6 +62,7 @@ def validate_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
             context.add_output_metadata(metadata.of_validate(delivery.validate()))
 
 
+@literal
 @dg.op(ins=_AFTER, retry_policy=RETRIES, tags={"kind": "clickhouse"})
 def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Any:
     """Load the batch into ClickHouse and prove that exactly its rows are there.
@@ -79,6 +83,7 @@ def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline:
         return _check(passed=True, shown=metadata.of_load(loaded))
 
 
+@literal
 @dg.op(ins=_AFTER, retry_policy=RETRIES, tags={"kind": "postgres"})
 def mark_processed(
     context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource

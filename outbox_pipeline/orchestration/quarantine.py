@@ -11,6 +11,7 @@ from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.postgres.quarantine import Filter
 
@@ -55,6 +56,7 @@ class DiscardConfig(ChoiceConfig):
     note: str = Field(description="Why these events are given up; kept with each of them.")
 
 
+@literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
 def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Give held events back to delivery: the next batch validates them anew and delivers them, or holds them again.
@@ -74,6 +76,7 @@ def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline:
         context.add_output_metadata(metadata.of_requeue(chosen.held, done))
 
 
+@literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
 def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Give held events up for good and keep the note with each of them; they will never be delivered.

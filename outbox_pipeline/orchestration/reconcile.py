@@ -19,6 +19,7 @@ from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import DayTotals, Reconciled, Window
@@ -50,8 +51,9 @@ class ReconcileConfig(dg.Config):
         no day, and when no day is left of those that were given: comparing nothing would look well.
         """
         first_there, last_there = deliverable_days()
-        last = parse_day(self.last_day) if self.last_day else today() - timedelta(days=1)
-        first = parse_day(self.first_day) if self.first_day else last - timedelta(load_settings().reconcile_days - 1)
+        last = parse_day(self.last_day, "last_day") if self.last_day else today() - timedelta(days=1)
+        days = load_settings().reconcile_days
+        first = parse_day(self.first_day, "first_day") if self.first_day else last - timedelta(days - 1)
         window = Window(max(first, first_there), min(last, last_there))
         if (self.first_day or self.last_day) and window.first_day > window.last_day:
             raise ConfigurationError(f"No day from {first} to {last} has a partition: nothing would be compared.")
@@ -93,6 +95,7 @@ def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResourc
     )
 
 
+@literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "clickhouse"})
 def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Compare all the days at once, repair what differs if told to, and report the check `reconciled` of each day.

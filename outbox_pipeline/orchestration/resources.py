@@ -1,7 +1,7 @@
 """The pipeline's resource: connections to both stores and the delivery of this process.
 
-Opened on first use and closed at the end of the run or tick. URLs come as environment variables, so the UI shows their
-names and never their values.
+Opened on first use and closed at the end of the run or tick. Invariant: which servers these are is said by the
+environment of the code location alone; nothing in a run's config chooses one.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from uuid import UUID
 
 import dagster as dg
-from pydantic import Field, PrivateAttr, SecretStr
+from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import BatchStatus
@@ -25,11 +25,9 @@ from outbox_pipeline.settings import Settings, load_settings
 
 
 class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own usage leaves it open
-    """Both stores, by URL. At most one delivery is open in a process."""
+    """Both stores, by OUTBOX_POSTGRES_URL and OUTBOX_CLICKHOUSE_URL. At most one delivery is open in a process."""
 
-    postgres_url: str = Field(description="PostgreSQL with the outbox; from OUTBOX_POSTGRES_URL, never shown.")
-    clickhouse_url: str = Field(description="ClickHouse over HTTP; from OUTBOX_CLICKHOUSE_URL, never shown.")
-
+    # A field here would be one of every run's config: whoever starts runs could send the events elsewhere.
     _engine: Engine | None = PrivateAttr(None)
     _client: EventLogClient | None = PrivateAttr(None)
     _delivery: Delivery | None = PrivateAttr(None)
@@ -55,9 +53,8 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
 
     @property
     def settings(self) -> Settings:
-        """The settings of the environment with this resource's URLs."""
-        urls = {"postgres_url": SecretStr(self.postgres_url), "clickhouse_url": SecretStr(self.clickhouse_url)}
-        return load_settings().model_copy(update=urls)
+        """The settings of the environment."""
+        return load_settings()
 
     @property
     def engine(self) -> Engine:
@@ -95,10 +92,31 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
 
     @staticmethod
     def as_uuid(text: str) -> UUID:
-        """Return a batch id from run config; ConfigurationError when it is none."""
+        """Return a batch id from run config; ConfigurationError, which does not quote it, when it is none."""
         try:
             return UUID(text)
         except ValueError:
             raise ConfigurationError(
-                f"Run config batch_id {text!r} is no UUID: take it from the tag outbox/batch_id of a run."
+                "The batch_id in the run config is no UUID: take it from the tag outbox/batch_id of a run."
             ) from None
+
+
+class NothingKept(dg.IOManager):
+    """The place for what ops hand each other, which is nothing.
+
+    Dagster's own writes to a folder that a run's config may choose.
+    """
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Refuse: an op that hands something on would need a disk that all processes share."""
+        raise NotImplementedError(f"Op output {context.name} is kept nowhere: ops ask the ledger.")
+
+    def load_input(self, context: dg.InputContext) -> object:
+        """Refuse: nothing was kept."""
+        raise NotImplementedError(f"Op input {context.name} was kept nowhere: ops ask the ledger.")
+
+
+@dg.io_manager(config_schema={}, description="Keeps nothing: ops hand each other nothing and ask the ledger.")
+def nothing_kept() -> NothingKept:
+    """Make the place where nothing is kept; no run can configure it."""
+    return NothingKept()

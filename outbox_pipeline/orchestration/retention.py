@@ -11,6 +11,7 @@ from outbox_pipeline.errors import OutboxError, TransientError, first_line
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.history import purge_history
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.retention import prune
 from outbox_pipeline.settings import load_settings
 
@@ -36,6 +37,7 @@ class PurgeConfig(dg.Config):
     minutes: float = Field(default=10, gt=0, le=50, description="Stop after this long; the next run goes on.")
 
 
+@literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
 def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Delete events from outbox.event that were delivered OUTBOX_RETENTION_DAYS ago, one batch a transaction.
@@ -78,6 +80,7 @@ def prune_outbox() -> None:
     prune_delivered()
 
 
+@literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
 def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig):  # type: ignore[no-untyped-def]
     """Delete step events, log lines and captured output of runs that are older than OUTBOX_DAGSTER_HISTORY_DAYS.

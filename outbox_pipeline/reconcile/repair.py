@@ -67,12 +67,12 @@ def prove_day(stores: Stores, day: date, *, run_id: str | None = None) -> list[R
     ]
 
 
-def parse_day(word: str) -> date:
-    """Return a UTC day. Raises ConfigurationError when it is none."""
+def parse_day(word: str, name: str) -> date:
+    """Return a UTC day. Raises ConfigurationError when it is none, which says *name* and does not quote the word."""
     try:
         return date.fromisoformat(word.strip())
     except ValueError:
-        raise ConfigurationError(f"{word!r} is no day: write it like 2026-03-01.") from None
+        raise ConfigurationError(f"What is given as {name} is no day: write it like 2026-03-01.") from None
 
 
 def _redeliver(stores: Stores, difference: Difference, run_id: str | None) -> Replayed:

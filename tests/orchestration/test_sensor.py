@@ -11,6 +11,7 @@ from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.settings import Settings, load_settings
 from tests.fixtures.events import publish
 
 NOWHERE = "127.0.0.1:9"
@@ -18,15 +19,16 @@ NOWHERE = "127.0.0.1:9"
 
 def pipeline(stores: Stores, *, postgres_url: str | None = None, clickhouse_url: str | None = None) -> PipelineResource:
     """The sensor's resource, on this test's stores unless told otherwise."""
-    settings = stores.settings
+    given = {"postgres_url": postgres_url, "clickhouse_url": clickhouse_url}
+    urls = {name: SecretStr(url) if url else getattr(stores.settings, name) for name, url in given.items()}
 
-    def url(given: str | None, own: SecretStr | None) -> str:
-        return given or (own.get_secret_value() if own else "")
+    # Dagster makes its own instance of the class for each run and tick, so only the class can carry something.
+    class Elsewhere(PipelineResource):
+        @property
+        def settings(self) -> Settings:
+            return load_settings().model_copy(update=urls)
 
-    return PipelineResource(
-        postgres_url=url(postgres_url, settings.postgres_url),
-        clickhouse_url=url(clickhouse_url, settings.clickhouse_url),
-    )
+    return Elsewhere()
 
 
 def tick(instance: dg.DagsterInstance, resource: PipelineResource, *, cursor: str | None = None) -> dg.SensorResult:
