@@ -7,7 +7,7 @@ TEST_WORKERS ?= 3
 INSTALLED := .venv/installed
 BENCH := .venv/bench
 
-.PHONY: help setup demo test examples lint format real-input soak bench bench-quick lock clean
+.PHONY: help setup demo test examples lint format real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,6 +34,9 @@ format: $(INSTALLED)  ## Format the code
 
 real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster and compare every character
 	$(BIN)/python -m pytest -m real_input
+
+browser: $(INSTALLED)  ## Drive Dagster's UI in this machine's Chromium, and try what pages of other sites may not
+	$(BIN)/python -m pytest -m browser tests/acceptance/stack
 
 soak: $(INSTALLED)  ## Random kills, freezes and outages for OUTBOX_SOAK_MINUTES (15), then compare both sides
 	$(BIN)/python -m pytest -m soak tests/soak

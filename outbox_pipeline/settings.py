@@ -26,6 +26,8 @@ DEFAULT_START_DATE = date(2026, 1, 1)
 #: Eleven days. Much longer times are mistakes, and the longest have no interval in Python or PostgreSQL.
 _LONGEST_SECONDS = 1_000_000
 
+_UI_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?)(:[0-9]{1,5})?")
+
 
 class Settings(BaseSettings):
     """The settings; each field is the environment variable `OUTBOX_<FIELD>`."""
@@ -44,6 +46,10 @@ class Settings(BaseSettings):
     )
     dagster_ui_url: str | None = Field(
         None, description="Address of Dagster's UI, for links; empty: the one that 'outbox up' runs on OUTBOX_HOME"
+    )
+    ui_hosts: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description="Host names that Dagster's UI is called by beside 127.0.0.1, localhost and [::1], comma separated",
     )
     home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
     server_folder: Path = Field(
@@ -157,6 +163,19 @@ class Settings(BaseSettings):
         if any(not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[a-z]{2,}", owner) for owner in owners):
             raise ValueError("OUTBOX_OWNERS must be e-mail addresses or team:name, separated by commas")
         return owners
+
+    @field_validator("ui_hosts", mode="before")
+    @classmethod
+    def _split_ui_hosts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        hosts = tuple(host for part in value.lower().split(",") if (host := part.strip()))
+        if not all(_UI_HOST.fullmatch(host) for host in hosts):
+            raise ValueError(
+                "OUTBOX_UI_HOSTS must be host names, with or without port, separated by commas, like "
+                "dagster.example.org or 10.0.0.5:3000"
+            )
+        return hosts
 
     @field_validator("event_modules", mode="before")
     @classmethod

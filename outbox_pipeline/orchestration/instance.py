@@ -9,6 +9,7 @@ from outbox_pipeline.folders import private_home
 LOCATION_NAME = "outbox_pipeline"
 DEFINITIONS_MODULE = "outbox_pipeline.orchestration.definitions"
 CODE_SERVER_MODULE = "outbox_pipeline.orchestration.code_server"
+WEBSERVER_MODULE = "outbox_pipeline.orchestration.webserver"
 
 
 def prepare_dagster_home(home: Path) -> Path:

@@ -27,6 +27,7 @@ from outbox_pipeline.orchestration.instance import (
     CODE_SERVER_MODULE,
     DEFINITIONS_MODULE,
     LOCATION_NAME,
+    WEBSERVER_MODULE,
     prepare_dagster_home,
 )
 from outbox_pipeline.processes import ProcessIdentity, end_process, identify, start_detached, wait_until
@@ -57,7 +58,7 @@ class StackPlan:
 
     def command(self, name: str) -> list[str]:
         """Return the command line of one of the processes."""
-        web = ["dagster_webserver", "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
+        web = [WEBSERVER_MODULE, "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
         code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "--socket", str(self.code_socket)]
         modules = {
             "code": [*code, "--location-name", LOCATION_NAME],

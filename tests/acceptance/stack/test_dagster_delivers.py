@@ -31,7 +31,7 @@ query Checks($partition: String!) {
 RESOURCES = """
 { allTopLevelResourceDetailsOrError(repositorySelector: {
     repositoryLocationName: "outbox_pipeline", repositoryName: "__repository__"}) {
-  __typename ... on ResourceDetailsList { results { name configuredValues { key value type } } } } }
+  __typename ... on ResourceDetailsList { results { name description configuredValues { key value type } } } } }
 """
 
 
@@ -91,13 +91,14 @@ def test_a_backfill_proves_and_repairs_days(running: Running) -> None:
 
 
 def test_the_ui_shows_names_of_secrets_not_values(running: Running) -> None:
-    """The resource's page shows which environment variables hold the URLs, and nothing of the URLs."""
+    """The resource's page says which environment variables hold the URLs, and has nothing that a run could set."""
     details = running.graphql(RESOURCES)["allTopLevelResourceDetailsOrError"]
 
     shown = json.dumps(details)
     assert "OUTBOX_POSTGRES_URL" in shown
     assert "OUTBOX_CLICKHOUSE_URL" in shown
     assert "://" not in shown
+    assert [value for one in details["results"] for value in one["configuredValues"]] == []
 
 
 def test_a_killed_code_server_is_replaced_and_delivery_goes_on(running: Running) -> None:
