@@ -19,7 +19,7 @@ from outbox_pipeline.validation import Reason
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / "README.md", ROOT / "CHANGELOG.md"),
+    *(ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]

@@ -1,0 +1,112 @@
+"""What the workflows run is pinned, the bot sees all of it, and what users install is bounded."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+#: owner/name[/path]@hash # v1.2.3, as Renovate and Dependabot write it.
+PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+#: name:1.2[.3.4], with a digest once the bot has put it there.
+IMAGE = re.compile(r"[a-z0-9./-]+:\d+(\.\d+)+(@sha256:[0-9a-f]{64})?")
+
+
+def jobs(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the jobs of a workflow."""
+    yield from yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+
+
+def steps(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield all steps of a workflow."""
+    for job in jobs(path):
+        yield from job["steps"]
+
+
+def images(path: Path) -> Iterator[str]:
+    """Yield the images of a workflow's services, taken from the matrix where they are there."""
+    for job in jobs(path):
+        for service in job.get("services", {}).values():
+            found = re.fullmatch(r"\$\{\{ matrix\.(\w+) \}\}", service["image"])
+            rows = job.get("strategy", {}).get("matrix", {}).get("include", [])
+            yield from (row[found[1]] for row in rows) if found else (service["image"],)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_every_action_is_pinned(path: Path) -> None:
+    """A tag can be moved to other code; a hash cannot, and its version stands beside it for people and bots."""
+    used = re.findall(r"uses:\s*(.+)", path.read_text(encoding="utf-8"))
+
+    assert len(used) == sum("uses" in step for step in steps(path)) > 0
+    assert [one for one in used if not PINNED.fullmatch(one)] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_job_has_no_more_rights_than_it_needs(path: Path) -> None:
+    """Jobs read the repository and nothing else, and the code they run does not find the token in .git."""
+    checkouts = [step for step in steps(path) if step.get("uses", "").startswith("actions/checkout@")]
+
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["permissions"] == {"contents": "read"}
+    assert checkouts
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_every_image_has_a_full_version() -> None:
+    """The same images run tomorrow, and the bot's pattern finds each of them to pin its digest."""
+    used = [image for path in WORKFLOWS for image in images(path)]
+    bot = json.loads((ROOT / "renovate.json").read_text(encoding="utf-8"))
+    pattern = bot["customManagers"][0]["matchStrings"][0].replace("(?<", "(?P<")
+
+    assert len(used) == 4
+    assert [one for one in used if not IMAGE.fullmatch(one)] == []
+    assert [one for one in used if not re.fullmatch(pattern, one)] == []
+    assert {"docker:pinDigests", "helpers:pinGitHubActionDigests"} <= set(bot["extends"])
+
+
+def test_tools_of_the_workflows_are_pinned() -> None:
+    """What is installed outside of the lock has one version, or the lock as constraints."""
+    installs = [
+        line.strip()
+        for path in WORKFLOWS
+        for step in steps(path)
+        for line in step.get("run", "").splitlines()
+        if "pip install" in line
+    ]
+
+    assert installs
+    assert [line for line in installs if not re.search(r"[a-z-]+==\d|-c constraints\.txt", line)] == []
+
+
+def test_dagster_is_bounded_by_its_minor_version() -> None:
+    """Modules with an underscore may change in any minor version, and so may what our imports of them mean."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pipeline = [Requirement(one) for one in project["optional-dependencies"]["pipeline"]]
+    bounded = {one.name: one.specifier for one in pipeline if one.name.startswith("dagster")}
+
+    assert set(bounded) == {"dagster", "dagster-postgres", "dagster-webserver"}
+    for name, locked, beyond in [
+        ("dagster", "1.13.27", "1.14.0"),
+        ("dagster-webserver", "1.13.27", "1.14.0"),
+        ("dagster-postgres", "0.29.27", "0.30.0"),
+    ]:
+        assert bounded[name].contains(locked)
+        assert not bounded[name].contains(beyond)
+
+
+def test_the_lock_fits_the_bounds() -> None:
+    """Every version that is pinned is one that the package allows."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;\\]+)", lock, re.MULTILINE)
+    wanted = {one.name: one for extra in extras.values() for one in map(Requirement, extra)}
+
+    assert len(pins) > 100
+    assert [(name, version) for name, version in pins if name in wanted and version not in wanted[name].specifier] == []
