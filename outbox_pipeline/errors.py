@@ -83,6 +83,10 @@ class NoTransactionError(OutboxError):
     """`publish_event` was called on a connection in autocommit, where event and business data could part."""
 
 
+class DefectError(Exception):
+    """Something failed over a batch that this package does not know; told by kind and place, with the frames."""
+
+
 # Greedy up to the last @ of the word: user and password may hold slashes and @ themselves, and showing too little is no
 # harm. Each pattern begins where a word or a keyword does, so that a megabyte of letters is read once.
 _PASSWORD = re.compile(r"(?<![a-z0-9+.-])(?P<user>[a-z][a-z0-9+.-]*://[^:\s]*):\S*@", re.IGNORECASE)
@@ -107,7 +111,7 @@ def sentence_of(error: BaseException) -> str:
 
     The words of a foreign error may quote an event.
     """
-    if isinstance(error, OutboxError):
+    if isinstance(error, OutboxError | DefectError):
         return first_line(error)
     return f"{type(error).__name__} at {_place(error)}; its words are left out, because they may quote an event"
 

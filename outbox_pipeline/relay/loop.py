@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import BoundedSemaphore
 
 from outbox_pipeline.clickhouse.table import check_table
-from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.errors import DefectError, OutboxError, sentence_of
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
@@ -129,11 +129,18 @@ def _next_delivery(stores: Stores, settings: Settings) -> Delivery | None:
 
 
 def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
-    """Take one batch through all four steps; the caller ends the attempt when this raises."""
+    """Take one batch through all four steps; the caller ends the attempt when this raises.
+
+    Raises DefectError for what no store has translated, so that a traceback quotes no event.
+    """
     try:
         with _room:
             delivery.prepare()
         return delivery.finish(reload=reload)
+    except OutboxError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised on, in words that may be shown
+        raise DefectError(sentence_of(error)).with_traceback(error.__traceback__) from None
     finally:
         delivery.close()
 

@@ -3,12 +3,15 @@
 import traceback
 from datetime import date
 
+import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, text
 
-from outbox_pipeline.errors import ConstraintError, LedgerError, OutboxError, TransientError
+from outbox_pipeline.errors import ConstraintError, DefectError, LedgerError, OutboxError, TransientError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.relay import delivery
+from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
 from tests.fixtures.events import publish
@@ -42,6 +45,22 @@ def test_a_value_is_not_quoted(outbox_engine: Engine) -> None:
 
     assert "InvalidTextRepresentation, SQLSTATE 22P02" in str(refused.value)
     assert CONTENT not in all_of(refused.value)
+
+
+def test_a_defect_keeps_its_frames_and_loses_its_words(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traceback of a relay leads to the place; what Arrow says of the value it failed over is not in it."""
+    publish(stores.engine, 1, context=f'"{CONTENT}"')
+
+    def fail(events: pa.Table, *_: object) -> None:
+        raise pa.ArrowInvalid(f"Could not convert {events['event_context'][0]} with type str")
+
+    monkeypatch.setattr(delivery, "validate_events", fail)
+
+    with pytest.raises(DefectError, match=r"ArrowInvalid at outbox_pipeline/relay/delivery\.py:\d+") as failed:
+        relay(stores)
+
+    assert "in validate\n" in all_of(failed.value)
+    assert CONTENT not in all_of(failed.value)
 
 
 def test_a_batch_that_cannot_be_read_is_not_quoted(stores: Stores) -> None:
