@@ -6,6 +6,8 @@ BIN := .venv/bin
 TEST_WORKERS ?= 3
 INSTALLED := .venv/installed
 BENCH := .venv/bench
+BROWSER := .venv/browser
+LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
 .PHONY: help setup demo test examples lint format real-input browser soak bench bench-quick lock clean
 
@@ -35,7 +37,7 @@ format: $(INSTALLED)  ## Format the code
 real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster and compare every character
 	$(BIN)/python -m pytest -m real_input
 
-browser: $(INSTALLED)  ## Drive Dagster's UI in this machine's Chromium, and try what pages of other sites may not
+browser: $(BROWSER)  ## Drive Dagster's UI in this machine's Chromium, and try what pages of other sites may not
 	$(BIN)/python -m pytest -m browser tests/acceptance/stack
 
 soak: $(INSTALLED)  ## Random kills, freezes and outages for OUTBOX_SOAK_MINUTES (15), then compare both sides
@@ -49,7 +51,9 @@ bench-quick: $(BENCH)  ## The same with small numbers, to see that everything wo
 
 lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet -o requirements.lock
+	  $(LOCK_OPTIONS) -o requirements.lock
+	uv pip compile --group browser --constraint requirements.lock --universal --python-version 3.11 \
+	  $(LOCK_OPTIONS) -o requirements-browser.lock
 
 setup: $(INSTALLED)  ## Make .venv with the pinned dependencies
 
@@ -61,6 +65,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BROWSER): $(INSTALLED) requirements-browser.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-browser.lock
 	@touch $@
 
 $(BENCH): $(INSTALLED)

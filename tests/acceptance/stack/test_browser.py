@@ -13,6 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+pytest.importorskip("playwright", reason="'make browser' installs what drives a browser")
+
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from outbox_pipeline.settings import today
