@@ -40,6 +40,7 @@ def test_two_migrations_at_once_both_succeed(outbox_engine: Engine) -> None:
     [
         ("DROP SCHEMA outbox CASCADE", "no outbox schema yet: run 'outbox init'"),
         ("UPDATE outbox.schema_version SET version_num = '9999'", "newer than this code"),
+        ("UPDATE outbox.schema_version SET version_num = '0006'", "has version 0006, this code needs .* 'outbox init'"),
     ],
 )
 def test_another_version_is_named(outbox_engine: Engine, statement: str, sentence: str) -> None:

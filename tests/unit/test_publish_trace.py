@@ -9,6 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from structlog.contextvars import bound_contextvars, clear_contextvars
 
+from outbox_pipeline.events import prepare_event
 from outbox_pipeline.publish.trace import current_trace
 
 TRACER = TracerProvider().get_tracer("tests")
@@ -62,3 +63,13 @@ def test_absent_libraries_are_not_missed() -> None:
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert said.stdout.split() == ["None", "False"]
+
+
+def test_what_is_found_is_never_too_long_to_publish() -> None:
+    """No trace that nobody asked for fails a business transaction."""
+    with bound_contextvars(correlation_id="x" * 200):
+        found = current_trace()
+
+    assert found is not None
+    assert len(found) == 215
+    assert prepare_event({}, event_type="t", trace_context=found).trace_context == found
