@@ -24,9 +24,9 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from outbox_pipeline.clickhouse.table import create_table
-from outbox_pipeline.embedded.clickhouse import running_clickhouse
-from outbox_pipeline.embedded.engines import embedded_engines
-from outbox_pipeline.embedded.homes import Home
+from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse
+from outbox_pipeline.embedded.engines import embedded_engines, running_engines
+from outbox_pipeline.embedded.homes import Home, locked
 from outbox_pipeline.embedded.postgres import running_postgres
 from outbox_pipeline.logs import configure_logs
 from outbox_pipeline.postgres.schema import migrate
@@ -55,9 +55,16 @@ _PUBLISH = text(
 
 
 @contextmanager
-def fresh_stores(**settings: Any) -> Iterator[Stores]:
-    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, children's too."""
-    with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home)) as urls:
+def fresh_stores(*, more_grants: Sequence[str] = (), **settings: Any) -> Iterator[Stores]:
+    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, children's too.
+
+    ClickHouse has *more_grants* beside the usual ones, and is then not shut off from the machine.
+    """
+    with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home), clickhouse=False):
+        place = Home(Path(home).resolve())
+        with locked(place):
+            start_clickhouse(place, more_grants=more_grants)
+        urls = running_engines(Path(home))
         assert urls.postgres
         assert urls.clickhouse
         assert urls.dagster

@@ -15,6 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox_pipeline.relay.stores import Stores
 
+#: What ClickHouse needs beside its usual rights to read PostgreSQL itself.
+NATIVE_GRANTS = ("READ ON POSTGRES",)
+
 _FRAME_ROWS = 100_000
 _LOOP_ROWS = 1_000
 

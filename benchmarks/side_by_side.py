@@ -21,7 +21,14 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.common import count_delivered, fresh_stores, last_position, publish, save, vacuum, wait_for_merges
-from benchmarks.contenders import copy_natively, create_tables, deliver_frames, deliver_loop, fill_status_table
+from benchmarks.contenders import (
+    NATIVE_GRANTS,
+    copy_natively,
+    create_tables,
+    deliver_frames,
+    deliver_loop,
+    fill_status_table,
+)
 from benchmarks.with_dlt import BACKENDS, HOW_TO_INSTALL, is_installed, run_dlt
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.memory import keep_freed_memory
@@ -188,7 +195,7 @@ def main() -> None:
     if not is_installed():
         print(HOW_TO_INSTALL)
     keep_freed_memory()  # as `outbox relay` does
-    with fresh_stores() as stores:
+    with fresh_stores(more_grants=NATIVE_GRANTS) as stores:
         create_tables(stores)
         rounds = [
             run_round(stores, everybody, events=given.events, first=nth % len(everybody)) for nth in range(given.rounds)

@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.fixtures.proxy",
     "tests.fixtures.dagster",
     "tests.fixtures.webhook",
+    "tests.fixtures.contacts",
     "tests.fixtures.homes",
     "tests.fixtures.accounts",
     "tests.fixtures.lives",

@@ -1,25 +1,30 @@
 """The ClickHouse engine of this process: its connections, sessions and running queries.
 
-chDB isolates settings, temporary tables and parameters by connection. So every request gets a connection of
-its own (a session keeps one between requests) and SQL never has to be rewritten to carry settings.
+Nothing calls chDB but in a thread that is shut off from the machine (`confined`), on a connection that has no other
+rights than those of `rights`. chDB isolates settings, temporary tables and parameters by connection. So every request
+gets a connection of its own (a session keeps one between requests) and SQL never has to be rewritten to carry settings.
 """
 
 import json
+import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import chdb
 from chdb import _chdb
 
+from outbox_pipeline.embedded.confinement import confinement
+from outbox_pipeline.embedded.rights import CONFIGURATION_FILE, quoted, write_configuration
 from outbox_pipeline.embedded.server_errors import (
     SESSION_IS_LOCKED,
     SESSION_NOT_FOUND,
+    TOO_MANY_SIMULTANEOUS_QUERIES,
     UNKNOWN_SETTING,
     ServerError,
     from_engine,
@@ -27,6 +32,11 @@ from outbox_pipeline.embedded.server_errors import (
 
 #: A setting without effect that `system.processes` shows, so a query is found by its request's id.
 REQUEST_SETTING = "chdb_client_name"
+
+#: Sessions at once; with a temporary table in each they take 60 MB.
+MOST_SESSIONS = 500
+
+T = TypeVar("T")
 
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
@@ -53,15 +63,27 @@ class _Session:
 class Engine:
     """The engine on one data directory; it stays open until `close`, whatever connections come and go."""
 
-    def __init__(self, path: Path) -> None:
-        """Open *path*; raises ServerError when another process holds it."""
+    def __init__(self, path: Path, *, uploads: Path, more_grants: Sequence[str] = ()) -> None:
+        """Open *path*; raises ServerError when another process holds it.
+
+        The calling thread is confined from then on, and this process works in the configuration's folder. With
+        *more_grants*, which may be rights to files or servers, no thread is confined.
+        """
         # Otherwise the engine would take SIGTERM and SIGINT for itself.
         _chdb.set_signal_handlers_enabled(0)  # type: ignore[attr-defined]  # missing in chDB's stubs
-        self._path = str(path)
-        self._root = self._connect()
+        os.chdir(write_configuration(path, uploads=uploads, more_grants=more_grants))
+        self._path = f"{path}?config-file={CONFIGURATION_FILE}"
+        self._confinement = None if more_grants else confinement([path, uploads])
+        self._root = self.confined(self._connect)
         self._sessions: dict[str, _Session] = {}
         self._guard = threading.Lock()
         self.version, self.timezone = self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
+
+    def confined(self, call: Callable[[], T]) -> T:
+        """Return what *call* returns, made in this thread, which is shut off from the machine before."""
+        if self._confinement is not None:
+            self._confinement.apply()
+        return call()
 
     @contextmanager
     def connection(self, scope: Scope) -> Iterator[Any]:
@@ -131,6 +153,7 @@ class Engine:
             if session is None and scope.session_must_exist:
                 raise ServerError(SESSION_NOT_FOUND, f"Session {session_id} not found. (SESSION_NOT_FOUND)")
             if session is None:
+                self._require_room()
                 session = self._sessions[session_id] = _Session(self._connect(), threading.Lock())
             if not session.busy.acquire(blocking=False):
                 raise ServerError(
@@ -138,6 +161,15 @@ class Engine:
                     f"Session {session_id} is locked by a concurrent client. (SESSION_IS_LOCKED)",
                 )
             return session
+
+    def _require_room(self) -> None:
+        if len(self._sessions) >= MOST_SESSIONS:
+            raise ServerError(
+                TOO_MANY_SIMULTANEOUS_QUERIES,
+                f"Too many sessions, maximum: {MOST_SESSIONS}. Send no session_id where no session is needed"
+                " (autogenerate_session_id=False in clickhouse-connect), or a shorter session_timeout."
+                " (TOO_MANY_SIMULTANEOUS_QUERIES)",
+            )
 
     def _drop_expired(self) -> None:
         now = time.monotonic()
@@ -185,11 +217,6 @@ def _assignments(settings: dict[str, str]) -> str:
         if not _SETTING_NAME.fullmatch(name):
             raise ServerError(UNKNOWN_SETTING, f"Unknown setting '{name}'. (UNKNOWN_SETTING)")
     return ", ".join(f"{name} = {quoted(value)}" for name, value in settings.items())
-
-
-def quoted(text: str) -> str:
-    """Return *text* as an SQL string, for where the engine takes no parameter: SET and names of files."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _identifier(name: str) -> str:

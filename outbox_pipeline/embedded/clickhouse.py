@@ -1,16 +1,19 @@
 """The life of the local ClickHouse server: start it on a home, join the one that runs, stop it.
 
-The server is a process of its own because the engine lets only one process open a data directory. Its port is
-kept in the home after it has gone and taken again, so a URL stays valid over a crash. Call start and stop
-under the home's lock.
+The server is a process of its own because the engine lets only one process open a data directory. Its port and its
+token are kept in the home after it has gone and taken again, so a URL stays valid over a crash. Whoever has the token
+has the data: it is in a file of mode 0600 and in the URL, never on a command line. Call start and stop under the
+home's lock.
 """
 
 import http.client
 import importlib.util
 import json
 import os
+import secrets
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import outbox_pipeline
@@ -27,6 +30,30 @@ from outbox_pipeline.processes import (
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 
+#: The user whose password is the server's token.
+USER = "outbox"
+
+#: What the server has of its parent's environment; anything else may be a secret, and statements may reach it.
+INHERITED = (
+    # Which programs, libraries and modules are found, a user's own among them.
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "HOME",
+    "PYTHONHOME",
+    # How times and texts are read.
+    "TZ",
+    "TZDIR",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    # Where temporary files go.
+    "TMPDIR",
+    # How many threads the libraries take on a machine that is shared.
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
+
 
 @dataclass(frozen=True)
 class ClickHouseHandle:
@@ -34,6 +61,8 @@ class ClickHouseHandle:
 
     process: ProcessIdentity
     port: int
+    #: None for a server of a version that had none.
+    token: str | None = field(repr=False)
 
     @property
     def pid(self) -> int:
@@ -43,17 +72,23 @@ class ClickHouseHandle:
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        return f"http://127.0.0.1:{self.port}"
+        user = f"{USER}:{self.token}@" if self.token else ""
+        return f"http://{user}127.0.0.1:{self.port}"
 
 
-def start_clickhouse(home: Home) -> ClickHouseHandle:
+def start_clickhouse(home: Home, *, more_grants: Sequence[str] = ()) -> ClickHouseHandle:
     """Start the server on the home, or join the one that runs, and return once it answers.
 
-    Raises ConfigurationError when chDB is missing or the server does not start.
+    A server that is started here gets *more_grants* beside the usual rights, such as `READ ON POSTGRES`; the
+    threads of its engine are then not shut off from the machine. One of a version that asked for no token is ended
+    and started anew. Raises ConfigurationError when chDB is missing or the server does not start.
     """
     running = running_clickhouse(home)
+    if running is not None and running.token is None:
+        stop_clickhouse(home)
+        running = None
     if running is None:
-        return _start(home)
+        return _start(home, more_grants)
     if not wait_until(lambda: _answers(running), seconds=_START_SECONDS):
         raise ConfigurationError(
             f"The ClickHouse server with pid {running.pid} does not answer: stop it and try again."
@@ -74,24 +109,33 @@ def stop_clickhouse(home: Home) -> None:
         end_process(running.process, grace_seconds=_STOP_SECONDS)
 
 
-def write_state(home: Home, *, port: int) -> None:
-    """Note that this process serves the home on *port*; the file appears whole or not at all."""
+def take_token(home: Home) -> str:
+    """Return the token of the home's server, a new one when it never had any."""
+    last = _read_state(home)
+    return (last.token if last else None) or secrets.token_urlsafe(32)
+
+
+def write_state(home: Home, *, port: int, token: str) -> None:
+    """Note that this process serves the home on *port*; the file appears whole or not at all, for nobody else."""
     me = identify(os.getpid())
-    state = {"process": asdict(me) if me else None, "port": port}
+    state = {"process": asdict(me) if me else None, "port": port, "token": token}
     draft = home.clickhouse_state.with_suffix(".new")
-    draft.write_text(json.dumps(state))
+    draft.unlink(missing_ok=True)
+    # Private from its first byte on, whatever the umask.
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(json.dumps(state))
     draft.replace(home.clickhouse_state)
 
 
 def _read_state(home: Home) -> ClickHouseHandle | None:
     try:
         state = json.loads(home.clickhouse_state.read_text())
-        return ClickHouseHandle(ProcessIdentity(**state["process"]), int(state["port"]))
+        return ClickHouseHandle(ProcessIdentity(**state["process"]), int(state["port"]), state.get("token"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _start(home: Home) -> ClickHouseHandle:
+def _start(home: Home, more_grants: Sequence[str]) -> ClickHouseHandle:
     missing = [name for name in ("chdb", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
@@ -100,7 +144,11 @@ def _start(home: Home) -> ClickHouseHandle:
         )
     last = _read_state(home)
     child = start_detached(
-        _command(home, port=last.port if last else 0), log=home.clickhouse_log, environment=_environment()
+        _command(home, port=last.port if last else 0, more_grants=more_grants),
+        log=home.clickhouse_log,
+        environment=_environment(),
+        # chDB reads a config.xml of the folder it is loaded in, which may be a project's.
+        cwd=home.path,
     )
 
     def answers_or_ended() -> bool:
@@ -116,17 +164,20 @@ def _start(home: Home) -> ClickHouseHandle:
     return handle
 
 
-def _command(home: Home, *, port: int) -> list[str]:
+def _command(home: Home, *, port: int, more_grants: Sequence[str]) -> list[str]:
     module = "outbox_pipeline.embedded.clickhouse_server"
-    options = {"--path": home.clickhouse_data, "--port": port, "--home": home.path}
-    return [sys.executable, "-m", module, *(str(part) for option in options.items() for part in option)]
+    options = [("--path", home.clickhouse_data), ("--port", port), ("--home", home.path)]
+    options += [("--grant", grant) for grant in more_grants]
+    # -P: no module is taken from the working folder.
+    return [sys.executable, "-P", "-m", module, *(str(part) for option in options for part in option)]
 
 
 def _environment() -> dict[str, str]:
     # The server must find this package however the caller found it: installed, or from a working copy.
     source = str(Path(outbox_pipeline.__file__).parents[1])
     others = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([source, others] if others else [source])}
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {**inherited, "PYTHONPATH": os.pathsep.join([source, others] if others else [source])}
 
 
 def _answers(handle: ClickHouseHandle) -> bool:

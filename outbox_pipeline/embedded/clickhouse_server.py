@@ -1,7 +1,7 @@
 """The process that serves ClickHouse on loopback: `python -m outbox_pipeline.embedded.clickhouse_server`.
 
-One engine, one port, no passwords. It ends on SIGTERM, and by itself a few seconds after the last user of its
-home has died without saying goodbye, taking PostgreSQL with it.
+One engine, one port, one token that its clients show. It ends on SIGTERM, and by itself a few seconds after the last
+user of its home has died without saying goodbye, taking PostgreSQL with it.
 """
 
 import argparse
@@ -12,12 +12,13 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import uvicorn
 
 from outbox_pipeline.embedded.chdb_engine import Engine
-from outbox_pipeline.embedded.clickhouse import write_state
+from outbox_pipeline.embedded.clickhouse import take_token, write_state
 from outbox_pipeline.embedded.execution import remove_leftovers
 from outbox_pipeline.embedded.homes import Home, live_users, locked
 from outbox_pipeline.embedded.http_interface import build_application
@@ -44,22 +45,29 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave)
     home.create()
     listener = _listen(options.port)
-    try:
-        engine = Engine(options.path)
-    except ServerError as error:
-        sys.stderr.write(f"{error.text}\n")
-        return 1
-    remove_leftovers(home.uploads)
-    watch = UserWatch(home if options.home else None)
-    try:
-        write_state(home, port=listener.getsockname()[1])
-        _serve(engine, home, listener, watch)
-    except SystemExit:
-        return 0
-    finally:
-        engine.close()
-        watch.close()
+    # This thread stays free: at the end it stops PostgreSQL.
+    with ThreadPoolExecutor(1) as engine_thread:
+        try:
+            engine = engine_thread.submit(_open_engine, options, home).result()
+        except ServerError as error:
+            sys.stderr.write(f"{error.text}\n")
+            return 1
+        remove_leftovers(home.uploads)
+        watch = UserWatch(home if options.home else None)
+        try:
+            token = take_token(home)
+            write_state(home, port=listener.getsockname()[1], token=token)
+            _serve(engine, home, token, listener, watch)
+        except SystemExit:
+            return 0
+        finally:
+            engine_thread.submit(engine.close).result()
+            watch.close()
     return 0
+
+
+def _open_engine(options: argparse.Namespace, home: Home) -> Engine:
+    return Engine(options.path, uploads=home.uploads, more_grants=options.grant)
 
 
 class UserWatch:
@@ -126,16 +134,24 @@ class _Server(uvicorn.Server):
 
     async def _kill_queries(self) -> None:
         while True:
-            await asyncio.to_thread(self._engine.kill_all)
+            await asyncio.to_thread(self._engine.confined, self._engine.kill_all)
             await asyncio.sleep(_KILL_PAUSE_SECONDS)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a chDB data directory over ClickHouse's HTTP interface.")
-    parser.add_argument("--path", type=Path, required=True, help="data directory, created if missing")
+    parser.add_argument("--path", type=_absolute, required=True, help="data directory, created if missing")
     parser.add_argument("--port", type=int, default=0, help="port on loopback; another one when it is taken")
-    parser.add_argument("--home", type=Path, help="home whose users are watched; without it the server stays")
+    parser.add_argument("--home", type=_absolute, help="home whose users are watched; without it the server stays")
+    parser.add_argument(
+        "--grant", action="append", default=[], help="right beside the usual ones, e.g. READ ON POSTGRES"
+    )
     return parser.parse_args(arguments)
+
+
+def _absolute(path: str) -> Path:
+    # The engine changes the working folder.
+    return Path(path).absolute()
 
 
 def _leave(_signal: int, _frame: object) -> None:
@@ -157,9 +173,9 @@ def _listen(port: int) -> socket.socket:
     raise OSError("No free port on 127.0.0.1.")
 
 
-def _serve(engine: Engine, home: Home, listener: socket.socket, watch: UserWatch) -> None:
+def _serve(engine: Engine, home: Home, token: str, listener: socket.socket, watch: UserWatch) -> None:
     config = uvicorn.Config(
-        build_application(engine, uploads=home.uploads),
+        build_application(engine, uploads=home.uploads, token=token),
         loop="asyncio",
         http="h11",
         log_config=None,

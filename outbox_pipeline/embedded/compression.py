@@ -1,7 +1,8 @@
 """Compressed bodies, read and written as streams.
 
 A body is any number of frames, one after another, and every one of them is read. A body that ends inside a
-frame is refused: what it still held is unknown, so nothing of it may be stored.
+frame is refused: what it still held is unknown, so nothing of it may be stored. Content comes out in pieces of at most
+1 MB, however much of it a few bytes stand for.
 """
 
 import sys
@@ -26,6 +27,9 @@ else:
 #: What a response may be compressed with, best first.
 RESPONSE_ENCODINGS = ("lz4", "zstd", "gzip")
 
+#: Most content that is held at once.
+_PIECE_BYTES = 1_000_000
+
 # zlib's own numbers for its containers: 31 reads and writes gzip, 15 zlib.
 _GZIP, _ZLIB = 31, 15
 
@@ -41,15 +45,41 @@ class Decompressor(Protocol):
     def unused_data(self) -> bytes | None:
         """What followed the complete frame."""
 
-    def decompress(self, data: bytes) -> bytes:
-        """Return what *data* adds to the content."""
+    @property
+    def needs_input(self) -> bool:
+        """False as long as what was given holds more content."""
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Return at most *max_length* bytes of what *data* adds to the content."""
+
+
+class _Zlib:
+    """A frame of zlib or gzip in the same shape."""
+
+    def __init__(self, container: int) -> None:
+        self._frame = zlib.decompressobj(container)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        content = self._frame.decompress(self._frame.unconsumed_tail + data, max_length)
+        # zlib may hold more content than fitted although it has taken all of its input.
+        self.needs_input = len(content) < max_length and not self._frame.unconsumed_tail
+        return content
 
 
 _DECOMPRESSORS: dict[str, Callable[[], Decompressor]] = {
     "lz4": lz4.frame.LZ4FrameDecompressor,
     "zstd": zstd.ZstdDecompressor,
-    "gzip": lambda: zlib.decompressobj(_GZIP),
-    "deflate": lambda: zlib.decompressobj(_ZLIB),
+    "gzip": lambda: _Zlib(_GZIP),
+    "deflate": lambda: _Zlib(_ZLIB),
 }
 
 
@@ -74,9 +104,7 @@ def _read_frames(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         rest = chunk
         while rest:
             frame = frame or _DECOMPRESSORS[encoding]()
-            content = _feed(frame, rest, encoding)
-            if content:
-                yield content
+            yield from _contents(frame, rest, encoding)
             rest = b""
             if frame.eof:
                 rest, frame = frame.unused_data or b"", None
@@ -87,9 +115,18 @@ def _read_frames(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         )
 
 
+def _contents(frame: Decompressor, data: bytes, encoding: str) -> Iterator[bytes]:
+    content = _feed(frame, data, encoding)
+    while content:
+        yield content
+        if frame.eof or frame.needs_input:
+            return
+        content = _feed(frame, b"", encoding)
+
+
 def _feed(frame: Decompressor, data: bytes, encoding: str) -> bytes:
     try:
-        return frame.decompress(data)
+        return frame.decompress(data, _PIECE_BYTES)
     except (RuntimeError, zlib.error, zstd.ZstdError) as error:
         raise ServerError(
             CANNOT_DECOMPRESS, f"Cannot decompress the {encoding} body: {error}. (CANNOT_DECOMPRESS)"

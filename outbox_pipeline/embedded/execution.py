@@ -2,9 +2,11 @@
 
 The body of an INSERT is received whole, into a file, before the engine sees any of it. So a body that is cut
 short stores nothing. The other way, chDB's `send_insert`, answers OK with 0 rows when the insert was killed
-or ran out of time; an insert from a file fails as it must.
+or ran out of time; an insert from a file fails as it must. What is not an INSERT's data is held in memory, up to a
+limit; data goes to disk as it comes, up to another.
 """
 
+import errno
 import json
 import os
 import uuid
@@ -15,18 +17,29 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from outbox_pipeline.embedded.chdb_engine import Engine, Scope, quoted, run
+from outbox_pipeline.embedded.chdb_engine import Engine, Scope, run
+from outbox_pipeline.embedded.rights import UPLOAD_VIEW, quoted
 from outbox_pipeline.embedded.server_errors import (
+    ACCESS_DENIED,
     BAD_ARGUMENTS,
+    NOT_ENOUGH_SPACE,
     NOT_IMPLEMENTED,
+    READONLY,
     SYNTAX_ERROR,
     ServerError,
     from_engine,
 )
-from outbox_pipeline.embedded.statements import Statement, read_statement
+from outbox_pipeline.embedded.statements import Statement, read_statement, refused_part
 
 #: How much of a body is searched for the beginning of an INSERT's data; ClickHouse's default max_query_size.
 _HEAD_BYTES = 262_144
+
+#: Longest text that is handed to the engine. It reads 262,144 bytes of a query unless max_query_size says more, and
+#: all of VALUES; the text is in memory four times meanwhile.
+LONGEST_STATEMENT_BYTES = 16 << 20
+
+#: Most data in one INSERT, as it is without compression; a batch of the pipeline has 160 MB by default.
+LARGEST_UPLOAD_BYTES = 16 << 30
 
 #: Formats in which the pieces of a result, put together, are the result; others have a head or a foot.
 _PIECEWISE = frozenset(
@@ -44,6 +57,7 @@ class Order:
     parameters: dict[str, str]
     scope: Scope
     default_format: str = "TabSeparated"
+    may_write: bool = True
 
 
 @dataclass
@@ -71,10 +85,13 @@ def execute(engine: Engine, order: Order, body: Iterator[bytes], *, uploads: Pat
     with ExitStack() as resources:
         if statement.data_start is not None and (not statement.is_select or statement.inputs):
             data = chain([head[statement.data_start :]], rest)
-            file = resources.enter_context(_received(data, uploads))
+            said = head[: statement.data_start]
+            _refuse_other_rights(said)
+            file = resources.enter_context(received(data, uploads))
             text = _with_file(head, statement, file)
         else:
-            text = b"".join([head, *rest])
+            text = whole_text(chain([head], rest))
+            _refuse_other_rights(text)
         connection = resources.enter_context(engine.connection(order.scope))
         result = _run(connection, _decoded(text), statement, order, resources)
         result._resources = resources.pop_all()
@@ -90,16 +107,67 @@ def _head(query: str, body: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return head, body
 
 
+def whole_text(pieces: Iterator[bytes]) -> bytes:
+    """Return a body that is no INSERT's data; raises ServerError when it is longer than a statement may be."""
+    kept, size = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        size += len(piece)
+        require_statement(size)
+    return b"".join(kept)
+
+
+def require_statement(size: int) -> None:
+    """Raise ServerError when this is more than a statement may have."""
+    if size > LONGEST_STATEMENT_BYTES:
+        raise ServerError(
+            SYNTAX_ERROR,
+            f"Max query size exceeded: a statement may have {LONGEST_STATEMENT_BYTES} bytes; send data in a FORMAT"
+            " behind an INSERT. (SYNTAX_ERROR)",
+        )
+
+
+def _refuse_other_rights(text: bytes) -> None:
+    part = refused_part(text)
+    if part is not None:
+        raise ServerError(
+            ACCESS_DENIED,
+            f"The embedded server reaches no files, programs or other servers: {part} is refused; a column of that"
+            " name goes between backticks. (ACCESS_DENIED)",
+        )
+
+
 @contextmanager
-def _received(data: Iterator[bytes], uploads: Path) -> Iterator[Path]:
-    path = uploads / uuid.uuid4().hex
+def received(data: Iterator[bytes], uploads: Path, *, most_bytes: int = LARGEST_UPLOAD_BYTES) -> Iterator[Path]:
+    """Keep *data* in a file of *uploads* during the block, written as it comes.
+
+    Raises ServerError when it has more bytes than that, or than the disk can take.
+    """
+    path = uploads / str(uuid.uuid4())
     try:
-        with path.open("wb") as file:
-            for piece in data:
-                file.write(piece)
+        try:
+            _write(data, path, most_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ServerError(NOT_ENOUGH_SPACE, "The disk is full: nothing was stored. (NOT_ENOUGH_SPACE)") from error
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _write(data: Iterator[bytes], path: Path, most_bytes: int) -> None:
+    size = 0
+    with path.open("wb") as file:
+        for piece in data:
+            size += len(piece)
+            if size > most_bytes:
+                raise ServerError(
+                    BAD_ARGUMENTS,
+                    f"The data of an INSERT may have {most_bytes} bytes without compression: send it in"
+                    " several. (BAD_ARGUMENTS)",
+                )
+            file.write(piece)
 
 
 def _with_file(head: bytes, statement: Statement, file: Path) -> bytes:
@@ -113,7 +181,8 @@ def _with_file(head: bytes, statement: Statement, file: Path) -> bytes:
     if len(statement.inputs) != 1:
         raise ServerError(NOT_IMPLEMENTED, "This server takes one call of input() in an INSERT. (NOT_IMPLEMENTED)")
     call = statement.inputs[0]
-    source = f"file({quoted(str(file))}, {quoted(clause.argument)}, {call.argument}, 'none')".encode()
+    arguments = f"id={quoted(file.name)}, format={quoted(clause.argument)}, structure={call.argument}"
+    source = f"{UPLOAD_VIEW}({arguments})".encode()
     return head[: call.start] + source + head[call.end : clause.start]
 
 
@@ -125,7 +194,7 @@ def _decoded(text: bytes) -> str:
 
 
 def _run(connection: Any, text: str, statement: Statement, order: Order, resources: ExitStack) -> Result:
-    _refuse_what_would_be_silent(connection, text, statement)
+    _refuse(connection, text, statement, order)
     output = statement.format.argument if statement.format else order.default_format
     if statement.keyword in ("SELECT", "WITH") and output in _PIECEWISE and _is_reading(connection, text):
         return _stream(connection, text, statement, output, order, resources)
@@ -140,14 +209,20 @@ def _run(connection: Any, text: str, statement: Statement, order: Order, resourc
     )
 
 
-def _refuse_what_would_be_silent(connection: Any, text: str, statement: Statement) -> None:
-    """Raise for what the engine would answer with OK and something other than what was asked."""
+def _refuse(connection: Any, text: str, statement: Statement, order: Order) -> None:
+    """Raise for what the engine would answer with OK and something other than what was asked, or allowed."""
     if not text.strip():
         raise ServerError(SYNTAX_ERROR, "Empty query. (SYNTAX_ERROR)")
     if statement.inputs and statement.format is None:
         raise ServerError(BAD_ARGUMENTS, "An INSERT from input() must name the FORMAT of its data. (BAD_ARGUMENTS)")
     if statement.keyword != "INSERT" and connection._conn.classify_query(text)["statement_count"] > 1:
         raise ServerError(SYNTAX_ERROR, "Multi-statements are not allowed. (SYNTAX_ERROR)")
+    if not order.may_write and not _is_reading(connection, text):
+        raise ServerError(
+            READONLY,
+            "Cannot execute query in readonly mode. For queries over HTTP, method GET implies readonly. You should use"
+            " method POST for modifying queries. (READONLY)",
+        )
 
 
 def _is_reading(connection: Any, text: str) -> bool:

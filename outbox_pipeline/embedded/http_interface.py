@@ -1,12 +1,16 @@
 """ClickHouse's HTTP interface, as far as clickhouse-connect and curl use it, on the engine of this process.
 
 The event loop only moves bytes; every call of the engine runs in a thread, so `/ping` answers during a long
-query. A client that leaves has its query killed. Requests a browser makes for a web page are refused: there
-is no password that would keep them out. What is not supported is refused with NOT_IMPLEMENTED, never ignored.
+query. A client that leaves has its query killed. A request shows the server's token before anything of it is read but
+its head, and requests of a browser are refused even with it. GET only reads. What is not supported is refused with
+NOT_IMPLEMENTED, never ignored.
 """
 
+import base64
+import binascii
 import email
 import email.policy
+import hmac
 import json
 import logging
 import uuid
@@ -27,10 +31,12 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from outbox_pipeline.embedded.chdb_engine import Engine, Scope
+from outbox_pipeline.embedded.clickhouse import USER
 from outbox_pipeline.embedded.compression import accepted_encoding, compressed, decompressed
-from outbox_pipeline.embedded.execution import Order, Result, execute
+from outbox_pipeline.embedded.execution import Order, Result, execute, require_statement
 from outbox_pipeline.embedded.server_errors import (
     ACCESS_DENIED,
+    AUTHENTICATION_FAILED,
     BAD_ARGUMENTS,
     NOT_IMPLEMENTED,
     STD_EXCEPTION,
@@ -88,9 +94,18 @@ class Incoming:
             yield piece
             piece = None if self._complete.is_set() else from_thread.run(self._next_pieces)
 
-    async def read(self) -> bytes:
-        """Return what is left of the body."""
-        return b"".join([piece async for piece in self._rest()])
+    async def read_statement(self) -> bytes:
+        """Return the body; raises ServerError when it is longer than a statement may be."""
+        body = b""
+        async for piece in self._rest():
+            body += piece
+            require_statement(len(body))
+        return body
+
+    async def drain(self) -> None:
+        """Let the client send what is left of the body, and forget it."""
+        async for _ in self._rest():
+            pass
 
     async def left(self) -> None:
         """Return once the client has left after it had sent everything, or has its whole answer."""
@@ -113,17 +128,21 @@ class Incoming:
 class Interface:
     """The ASGI endpoint that takes queries."""
 
-    def __init__(self, engine: Engine, *, uploads: Path) -> None:
-        """Serve *engine*; bodies of inserts are received in *uploads*."""
+    def __init__(self, engine: Engine, *, uploads: Path, token: str) -> None:
+        """Serve *engine* to whoever has the *token*; bodies of inserts are received in *uploads*."""
         self._engine = engine
+        self._credentials = f"{USER}:{token}".encode()
         self._uploads = uploads
         self._threads = anyio.CapacityLimiter(_THREADS)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope)
-        if request.method == "GET" and "query" not in request.query_params:
+        if request.method != "POST" and "query" not in request.query_params:
             await (await _ping(request))(scope, receive, send)
+            return
+        if not hmac.compare_digest(_credentials(request), self._credentials):
+            await _send_error(_UNKNOWN_CLIENT, {"Connection": "close"}, send)
             return
         incoming = Incoming(receive)
         request_id = str(uuid.uuid4())
@@ -148,7 +167,7 @@ class Interface:
         # Again and again: the query may not have begun when the first order to stop arrives.
         await incoming.left()
         while not incoming.is_answered:
-            await to_thread.run_sync(self._engine.kill, request_id)
+            await to_thread.run_sync(self._engine.confined, partial(self._engine.kill, request_id))
             await anyio.sleep(_KILL_PAUSE_SECONDS)
 
     async def _answer(self, request: Request, incoming: Incoming, request_id: str, send: Send) -> None:
@@ -164,7 +183,7 @@ class Interface:
                     with anyio.CancelScope(shield=True):
                         await self._in_thread(result.close)
         except ServerError as error:
-            await incoming.read()
+            await incoming.drain()
             await _send_error(error, headers, send)
         except (ClientGoneError, OSError):
             raise
@@ -173,13 +192,13 @@ class Interface:
             await _send_error(ServerError(STD_EXCEPTION, f"{type(error).__name__}: {error}"), headers, send)
 
     async def _read(self, request: Request, incoming: Incoming, request_id: str) -> tuple[Order, Iterator[bytes]]:
-        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
-            raise ServerError(ACCESS_DENIED, "Web pages may not send queries. (ACCESS_DENIED)")
+        if _is_from_browser(request):
+            raise ServerError(ACCESS_DENIED, "Browsers may not send queries. (ACCESS_DENIED)")
         parameters = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
         body: Iterator[bytes]
         if content_type.startswith("multipart/form-data"):
-            parameters |= _form_fields(content_type, await incoming.read())
+            parameters |= _form_fields(content_type, await incoming.read_statement())
             body = iter(())
         else:
             body = decompressed(
@@ -220,7 +239,7 @@ class Interface:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await to_thread.run_sync(call, limiter=self._threads)
+        return await to_thread.run_sync(self._engine.confined, call, limiter=self._threads)
 
 
 def _closing(result: Result, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -245,9 +264,9 @@ class _Failure:
             yield b"\r\n__exception__\r\n%s\r\n%s%d %s\r\n__exception__\r\n" % (tag, text, len(text), tag)
 
 
-def build_application(engine: Engine, *, uploads: Path) -> Starlette:
-    """Return the application that serves *engine*."""
-    interface = Interface(engine, uploads=uploads)
+def build_application(engine: Engine, *, uploads: Path, token: str) -> Starlette:
+    """Return the application that serves *engine* to whoever has the *token*."""
+    interface = Interface(engine, uploads=uploads, token=token)
     return Starlette(
         # A page whose name was made to point at loopback comes with that name.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
@@ -257,6 +276,39 @@ def build_application(engine: Engine, *, uploads: Path) -> Starlette:
 
 async def _ping(_: Request) -> Response:
     return PlainTextResponse("Ok.\n")
+
+
+_UNKNOWN_CLIENT = ServerError(
+    AUTHENTICATION_FAILED,
+    "Authentication failed: this URL has no password or one that no longer holds; 'outbox env' shows the URL that does."
+    " (AUTHENTICATION_FAILED)",
+)
+
+
+def _credentials(request: Request) -> bytes:
+    """Return the user and password of a request as `user:password`, nothing when it has none."""
+    key = request.headers.get("x-clickhouse-key")
+    if key is not None:
+        return f"{request.headers.get('x-clickhouse-user', '')}:{key}".encode()
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    try:
+        return base64.b64decode(value.strip(), validate=True) if scheme.lower() == "basic" else b""
+    except binascii.Error:
+        return b""
+
+
+def _is_from_browser(request: Request) -> bool:
+    """Tell whether a browser made this request, for a page or because somebody followed a link.
+
+    A link that leads elsewhere first keeps the site `none` of what the user did, so the site alone says too little.
+    """
+    headers = request.headers
+    return (
+        "origin" in headers
+        or headers.get("sec-fetch-site", "none") != "none"
+        or headers.get("sec-fetch-mode") == "navigate"
+        or headers.get("sec-fetch-dest", "empty") != "empty"
+    )
 
 
 def _order(parameters: dict[str, str], request: Request, request_id: str) -> Order:
@@ -278,7 +330,7 @@ def _order(parameters: dict[str, str], request: Request, request_id: str) -> Ord
     )
     bound = {name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")}
     default = request.headers.get("x-clickhouse-format") or parameters.get("default_format") or "TabSeparated"
-    return Order(parameters.get("query", ""), bound, scope, default_format=default)
+    return Order(parameters.get("query", ""), bound, scope, default_format=default, may_write=request.method == "POST")
 
 
 def _session_seconds(text: str) -> float:

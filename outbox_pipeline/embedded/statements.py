@@ -1,28 +1,44 @@
 """One SQL statement, read only as far as an HTTP server must: first word, format, where its data begins.
 
-The engine parses SQL; this never judges it. A statement the scanner cannot make sense of is handed on as it
-came, and the engine's syntax error is the answer.
+The engine parses SQL; this judges it in one thing only: what reaches files and programs and is not among the rights
+that the engine's configuration takes away (`rights`). Any other statement that the scanner cannot make sense of is
+handed on as it came, and the engine's syntax error is the answer. Pieces are cut as by ClickHouse's own lexer
+(`src/Parsers/Lexer.cpp`): what it takes for a comment or a string must be one here too.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 _TOKEN = re.compile(
     rb"""
-    (?P<space>\s+ | --[^\n]* | \#[!\ ][^\n]* | /\*.*?\*/)
-  | (?P<string>'(?:[^'\\] | \\. | '')*')
-  | (?P<name>`(?:[^`\\] | \\. | ``)*` | "(?:[^"\\] | \\. | "")*")
+    (?P<space>\s+ | --[^\n]* | //[^\n]* | \#[!\ ][^\n]*)
+  | (?P<comment>/\*)
+  | (?P<string>'(?:[^'\\] | \\. | '')*' | \xe2\x80\x98.*?\xe2\x80\x99)
+  | (?P<name>`(?:[^`\\] | \\. | ``)*` | "(?:[^"\\] | \\. | "")*" | \xe2\x80\x9c.*?\xe2\x80\x9d)
   | (?P<heredoc>(?P<tag>\$\w*\$).*?(?P=tag))
-  | (?P<word>\w+)
+  | (?P<word>[\w$]+)
   | (?P<mark>.)
     """,
     re.VERBOSE | re.DOTALL,
 )
+_COMMENT_EDGE = re.compile(rb"/\*|\*/")
 
 _INPUT_CALL = re.compile(rb"input\s*\(\s*(?P<structure>'(?:[^'\\]|\\.|'')*')\s*\)", re.IGNORECASE | re.DOTALL)
 _DATA_GAP = re.compile(rb"[ \t\f]*\r?\n?")
+
+#: Clauses, functions and engines that reach files or programs and that no grant is asked for.
+_REFUSED_CLAUSES = frozenset({b"INFILE", b"OUTFILE"})
+_REFUSED_FUNCTIONS = frozenset({b"DISK", b"EVAL", b"EXECUTABLE", b"FILE", b"PYTHON"})
+_REFUSED_ENGINES = frozenset(
+    {b"DATALAKECATALOG", b"EMBEDDEDROCKSDB", b"EXECUTABLE", b"EXECUTABLEPOOL", b"FILELOG", b"QUERYRUNNER"}
+)
+#: One of these is in every text that is refused; nearly no text has one, so nearly none is cut into pieces for it.
+_SUSPECT = re.compile(
+    rb"attach|" + b"|".join(word.lower() for word in sorted(_REFUSED_CLAUSES | _REFUSED_FUNCTIONS | _REFUSED_ENGINES)),
+    re.IGNORECASE,
+)
 
 #: After one of these a word is part of an expression (a column called `format`) and opens no clause.
 _BEFORE_OPERAND = frozenset(b", . = < > + - * / % ( SELECT BY AS AND OR NOT WHERE ON IN LIKE".split())
@@ -75,15 +91,51 @@ def read_statement(text: bytes) -> Statement:
     return Statement(first.text.decode(), format=_last_format(text, tokens))
 
 
+def refused_part(text: bytes) -> str | None:
+    """Return what in a client's statement would reach files or programs past the engine's grants, None for nothing."""
+    if not _SUSPECT.search(text):
+        return None
+    before: tuple[bytes, bytes] = (b"", b"")
+    for token, following in pairwise(chain(_tokens(text), [Token("end", b"", len(text), len(text), 0)])):
+        word = _spelled(token)
+        if token.kind == "word" and word in _REFUSED_CLAUSES:
+            return word.decode()
+        if token.kind == "word" and word == b"ATTACH" and following.text not in (b"PART", b"PARTITION"):
+            return "ATTACH"
+        if word in _REFUSED_FUNCTIONS and following.text == b"(":
+            return f"{word.decode().lower()}()"
+        if word in _REFUSED_ENGINES and (before[1] == b"ENGINE" or before == (b"ENGINE", b"=")):
+            return f"ENGINE {text[token.start : token.end].decode()}"
+        before = (before[1], word or token.text)
+    return None
+
+
+def _spelled(token: Token) -> bytes:
+    """Return a word or a quoted name in capitals, nothing for other pieces."""
+    if token.kind == "name":
+        return token.text.strip(b'`"').upper()
+    return token.text if token.kind == "word" else b""
+
+
 def _tokens(text: bytes) -> Iterator[Token]:
-    depth = 0
-    for match in _TOKEN.finditer(text):
+    depth = position = 0
+    while match := _TOKEN.match(text, position):
         kind = match.lastgroup or "mark"
         piece = match.group()
+        position = match.end() if kind != "comment" else _comment_end(text, match.end())
         depth -= kind == "mark" and piece in b")]}"
-        if kind != "space":
+        if kind not in ("space", "comment"):
             yield Token(kind, piece.upper() if kind == "word" else piece, match.start(), match.end(), depth)
         depth += kind == "mark" and piece in b"([{"
+
+
+def _comment_end(text: bytes, position: int) -> int:
+    # Comments nest. One that is never closed reaches to the end.
+    depth = 1
+    while depth and (edge := _COMMENT_EDGE.search(text, position)):
+        depth += 1 if edge.group() == b"/*" else -1
+        position = edge.end()
+    return len(text) if depth else position
 
 
 def _last_format(text: bytes, tokens: Iterator[Token]) -> Clause | None:

@@ -4,46 +4,16 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.processes import wait_until
+from tests.integration.embedded.conftest import Ask, Connect
 
 ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
-
-Ask = Callable[..., http.client.HTTPResponse]
-
-
-@pytest.fixture
-def connect(clickhouse_url: str) -> Iterator[Callable[[], http.client.HTTPConnection]]:
-    """Return a maker of plain HTTP connections, closed at the end."""
-    opened: list[http.client.HTTPConnection] = []
-
-    def make() -> http.client.HTTPConnection:
-        opened.append(http.client.HTTPConnection("127.0.0.1", urlsplit(clickhouse_url).port or 0, timeout=20))
-        return opened[-1]
-
-    yield make
-    for connection in opened:
-        connection.close()
-
-
-@pytest.fixture
-def ask(connect: Callable[[], http.client.HTTPConnection]) -> Ask:
-    """Return a function that sends one request."""
-
-    def send(
-        body: bytes = b"", *, method: str = "POST", path: str = "/", **parameters: str
-    ) -> http.client.HTTPResponse:
-        connection = connect()
-        connection.request(method, f"{path}?{urlencode(parameters)}", body=body or None)
-        return connection.getresponse()
-
-    return send
 
 
 def running(client: Client, text: str) -> int:
@@ -114,9 +84,7 @@ def test_refusal_is_a_status_a_code_and_a_text(ask: Ask, parameters: dict[str, s
     assert text.startswith(f"Code: {code}. DB::")
 
 
-def test_server_answers_while_queries_run(
-    client: Client, ask: Ask, connect: Callable[[], http.client.HTTPConnection]
-) -> None:
+def test_server_answers_while_queries_run(client: Client, ask: Ask, connect: Connect) -> None:
     """A long query neither blocks `/ping` nor other queries, and is stopped when its client leaves."""
     busy = connect()
     busy.request("POST", "/", body=ENDLESS.encode())
@@ -129,7 +97,7 @@ def test_server_answers_while_queries_run(
     assert wait_until(lambda: running(client, "sipHash64") == 0, seconds=10)
 
 
-def test_result_nobody_reads_is_stopped(client: Client, connect: Callable[[], http.client.HTTPConnection]) -> None:
+def test_result_nobody_reads_is_stopped(client: Client, connect: Connect) -> None:
     """A client that leaves in the middle of its result does not leave the query behind."""
     reader = connect()
     reader.request("POST", "/", body=b"SELECT repeat('x', 1000) FROM numbers(1000000000)")
@@ -140,9 +108,7 @@ def test_result_nobody_reads_is_stopped(client: Client, connect: Callable[[], ht
     assert wait_until(lambda: running(client, "repeat('x'") == 0, seconds=10)
 
 
-def test_a_session_is_free_again_when_its_client_leaves(
-    ask: Ask, connect: Callable[[], http.client.HTTPConnection]
-) -> None:
+def test_a_session_is_free_again_when_its_client_leaves(ask: Ask, connect: Connect) -> None:
     """A client that leaves in the middle of its result does not keep its session locked."""
     reader = connect()
     reader.request("POST", "/?session_id=left", body=b"SELECT repeat('y', 1000) FROM numbers(1000000000)")
@@ -188,7 +154,7 @@ def test_insert_that_runs_out_of_time_is_not_reported_as_done(client: Client, as
     assert client.command("SELECT count() FROM timed") == 0
 
 
-def test_body_that_breaks_off_stores_nothing(client: Client, connect: Callable[[], http.client.HTTPConnection]) -> None:
+def test_body_that_breaks_off_stores_nothing(client: Client, connect: Connect) -> None:
     """A client that dies while it sends leaves no rows and no file."""
     client.command("CREATE TABLE broken (a UInt64) ENGINE = MergeTree ORDER BY a")
     sender = connect()
@@ -209,9 +175,7 @@ def test_uploads_are_removed(client: Client, home: Path) -> None:
     assert wait_until(lambda: list((home / "uploads").iterdir()) == [], seconds=5)
 
 
-def test_session_serves_one_request_at_a_time(
-    ask: Ask, client: Client, connect: Callable[[], http.client.HTTPConnection]
-) -> None:
+def test_session_serves_one_request_at_a_time(ask: Ask, client: Client, connect: Connect) -> None:
     """A second request in a busy session is refused, as ClickHouse does."""
     busy = connect()
     busy.request("POST", "/?session_id=one", body=ENDLESS.encode())
@@ -221,20 +185,6 @@ def test_session_serves_one_request_at_a_time(
     assert response.headers["X-ClickHouse-Exception-Code"] == "373"
     busy.close()
     assert wait_until(lambda: ask(b"SELECT 1", session_id="one").status == 200, seconds=10)
-
-
-@pytest.mark.parametrize(
-    "headers", [{"Origin": "http://example.com"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "example.com"}]
-)
-def test_web_pages_are_refused(
-    connect: Callable[[], http.client.HTTPConnection], client: Client, headers: dict[str, str]
-) -> None:
-    """A page open in the user's browser cannot send queries, not even ones whose answer it could not read."""
-    connection = connect()
-    connection.request("POST", "/", body=b"CREATE TABLE evil (a UInt8) ENGINE = Memory", headers=headers)
-
-    assert connection.getresponse().status in (400, 403)
-    assert client.command("EXISTS evil") == 0
 
 
 def test_broken_result_has_no_end(ask: Ask) -> None:

@@ -36,7 +36,7 @@ with embedded_engines(Path(sys.argv[1])) as urls:
 """
 
 ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
-ASK = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], data=sys.argv[2].encode())"
+ASK = "import sys, clickhouse_connect; clickhouse_connect.get_client(dsn=sys.argv[1]).command(sys.argv[2])"
 
 
 @pytest.fixture

@@ -40,6 +40,28 @@ def test_every_frame_of_a_body_is_read(encoding: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("encoding", COMPRESS)
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+def test_content_comes_in_small_pieces(encoding: str, size: int) -> None:
+    """A few bytes that stand for 100 MB never become more than a megabyte at once, and all of it is there."""
+    content = bytes(100_000_000)
+    body = COMPRESS[encoding](content) + COMPRESS[encoding](b"end")
+    sizes = [len(piece) for piece in decompressed(in_pieces(body, size), encoding)]
+
+    assert sum(sizes) == len(content) + 3
+    assert max(sizes) <= 1_000_000
+
+
+@pytest.mark.parametrize("encoding", COMPRESS)
+@pytest.mark.parametrize("length", [999_999, 1_000_000, 1_000_001, 2_000_000])
+def test_content_that_fills_its_pieces_is_whole(encoding: str, length: int) -> None:
+    """A frame that ends where a piece ends, and the frame behind it, come through to the byte."""
+    content = bytes(range(256)) * (length // 256) + b"x" * (length % 256)
+    body = COMPRESS[encoding](content) + COMPRESS[encoding](b"next")
+
+    assert b"".join(decompressed(in_pieces(body, 65_536), encoding)) == content + b"next"
+
+
+@pytest.mark.parametrize("encoding", COMPRESS)
 @pytest.mark.parametrize("kept", [1, -1])
 def test_body_that_ends_inside_a_frame_is_refused(encoding: str, kept: int) -> None:
     """A cut in the last of two frames is an error, not the content of the first."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from outbox_pipeline.embedded.statements import read_statement
+from outbox_pipeline.embedded.statements import read_statement, refused_part
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,50 @@ def test_input_call_and_its_structure_are_found() -> None:
 def test_column_called_input_is_no_call() -> None:
     """Only `input` with a structure in brackets is the table function."""
     assert read_statement(b"INSERT INTO t SELECT input FROM u FORMAT TSV\n").inputs == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (b"SELECT 1 INTO OUTFILE 'f'", "OUTFILE"),
+        (b"select 1 into -- why\n outfile 'f'", "OUTFILE"),
+        (b"EXPLAIN SELECT * FROM (SELECT 1) INTO OUTFILE 'f' FORMAT CSV", "OUTFILE"),
+        (b"INSERT INTO t FROM INFILE 'f' FORMAT CSV", "INFILE"),
+        (b"INSERT INTO t VALUES ('a'); SELECT 1 INTO OUTFILE 'f'", "OUTFILE"),
+        (b"SELECT 1 /* never closed */ */ INTO OUTFILE 'f'", "OUTFILE"),
+        (b"SELECT file('f')", "file()"),
+        (b"SELECT `file` /* c */ ('f')", "file()"),
+        (b"SELECT * FROM eval('SELECT 1')", "eval()"),
+        (b"CREATE TABLE t (a Int8) ENGINE=MergeTree ORDER BY a SETTINGS disk = disk(type = web)", "disk()"),
+        (b"CREATE TABLE t (a Int8) engine filelog('d', 'CSV')", "ENGINE filelog"),
+        (b"CREATE TABLE t (a Int8) ENGINE = \"EmbeddedRocksDB\"(0, 'd')", 'ENGINE "EmbeddedRocksDB"'),
+        (b"ATTACH TABLE t FROM 'd' (a Int8) ENGINE = Log", "ATTACH"),
+        (b"attach table t", "ATTACH"),
+        (b"INSERT INTO t SELECT file('f') FROM input('a String') FORMAT CSV\n", "file()"),
+    ],
+)
+def test_what_no_grant_covers_is_refused(text: bytes, part: str) -> None:
+    """Clauses, functions and engines that reach files are found in any case and spelling, and named."""
+    assert refused_part(text) == part
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"SELECT 'INTO OUTFILE' AS a",
+        b'SELECT `outfile`, "infile" FROM t',
+        b"SELECT 1 -- INTO OUTFILE 'f'",
+        b"SELECT 1 /* INTO /* nested */ OUTFILE */",
+        b"SELECT $q$ INTO OUTFILE 'f' $q$",
+        b"SELECT file, t.file, `file` FROM t WHERE file = 'file(1)'",
+        b"SELECT count(file), max (executable), python, eval FROM t",
+        b"SELECT * FROM filelog, engine WHERE engine.executable = 1",
+        b"ALTER TABLE t ATTACH PARTITION 1",
+        b"ALTER TABLE t ATTACH PART 'all_1_1_0'",
+        b"SELECT free_space FROM system.disks WHERE name = 'disk'",
+        b"INSERT INTO t VALUES ('file(1)', 'INTO OUTFILE')",
+    ],
+)
+def test_names_and_texts_are_no_refused_parts(text: bytes) -> None:
+    """Columns may have such names, clauses' between backticks; strings and comments say what they like."""
+    assert refused_part(text) is None

@@ -1,0 +1,110 @@
+"""What one client asks for never costs the embedded ClickHouse more than it may: memory, disk, sessions."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from outbox_pipeline.embedded.chdb_engine import MOST_SESSIONS
+from outbox_pipeline.embedded.clickhouse import running_clickhouse
+from outbox_pipeline.embedded.homes import Home
+from outbox_pipeline.processes import wait_until
+from tests.fixtures.peaks import peak_bytes
+from tests.integration.embedded.conftest import Ask
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+pytestmark = pytest.mark.embedded_only
+
+#: What a few kilobytes stand for.
+_BOMB_BYTES = 600_000_000
+
+#: What the server may grow by meanwhile; a statement of the longest kind is in memory a few times.
+_ALLOWED_BYTES = 150_000_000
+
+
+@pytest.fixture
+def server_peak(home: Path, client: Client) -> Iterator[None]:
+    """Fail when the server's memory grew by more than is allowed during the test."""
+    client.command("CREATE TABLE swallowed (a String) ENGINE = Null")
+    client.raw_insert("swallowed", insert_block=zstd.compress(b"warm\n" * 100_000), fmt="TSV", compression="zstd")
+    handle = running_clickhouse(Home(home))
+    assert handle is not None
+    before = peak_bytes(handle.pid)
+    yield
+    assert peak_bytes(handle.pid) - before < _ALLOWED_BYTES
+
+
+def bomb(piece: bytes) -> bytes:
+    """Return *piece* repeated to 600 MB as a few kilobytes of zstd."""
+    frame = zstd.ZstdCompressor()
+    parts = [frame.compress(piece * (1_000_000 // len(piece))) for _ in range(_BOMB_BYTES // 1_000_000)]
+    return b"".join([*parts, frame.flush()])
+
+
+def test_statement_that_unpacks_without_end_is_refused(ask: Ask, server_peak: None) -> None:
+    """18 KB of zstd that stand for 600 MB of a statement cost the server next to nothing."""
+    answer = ask(bomb(b"\0"), headers={"Content-Encoding": "zstd"})
+
+    assert answer.status == 400
+    assert b"Max query size exceeded" in answer.read()
+
+
+def test_values_that_unpack_without_end_are_refused(ask: Ask, server_peak: None) -> None:
+    """VALUES are part of the statement, and bounded like it."""
+    answer = ask(bomb(b"('a'),"), headers={"Content-Encoding": "zstd"}, query="INSERT INTO swallowed VALUES")
+
+    assert answer.status == 400
+    assert b"Max query size exceeded" in answer.read()
+
+
+def test_data_that_unpacks_goes_to_the_disk(ask: Ask, server_peak: None) -> None:
+    """600 MB of rows from a few kilobytes are received, and are never in memory at once."""
+    # The engine, which could map the file into memory, refuses the table before it reads any.
+    answer = ask(bomb(b"x" * 999 + b"\n"), headers={"Content-Encoding": "zstd"}, query="INSERT INTO missing FORMAT TSV")
+
+    assert answer.headers["X-ClickHouse-Exception-Code"] == "60"
+
+
+def test_form_without_end_is_refused(ask: Ask, server_peak: None) -> None:
+    """A form is in memory as a whole, so it is bounded like a statement."""
+    head = b'--b\r\nContent-Disposition: form-data; name="param_a"\r\n\r\n'
+    answer = ask(
+        head + b"x" * 100_000_000 + b"\r\n--b--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+        query="SELECT {a:String}",
+    )
+
+    assert answer.status == 400
+    assert b"Max query size exceeded" in answer.read()
+
+
+def test_long_list_of_values_is_a_statement(ask: Ask) -> None:
+    """A client that raises max_query_size may send a list of ids that ClickHouse would refuse by default."""
+    statement = f"SELECT 7 IN ({', '.join(map(str, range(60_000)))})".encode()
+
+    assert len(statement) > 262_144 + 100_000
+    assert ask(statement, max_query_size="5000000").read() == b"1\n"
+
+
+def test_number_of_sessions_is_bounded(ask: Ask) -> None:
+    """One session more than the limit is refused with what to do; those there are go on, and ended ones make room."""
+    # Other tests' sessions may be there yet.
+    opened = 0
+    while (answer := ask(b"SELECT 1", session_id=f"bounded-{opened}", session_timeout="3600")).status == 200:
+        opened += 1
+        assert opened <= MOST_SESSIONS
+    text = answer.read().decode()
+
+    assert opened > MOST_SESSIONS // 2
+    assert (answer.status, answer.headers["X-ClickHouse-Exception-Code"]) == (503, "202")
+    assert "session_id" in text
+    assert ask(b"SELECT 1").status == 200
+    for number in range(opened):
+        assert ask(b"SELECT 1", session_id=f"bounded-{number}", session_timeout="0").status == 200
+    assert wait_until(lambda: ask(b"SELECT 1", session_id="one more").status == 200, seconds=10)
