@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.httputil import get_pool_manager
 
 from outbox_pipeline.clickhouse.errors import translated
 from outbox_pipeline.errors import ConfigurationError, InDoubtError, OutboxError, TransientError
+from outbox_pipeline.loopback import is_loopback
 from outbox_pipeline.settings import Settings, shown_url
 
 #: Longest wait for the answer to an insert; after it the outcome is in doubt.
@@ -34,9 +36,10 @@ class EventLogClient:
     Thin on purpose: it names the server in errors and leaves out settings that this server's version does not know.
     """
 
-    def __init__(self, client: Client, settings: Settings) -> None:
-        """Keep the driver's client and where it leads."""
+    def __init__(self, client: Client, settings: Settings, *, pool: Any = None) -> None:
+        """Keep the driver's client, where it leads, and the *pool* of connections made for it, if it has its own."""
         self.driver = client
+        self._pool = pool
         self.table = settings.clickhouse_table
         self.names = {
             "table": self.table,
@@ -89,6 +92,8 @@ class EventLogClient:
     def close(self) -> None:
         """Close the connection."""
         self.driver.close()
+        if self._pool is not None:
+            self._pool.clear()
 
 
 def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> EventLogClient:
@@ -101,9 +106,13 @@ def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_S
             "OUTBOX_CLICKHOUSE_URL is not set: set it, or start the embedded engines with 'outbox up'."
         )
     where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
+    address = _address(settings.clickhouse_url.get_secret_value())
+    # The driver would send statements for this machine to the environment's proxy too.
+    pool = get_pool_manager() if is_loopback(address["host"]) else None
     with translated(where):
         client = clickhouse_connect.get_client(
-            **_address(settings.clickhouse_url.get_secret_value()),
+            **address,
+            pool_mgr=pool,
             connect_timeout=min(timeout_seconds, 10),
             send_receive_timeout=timeout_seconds,
             query_limit=0,
@@ -111,7 +120,7 @@ def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_S
             client_name="outbox-pipeline",
             tz_mode="aware",
         )
-    return EventLogClient(client, settings)
+    return EventLogClient(client, settings, pool=pool)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error, StreamFailureError
-from urllib3.exceptions import ConnectTimeoutError, HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError
 
 from outbox_pipeline.errors import (
     BatchDataError,
@@ -52,6 +52,12 @@ _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server respo
 _POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
 #: The name of an error stands at the very end; words in brackets before it may be an event's.
 _NAME = re.compile(r"\((?P<name>[A-Z][A-Z0-9_]+)\)(?: \(version .*\))?(?: \(for url \S+\))?$")
+
+#: The address of a proxy may hold a password, so it is not shown.
+_PROXY_IS_SET = (
+    " A proxy is set in the environment (HTTP_PROXY or HTTPS_PROXY), and the connection to it failed: name the host in"
+    " NO_PROXY if it must not go through it."
+)
 
 
 @contextmanager
@@ -121,8 +127,12 @@ def _told(error: Exception, code: int, query_id: object) -> str:
 def _without_code(error: Exception, where: str) -> OutboxError:
     # No code means that no server answered, or that something between us did (429, 503), which may quote what it got.
     refused = _never_arrived(error)
+    # What a proxy did with a request is not known, so its failure alone is no proof that nothing arrived.
+    proxy = _PROXY_IS_SET if any(isinstance(cause, ProxyError) for cause in _causes(error)) else ""
     if refused is not None:
-        return TransientError(f"{where} cannot be reached ({refused}): check that it runs and OUTBOX_CLICKHOUSE_URL.")
+        return TransientError(
+            f"{where} cannot be reached ({refused}): check that it runs and OUTBOX_CLICKHOUSE_URL.{proxy}"
+        )
     status = _http_status(str(error))
     if status is not None:
         said = f"{where}: HTTP status {status}"
@@ -136,7 +146,7 @@ def _without_code(error: Exception, where: str) -> OutboxError:
         return ConfigurationError(f"ClickHouse refuses the credentials: {said}. Check OUTBOX_CLICKHOUSE_URL.")
     if status == 404:
         return ConfigurationError(f"What answers there is no ClickHouse server: {said}. Check OUTBOX_CLICKHOUSE_URL.")
-    return InDoubtError(f"The connection to ClickHouse broke: {said}")
+    return InDoubtError(f"The connection to ClickHouse broke: {said}{proxy and '.'}{proxy}")
 
 
 def _http_status(said: str) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from outbox_pipeline.errors import TransientError
+from outbox_pipeline.loopback import url_opener
 
 TIMEOUT_SECONDS = 5.0
 
@@ -19,9 +20,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_args: Any, **_more: Any) -> None:
         """Follow nothing."""
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def post_json(url: SecretStr, payload: Mapping[str, str], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -36,7 +34,7 @@ def post_json(url: SecretStr, payload: Mapping[str, str], *, timeout_seconds: fl
         method="POST",
     )
     try:
-        with _OPENER.open(request, timeout=timeout_seconds):
+        with url_opener(url.get_secret_value(), _NoRedirect).open(request, timeout=timeout_seconds):
             return
     except urllib.error.HTTPError as error:
         error.close()

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from typing import Any
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.folders import private_home, require_own, socket_folder
 from outbox_pipeline.logs import log
+from outbox_pipeline.loopback import url_opener
 from outbox_pipeline.orchestration.instance import (
     CODE_SERVER_MODULE,
     DEFINITIONS_MODULE,
@@ -253,7 +253,7 @@ def _is_listening(path: Path) -> bool:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/server_info", timeout=2) as answer:
+        with url_opener(url).open(f"{url}/server_info", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
