@@ -1,5 +1,6 @@
 """`outbox up`: one stack on a home, nothing left behind, and a killed one is survived at the next start."""
 
+import http.client
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from tests.fixtures.accounts import (
     LONG,
     OWNER,
     as_owner,
+    as_stranger,
     needs_root,
     open_to_strangers,
     stranger_connects,
@@ -100,16 +102,24 @@ def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Pa
 @needs_root
 @pytest.mark.parametrize(("owner", "name"), [("root", LONG), ("another", "home")])
 def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open_folder: Path) -> None:
-    """Neither through the files of the home, nor the code server, nor PostgreSQL."""
+    """Neither through the files of the home, nor the code server, nor PostgreSQL, nor ClickHouse's port."""
     home = open_folder / "of the owner" / name
     home.parent.mkdir()
     if owner == "another":
         os.chown(home.parent, OWNER, OWNER)
     up = start(home, UP if owner == "root" else as_owner(*UP))
     sockets = [*(home / "run").glob("*"), *(home / "run-elsewhere").glob("*"), *(home / "server" / "socket").glob("*")]
+    port = json.loads((home / "clickhouse.json").read_text())["port"]
+
+    def ask() -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/", body=b"SELECT 1")
+        answer = connection.getresponse()
+        return int(answer.headers.get("X-ClickHouse-Exception-Code", "0"))
 
     assert {"code.sock", ".s.PGSQL.5432"} <= {path.name for path in sockets}
     assert {stranger_connects(path) for path in sockets if path.is_socket()} == {"PermissionError"}
     assert open_to_strangers(home) == []
+    assert as_stranger(ask) == 516
     assert stop(up, signal.SIGTERM) == 0
     assert wait_until(lambda: not processes_of(home), seconds=20), processes_of(home)
