@@ -38,6 +38,9 @@ MOST_SESSIONS = 500
 
 T = TypeVar("T")
 
+#: chDB imports some of itself only when it is used.
+_INSTALLED = [Path(chdb.__file__).resolve().parents[1]]
+
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
@@ -73,7 +76,7 @@ class Engine:
         _chdb.set_signal_handlers_enabled(0)  # type: ignore[attr-defined]  # missing in chDB's stubs
         os.chdir(write_configuration(path, uploads=uploads, more_grants=more_grants))
         self._path = f"{path}?config-file={CONFIGURATION_FILE}"
-        self._confinement = None if more_grants else confinement([path, uploads])
+        self._confinement = None if more_grants else confinement([path, uploads], _INSTALLED)
         self._root = self.confined(self._connect)
         self._sessions: dict[str, _Session] = {}
         self._guard = threading.Lock()

@@ -35,8 +35,8 @@ _READABLE = ("/usr/lib", "/usr/share", "/lib", "/lib64", "/etc/localtime", "/pro
 class Confinement:
     """The walls, made once and put around each thread that calls `apply`."""
 
-    def __init__(self, writable: Iterable[Path]) -> None:
-        """Leave confined threads *writable* and what they must read; raises OSError when the kernel has no Landlock."""
+    def __init__(self, writable: Iterable[Path], readable: Iterable[Path]) -> None:
+        """Leave confined threads these folders and what they must read; raises OSError where there is no Landlock."""
         self._applied = threading.local()
         self._system = ctypes.CDLL(None, use_errno=True)
         version = self._call(_CREATE_RULESET, None, 0, _VERSION_FLAG)
@@ -49,7 +49,7 @@ class Confinement:
         self._rules = self._call(_CREATE_RULESET, attributes, size, 0)
         for path in writable:
             self._allow(path, self._handled & ~(_EXECUTE | _MAKE_CHARACTER_DEVICE | _MAKE_BLOCK_DEVICE))
-        for path in (Path(os.__file__).parent, *map(Path, _READABLE)):
+        for path in (Path(os.__file__).parent, *map(Path, _READABLE), *readable):
             self._allow(path, _READ_FILE | _READ_FOLDER)
 
     def apply(self) -> None:
@@ -80,9 +80,9 @@ class Confinement:
         return result
 
 
-def confinement(writable: Iterable[Path]) -> Confinement | None:
-    """Return walls around *writable*, None where the system has none to give."""
+def confinement(writable: Iterable[Path], readable: Iterable[Path] = ()) -> Confinement | None:
+    """Return walls around *writable* and *readable*, None where the system has none to give."""
     try:
-        return Confinement(writable)
+        return Confinement(writable, readable)
     except (OSError, AttributeError):
         return None
