@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import chdb
-from chdb import _chdb
 
 from outbox_pipeline.embedded.confinement import confinement
 from outbox_pipeline.embedded.rights import CONFIGURATION_FILE, quoted, write_configuration
@@ -37,9 +35,6 @@ REQUEST_SETTING = "chdb_client_name"
 MOST_SESSIONS = 500
 
 T = TypeVar("T")
-
-#: chDB imports some of itself only when it is used.
-_INSTALLED = [Path(chdb.__file__).resolve().parents[1]]
 
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
@@ -72,12 +67,12 @@ class Engine:
         The calling thread is confined from then on, and this process works in the configuration's folder. With
         *more_grants*, which may be rights to files or servers, no thread is confined.
         """
-        # Otherwise the engine would take SIGTERM and SIGINT for itself.
-        _chdb.set_signal_handlers_enabled(0)  # type: ignore[attr-defined]  # missing in chDB's stubs
-        os.chdir(write_configuration(path, uploads=uploads, more_grants=more_grants))
+        configuration = write_configuration(path, uploads=uploads, more_grants=more_grants)
+        os.chdir(configuration)
         self._path = f"{path}?config-file={CONFIGURATION_FILE}"
-        self._confinement = None if more_grants else confinement([path, uploads], _INSTALLED)
-        self._root = self.confined(self._connect)
+        self._confinement = None if more_grants else confinement([path, uploads])
+        self._chdb = self.confined(partial(_load, configuration))
+        self._root = self._connect()
         self._sessions: dict[str, _Session] = {}
         self._guard = threading.Lock()
         self.version, self.timezone = self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
@@ -128,7 +123,7 @@ class Engine:
 
     def _connect(self) -> Any:
         try:
-            return chdb.connect(self._path)
+            return self._chdb.connect(self._path)
         except RuntimeError as error:
             raise from_engine(error) from error
 
@@ -180,6 +175,31 @@ class Engine:
             if not session.busy.locked() and session.expires_at < now:
                 session.connection.close()
                 del self._sessions[session_id]
+
+
+def _load(scratch: Path) -> Any:
+    # Not with this module: chDB starts threads when it is loaded, so the loading one must be confined. It also makes a
+    # folder for temporary files, which a confined thread can do only in the data's.
+    with _temporary_files_in(scratch):
+        import chdb
+        from chdb import _chdb
+
+    # Otherwise the engine would take SIGTERM and SIGINT for itself.
+    _chdb.set_signal_handlers_enabled(0)  # type: ignore[attr-defined]  # missing in chDB's stubs
+    return chdb
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let libraries make temporary files in *folder* during the block."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def run(connection: Any, query: str, *, output: str = "TabSeparated", parameters: dict[str, str] | None = None) -> Any:

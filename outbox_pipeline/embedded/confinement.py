@@ -9,9 +9,12 @@ https://docs.kernel.org/userspace-api/landlock.html
 
 import ctypes
 import os
+import site
 import struct
+import sys
 import threading
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 # The numbers are the same on every architecture.
@@ -28,15 +31,15 @@ _EXECUTE, _MAKE_CHARACTER_DEVICE, _MAKE_BLOCK_DEVICE = 1 << 0, 1 << 6, 1 << 11
 _OF_FILES = _EXECUTE | 1 << 1 | _READ_FILE | 1 << 14 | 1 << 15
 _CONNECT_AND_BIND = 3
 
-#: Beside Python's own library: time zones, shared libraries that are loaded late, what the machine has to offer.
+#: Beside what Python loads: time zones, shared libraries that are loaded late, what the machine has to offer.
 _READABLE = ("/usr/lib", "/usr/share", "/lib", "/lib64", "/etc/localtime", "/proc", "/sys", "/dev/urandom")
 
 
 class Confinement:
     """The walls, made once and put around each thread that calls `apply`."""
 
-    def __init__(self, writable: Iterable[Path], readable: Iterable[Path]) -> None:
-        """Leave confined threads these folders and what they must read; raises OSError where there is no Landlock."""
+    def __init__(self, writable: Iterable[Path]) -> None:
+        """Leave confined threads *writable* and what they must read; raises OSError when the kernel has no Landlock."""
         self._applied = threading.local()
         self._system = ctypes.CDLL(None, use_errno=True)
         version = self._call(_CREATE_RULESET, None, 0, _VERSION_FLAG)
@@ -49,7 +52,7 @@ class Confinement:
         self._rules = self._call(_CREATE_RULESET, attributes, size, 0)
         for path in writable:
             self._allow(path, self._handled & ~(_EXECUTE | _MAKE_CHARACTER_DEVICE | _MAKE_BLOCK_DEVICE))
-        for path in (Path(os.__file__).parent, *map(Path, _READABLE), *readable):
+        for path in (*_module_folders(), *map(Path, _READABLE)):
             self._allow(path, _READ_FILE | _READ_FOLDER)
 
     def apply(self) -> None:
@@ -80,9 +83,18 @@ class Confinement:
         return result
 
 
-def confinement(writable: Iterable[Path], readable: Iterable[Path] = ()) -> Confinement | None:
-    """Return walls around *writable* and *readable*, None where the system has none to give."""
+def _module_folders() -> list[Path]:
+    # Not all of sys.path: a folder of PYTHONPATH may be a project, with its settings.
+    engine = find_spec("chdb")
+    found = [Path(engine.origin).parents[1]] if engine is not None and engine.origin else []
+    return [*found, Path(os.__file__).parent, *map(Path, [*site.getsitepackages(), site.getusersitepackages()])]
+
+
+def confinement(writable: Iterable[Path]) -> Confinement | None:
+    """Return walls around *writable*, None where the system has none to give."""
+    if sys.platform != "linux":
+        return None
     try:
-        return Confinement(writable, readable)
-    except (OSError, AttributeError):
+        return Confinement(writable)
+    except OSError:
         return None

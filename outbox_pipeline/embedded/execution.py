@@ -218,6 +218,8 @@ def _refuse(connection: Any, text: str, statement: Statement, order: Order) -> N
     if statement.keyword != "INSERT" and connection._conn.classify_query(text)["statement_count"] > 1:
         raise ServerError(SYNTAX_ERROR, "Multi-statements are not allowed. (SYNTAX_ERROR)")
     if not order.may_write and not _is_reading(connection, text):
+        # What cannot be parsed gets its own error.
+        run(connection, f"SELECT formatQuery({quoted(text)})")
         raise ServerError(
             READONLY,
             "Cannot execute query in readonly mode. For queries over HTTP, method GET implies readonly. You should use"

@@ -5,6 +5,7 @@ programs is refused by ClickHouse itself. Settings through which statements woul
 changed. The bodies of inserts are read through the view `_outbox.upload`, which takes the id of an upload and no path.
 """
 
+import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,9 @@ def write_configuration(data: Path, *, uploads: Path, more_grants: Sequence[str]
     _write_databases(data, uploads)
     folder = data / "configuration"
     folder.mkdir(exist_ok=True)
+    # What chDB made there while it was loaded, for a server that was killed.
+    for leftover in filter(Path.is_dir, folder.iterdir()):
+        shutil.rmtree(leftover, ignore_errors=True)
     grants = [*_GRANTS, *(f"GRANT {right}" for right in more_grants)]
     (folder / CONFIGURATION_FILE).write_text(_ENGINE)
     (folder / "users.xml").write_text(

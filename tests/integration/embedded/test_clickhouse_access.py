@@ -318,6 +318,11 @@ def test_get_reads(ask: Ask, statement: str) -> None:
     assert ask(method="GET", query=statement, max_threads="1").status == 200
 
 
+def test_get_of_what_cannot_be_parsed_says_so(ask: Ask) -> None:
+    """A typing error is no attempt to write."""
+    assert ask(method="GET", query="SELEC 'it''s'").headers["X-ClickHouse-Exception-Code"] == "62"
+
+
 FILES = [
     "SELECT file('{file}')",
     "SELECT `file`('{file}')",
@@ -466,9 +471,27 @@ def test_engine_reaches_nothing_but_its_data(
     assert contacts.count == 0
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or confinement([]) is None, reason="this kernel cannot shut threads off (Landlock)"
-)
+needs_landlock = pytest.mark.skipif(confinement([]) is None, reason="this kernel cannot shut threads off (Landlock)")
+
+
+@needs_landlock
+def test_every_thread_of_the_engine_is_shut_off(client: Client, home: Path) -> None:
+    """Those that read, write, merge and wait; the two that are free move bytes and watch who uses the home."""
+    client.command("CREATE TABLE busy (a UInt64) ENGINE = MergeTree ORDER BY a")
+    for _ in range(3):
+        client.command("INSERT INTO busy SELECT number FROM numbers(100000)")
+    client.command("OPTIMIZE TABLE busy FINAL")
+    handle = running_clickhouse(Home(home))
+    assert handle is not None
+    threads = [file.read_text() for file in Path(f"/proc/{handle.pid}/task").glob("*/status")]
+    free = [status for status in threads if "NoNewPrivs:\t0" in status]
+
+    assert len(threads) > 10
+    assert [status.split()[1] for status in free] == ["python"] * len(free)
+    assert len(free) <= 2
+
+
+@needs_landlock
 @pytest.mark.parametrize(
     "statement",
     [
@@ -553,12 +576,14 @@ def test_data_of_before_is_kept(tmp_path: Path) -> None:
 
 def test_configuration_of_the_working_folder_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project's own config.xml, and a module that is named like the engine, stop no start and change nothing."""
-    project = tmp_path / "project"
+    project, home = tmp_path / "project", Home(tmp_path / "home")
     project.mkdir()
+    home.create()
+    (home.path / "chdb.py").write_text("raise SystemExit('a module of the home was loaded')")
     (project / "config.xml").write_text("<clickhouse><default_database>other</default_database></clickhouse>")
     (project / "chdb.py").write_text("raise SystemExit('a module of the working folder was loaded')")
     monkeypatch.chdir(project)
-    with embedded_engines(tmp_path / "home", postgres=False) as urls:
+    with embedded_engines(home.path, postgres=False) as urls:
         client = clickhouse_connect.get_client(dsn=str(urls.clickhouse))
 
         assert client.command("SELECT currentDatabase()") == "default"
@@ -570,6 +595,7 @@ def test_configuration_of_the_working_folder_is_not_read(tmp_path: Path, monkeyp
         "SELECT 1 {out}",
         "SELECT 1 /* a /* b */ c */ {out}",
         "SELECT 1 /* {out} */",
+        "SELECT 1 /* ' /* */ ' */ {out} -- '",
         "SELECT 1 // ' \n {out} -- '",
         "SELECT 1 // {out}",
         "SELECT 1 -- {out}",
