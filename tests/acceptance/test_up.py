@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from outbox_pipeline.processes import ProcessIdentity, wait_until
@@ -99,10 +100,16 @@ def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Pa
     assert not (own_home / "stack.json").exists()
 
 
+def listening(home: Path) -> set[str]:
+    """Return the addresses on which a home's processes wait for connections of the network."""
+    sockets = [one for process in processes_of(home) for one in process.net_connections("inet")]
+    return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+
+
 @needs_root
 @pytest.mark.parametrize(("owner", "name"), [("root", LONG), ("another", "home")])
 def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open_folder: Path) -> None:
-    """Neither through the files of the home, nor the code server, nor PostgreSQL, nor ClickHouse's port."""
+    """Neither by the files of the home, nor the code server, PostgreSQL or ClickHouse; no other machine by any port."""
     home = open_folder / "of the owner" / name
     home.parent.mkdir()
     if owner == "another":
@@ -120,6 +127,7 @@ def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open
     assert {"code.sock", ".s.PGSQL.5432"} <= {path.name for path in sockets}
     assert {stranger_connects(path) for path in sockets if path.is_socket()} == {"PermissionError"}
     assert open_to_strangers(home) == []
+    assert listening(home) == {"127.0.0.1"}
     assert as_stranger(ask) == 516
     assert stop(up, signal.SIGTERM) == 0
     assert wait_until(lambda: not processes_of(home), seconds=20), processes_of(home)

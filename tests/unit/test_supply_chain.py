@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +113,27 @@ def test_the_lock_fits_the_bounds() -> None:
 
     assert len(pins) > 100
     assert [(name, version) for name, version in pins if name in wanted and version not in wanted[name].specifier] == []
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-browser.lock"])
+def test_every_pin_has_hashes_and_none_an_address(name: str) -> None:
+    """What is installed is what was locked, from whichever index it comes."""
+    lock = (ROOT / name).read_text(encoding="utf-8")
+    pins = re.split(r"\n(?=\S)", lock.strip())
+
+    assert [pin.splitlines()[0] for pin in pins if "--hash=sha256:" not in pin] == []
+    assert "://" not in lock
+
+
+def test_the_wheel_is_built_the_same_twice(tmp_path: Path) -> None:
+    """And holds the package alone, so that anybody can check a published one against its source."""
+    wheels = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+        wheels += list(folder.glob("*.whl"))
+    first, second = wheels
+    names = {name.partition("/")[0] for name in zipfile.ZipFile(first).namelist()}
+
+    assert first.read_bytes() == second.read_bytes()
+    assert {name for name in names if not name.endswith(".dist-info")} == {"outbox_pipeline"}
