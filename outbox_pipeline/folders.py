@@ -31,6 +31,8 @@ def private_home(path: Path) -> None:
         require_own(path)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             _close(path)
+    except FileExistsError as error:
+        raise ConfigurationError(f"OUTBOX_HOME at {path} is a file: set it to a folder.") from error
     except OSError as error:
         raise ConfigurationError(f"OUTBOX_HOME cannot be created at {path}: {error}.") from error
 

@@ -91,7 +91,7 @@ def _engines_are_up(settings: "Settings") -> str:
     return (
         f"Engines are up on {settings.home}. In another terminal, in any folder: "
         f"export OUTBOX_HOME={quoted(str(settings.home))}; "
-        'eval "$(outbox env)"; dagster dev. Ctrl-C ends them.'
+        'eval "$(outbox env)"; then your code, outbox and psql use them. Ctrl-C ends them.'
     )
 
 

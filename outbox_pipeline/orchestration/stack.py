@@ -57,15 +57,18 @@ class StackPlan:
         return self.home / "dagster" / "workspace.yaml"
 
     def command(self, name: str) -> list[str]:
-        """Return the command line of one of the processes."""
+        """Return the command line of one of the processes.
+
+        None of them takes a module from the folder that the stack is started in, which may be one that others write to.
+        """
         web = [WEBSERVER_MODULE, "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
         code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "--socket", str(self.code_socket)]
         modules = {
-            "code": [*code, "--location-name", LOCATION_NAME],
+            "code": [*code, "--empty-working-directory", "--location-name", LOCATION_NAME],
             "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],
             "webserver": web,
         }
-        return [sys.executable, "-m", *modules[name]]
+        return [sys.executable, "-P", "-m", *modules[name]]
 
 
 class DagsterStack:

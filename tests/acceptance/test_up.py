@@ -29,13 +29,18 @@ pytestmark = [pytest.mark.embedded_only, pytest.mark.timeout(240)]
 _START_SECONDS = 90
 
 
-UP = (sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--port", "0")
+#: As the command `outbox` does, it takes no module from the folder that it is started in.
+UP = (sys.executable, "-P", "-m", "outbox_pipeline.cli.main", "up", "--port", "0")
+
+#: A module that somebody else left in a folder, under a name that Dagster's processes import.
+PLANTED = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
 
 
-def start(home: Path, command: Sequence[str] = UP) -> "subprocess.Popen[str]":
-    """Start `outbox up` and return it once the UI's address is printed."""
+def start(home: Path, command: Sequence[str] = UP, *, folder: Path | None = None) -> "subprocess.Popen[str]":
+    """Start `outbox up` in *folder* and return it once the UI's address is printed."""
     process = subprocess.Popen(
         command,
+        cwd=folder,
         env={**os.environ, "OUTBOX_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -109,12 +114,14 @@ def listening(home: Path) -> set[str]:
 @needs_root
 @pytest.mark.parametrize(("owner", "name"), [("root", LONG), ("another", "home")])
 def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open_folder: Path) -> None:
-    """Neither by the files of the home, nor the code server, PostgreSQL or ClickHouse; no other machine by any port."""
+    """Neither by the files of the home, nor the code server, PostgreSQL or ClickHouse, nor a module where it starts."""
     home = open_folder / "of the owner" / name
     home.parent.mkdir()
     if owner == "another":
         os.chown(home.parent, OWNER, OWNER)
-    up = start(home, UP if owner == "root" else as_owner(*UP))
+    for name in ("dagster", "gql", "numpy", "psycopg2", "upath"):
+        (open_folder / f"{name}.py").write_text(PLANTED)
+    up = start(home, UP if owner == "root" else as_owner(*UP), folder=open_folder)
     sockets = [*(home / "run").glob("*"), *(home / "run-elsewhere").glob("*"), *(home / "server" / "socket").glob("*")]
     port = json.loads((home / "clickhouse.json").read_text())["port"]
 
@@ -128,6 +135,7 @@ def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open
     assert {stranger_connects(path) for path in sockets if path.is_socket()} == {"PermissionError"}
     assert open_to_strangers(home) == []
     assert listening(home) == {"127.0.0.1"}
+    assert not (open_folder / "ran").exists()
     assert as_stranger(ask) == 516
     assert stop(up, signal.SIGTERM) == 0
     assert wait_until(lambda: not processes_of(home), seconds=20), processes_of(home)

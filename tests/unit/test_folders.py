@@ -50,6 +50,14 @@ def test_a_folder_with_other_things_in_it_is_not_closed(tmp_path: Path) -> None:
     private_home(tmp_path)
 
 
+def test_a_file_is_no_home(tmp_path: Path) -> None:
+    """It is told as what it is, not as a number of the system."""
+    (tmp_path / "home").touch()
+
+    with pytest.raises(ConfigurationError, match="is a file: set it to a folder"):
+        private_home(tmp_path / "home")
+
+
 @needs_root
 def test_a_home_of_another_account_is_refused(tmp_path: Path) -> None:
     """Its files say which processes are ended and what is started; a look at it is a sentence too."""
