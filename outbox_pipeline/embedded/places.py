@@ -176,8 +176,9 @@ def _owner(folder: Path) -> _Owner | None:
 def _write_owner(folder: Path, home: Home) -> None:
     note, second_name = folder / "home", home.path / "server-note"
     lines = [str(home.path), str(home.path.stat().st_dev)]
-    second_name.unlink(missing_ok=True)
+    # First: a linked note without its second name would be that of a home that was removed.
     note.write_text("\n".join([*lines, "apart", ""]), encoding="utf-8")
+    second_name.unlink(missing_ok=True)
     # Two names of one file: as long as it has both, the home is there, wherever it was moved to.
     with suppress(OSError):
         os.link(note, second_name)

@@ -118,10 +118,11 @@ def remove_orphans() -> None:
 
 
 def _start(home: Home) -> PostgresHandle:
-    remove_orphans()
     for data in data_folders(home):
         _clear_leftovers(data)
     place = prepare_place(home)
+    # Not before the folder of this home is known for its own: a home that moved here may be gone from where it was.
+    remove_orphans()
     _initialise(place)
     (place.sockets / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)
     command = [

@@ -188,6 +188,18 @@ def test_data_of_a_home_on_another_file_system_is_kept_for_a_month(
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def test_the_data_of_a_home_that_moved_to_another_file_system_is_not_removed_by_its_own_start(
+    apart: Path, tmp_path: Path
+) -> None:
+    """What moves it copies and deletes, so that the note of the folder has lost its second name."""
+    with embedded_engines(tmp_path / "home", clickhouse=False) as urls:
+        execute(urls, "CREATE TABLE kept AS SELECT 1 AS a")
+    shutil.move(tmp_path / "home", apart / "home")
+
+    with embedded_engines(apart / "home", clickhouse=False) as urls:
+        assert rows(urls, "SELECT a FROM kept") == [1]
+
+
 def test_a_running_server_of_a_removed_home_is_stopped(tmp_path: Path) -> None:
     """Nothing goes on working in a folder that is removed."""
     home = Home(tmp_path / "home")
