@@ -57,9 +57,9 @@ def prepare_place(home: Home) -> Place:
         return Place(home.postgres_data, socket_folder(home.path), programs, home.postgres_log, None)
     folder = _own_folder(home, account)
     sockets = folder / "socket"
-    if not sockets.exists():
-        sockets.mkdir(mode=0o700)
-        account.own(sockets)
+    sockets.mkdir(mode=0o700, exist_ok=True)
+    # Whether or not it is new: a start that was killed between the two has left it to root.
+    account.own(sockets)
     _move_data(home, folder, account)
     programs = programs if _is_open(programs / _PROGRAMS[0]) else _copied(programs, folder)
     return Place(folder / "data", sockets, programs, folder / "postgres.log", account)

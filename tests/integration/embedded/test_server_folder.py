@@ -200,6 +200,16 @@ def test_the_data_of_a_home_that_moved_to_another_file_system_is_not_removed_by_
         assert rows(urls, "SELECT a FROM kept") == [1]
 
 
+def test_a_start_that_was_killed_before_the_socket_folder_had_its_owner_is_finished(tmp_path: Path) -> None:
+    """The account of the server can use it at the next start."""
+    with embedded_engines(tmp_path / "home", clickhouse=False):
+        pass
+    os.chown((tmp_path / "home" / "server").resolve() / "socket", 0, 0)
+
+    with embedded_engines(tmp_path / "home", clickhouse=False) as urls:
+        assert rows(urls, "SELECT 1") == [1]
+
+
 def test_a_running_server_of_a_removed_home_is_stopped(tmp_path: Path) -> None:
     """Nothing goes on working in a folder that is removed."""
     home = Home(tmp_path / "home")
