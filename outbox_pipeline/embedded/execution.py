@@ -82,6 +82,10 @@ def execute(engine: Engine, order: Order, body: Iterator[bytes], *, uploads: Pat
     """Carry out *order* and return its result, which the caller closes; raises ServerError."""
     head, rest = _head(order.query, body)
     statement = read_statement(head)
+    if statement.data_start is not None and statement.format and statement.format.argument.upper() == "VALUES":
+        # The one format whose data may be expressions.
+        head, rest = whole_text(chain([head], rest)), iter(())
+        _refuse_other_rights(head)
     with ExitStack() as resources:
         if statement.data_start is not None and (not statement.is_select or statement.inputs):
             data = chain([head[statement.data_start :]], rest)

@@ -28,8 +28,10 @@ _GRANTS = (
     "REVOKE DROP DATABASE ON default.*",
 )
 
-#: Settings that name a file or a server, choose another language, or turn on what runs text.
+#: Settings that name a file or a server, choose another language, hold SQL, or turn on what runs text.
 _LOCKED_SETTINGS = (
+    "additional_result_filter",
+    "additional_table_filters",
     "allow_experimental_eval_table_function",
     "allow_python_table_function",
     "dialect",

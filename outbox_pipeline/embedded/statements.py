@@ -13,7 +13,10 @@ from itertools import chain, pairwise
 
 _TOKEN = re.compile(
     rb"""
-    (?P<space>\s+ | --[^\n]* | //[^\n]* | \#[!\ ][^\n]*)
+    (?P<space>\s+ | --[^\n]* | //[^\n]* | \#[!\ ][^\n]*
+      # Blanks of Unicode, as many as ClickHouse knows.
+      | \xc2[\x85\xa0] | \xe1\xa0\x8e | \xe2\x80[\x80-\x8d\xa8\xa9\xaf] | \xe2\x81[\x9f\xa0] | \xe3\x80\x80
+      | \xef\xbb\xbf)
   | (?P<comment>/\*)
   | (?P<string>'(?:[^'\\] | \\. | '')*' | \xe2\x80\x98.*?\xe2\x80\x99)
   | (?P<name>`(?:[^`\\] | \\. | ``)*` | "(?:[^"\\] | \\. | "")*" | \xe2\x80\x9c.*?\xe2\x80\x9d)
@@ -23,6 +26,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_ESCAPED_BYTE = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 _COMMENT_EDGE = re.compile(rb"/\*|\*/")
 
 _INPUT_CALL = re.compile(rb"input\s*\(\s*(?P<structure>'(?:[^'\\]|\\.|'')*')\s*\)", re.IGNORECASE | re.DOTALL)
@@ -36,7 +40,8 @@ _REFUSED_ENGINES = frozenset(
 )
 #: One of these is in every text that is refused; nearly no text has one, so nearly none is cut into pieces for it.
 _SUSPECT = re.compile(
-    rb"attach|" + b"|".join(word.lower() for word in sorted(_REFUSED_CLAUSES | _REFUSED_FUNCTIONS | _REFUSED_ENGINES)),
+    rb"attach|\\x|"
+    + b"|".join(word.lower() for word in sorted(_REFUSED_CLAUSES | _REFUSED_FUNCTIONS | _REFUSED_ENGINES)),
     re.IGNORECASE,
 )
 
@@ -113,7 +118,8 @@ def refused_part(text: bytes) -> str | None:
 def _spelled(token: Token) -> bytes:
     """Return a word or a quoted name in capitals, nothing for other pieces."""
     if token.kind == "name":
-        return token.text.strip(b'`"').upper()
+        name = token.text.strip(b'`"').removeprefix(b"\xe2\x80\x9c").removesuffix(b"\xe2\x80\x9d")
+        return _ESCAPED_BYTE.sub(lambda found: bytes([int(found[1], 16)]), name).upper()
     return token.text if token.kind == "word" else b""
 
 

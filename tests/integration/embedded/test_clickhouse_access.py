@@ -371,6 +371,16 @@ FILES = [
     "SELECT 1 AS a FORMAT Template SETTINGS format_template_row = '{file}'",
     "SELECT 1 AS a FORMAT Template SETTINGS format_template_resultset = '{file}'",
     "SELECT 1 AS a FORMAT Protobuf SETTINGS format_schema = '{file}:M'",
+    "SELECT file\u00a0('{file}')",
+    "SELECT file\ufeff('{file}')",
+    "SELECT `fi\\x6ce`('{file}')",
+    "SELECT \u201cfile\u201d('{file}')",
+    "CREATE TABLE copy (a String) ENGINE =\u00a0FileLog('{folder}/', 'LineAsString')",
+    "INSERT INTO kept FORMAT Values (file('{file}'))",
+    "INSERT INTO kept FORMAT values\n(file('{file}'))",
+    "INSERT INTO kept SELECT a FROM input('a String') FORMAT Values (file('{file}'))",
+    "SELECT 1 SETTINGS additional_result_filter = 'file(\\'{file}\\') = \\'x\\''",
+    "SET additional_result_filter = 'file(\\'{file}\\') = \\'x\\''",
     "SET format_schema = '{file}:M'",
     "SET dialect = 'prql'",
     "SET allow_python_table_function = 1",
@@ -472,6 +482,29 @@ def test_engine_reaches_nothing_but_its_data(
 
 
 needs_landlock = pytest.mark.skipif(confinement([]) is None, reason="this kernel cannot shut threads off (Landlock)")
+
+
+@pytest.fixture(scope="module")
+def open_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server behind the first wall only, as on a system without Landlock."""
+    home = Home(tmp_path_factory.mktemp("open") / "home")
+    with embedded_engines(home.path, postgres=False, clickhouse=False):
+        with locked(home):
+            url = start_clickhouse(home, more_grants=["SHOW ON *.*"]).url
+        yield url
+
+
+@pytest.mark.parametrize("statement", [statement for statement in FILES if "file" in statement.lower()])
+def test_file_is_refused_without_the_kernel(open_url: str, secret: Path, tmp_path: Path, statement: str) -> None:
+    """By grants and by the text alone no spelling of a call reads a file."""
+    for name, value in {"file": secret, "folder": tmp_path}.items():
+        statement = statement.replace(f"{{{name}}}", str(value))
+    client = clickhouse_connect.get_client(dsn=open_url, autogenerate_session_id=False)
+    client.command("CREATE TABLE IF NOT EXISTS kept (a String) ENGINE = Memory")
+
+    with pytest.raises(DatabaseError):
+        client.raw_query(statement)
+    assert client.query("SELECT * FROM kept").result_rows == []
 
 
 @needs_landlock

@@ -96,6 +96,11 @@ def test_column_called_input_is_no_call() -> None:
         (b"ATTACH TABLE t FROM 'd' (a Int8) ENGINE = Log", "ATTACH"),
         (b"attach table t", "ATTACH"),
         (b"INSERT INTO t SELECT file('f') FROM input('a String') FORMAT CSV\n", "file()"),
+        ("SELECT file\u00a0('f')".encode(), "file()"),
+        ("SELECT file\ufeff\u3000('f')".encode(), "file()"),
+        ("CREATE TABLE t (a Int8) ENGINE\u2003=\u2003FileLog('f')".encode(), "ENGINE FileLog"),
+        (b"SELECT `fi\\x6Ce`('f')", "file()"),
+        ("SELECT \u201cfile\u201d('f')".encode(), "file()"),
     ],
 )
 def test_what_no_grant_covers_is_refused(text: bytes, part: str) -> None:
