@@ -210,6 +210,21 @@ def test_a_start_that_was_killed_before_the_socket_folder_had_its_owner_is_finis
         assert rows(urls, "SELECT 1") == [1]
 
 
+def test_the_data_of_a_home_on_another_file_system_that_nobody_used_for_long_is_kept(
+    apart: Path, tmp_path: Path
+) -> None:
+    """A home that is where it was is none that is gone."""
+    with embedded_engines(apart / "home", clickhouse=False):
+        pass
+    folder = (apart / "home" / "server").resolve()
+    then = time.time() - 400 * 86_400
+    os.utime(folder / "home", (then, then))
+
+    with embedded_engines(tmp_path / "other", clickhouse=False):
+        assert folder.exists()
+    shutil.rmtree(folder)
+
+
 def test_a_running_server_of_a_removed_home_is_stopped(tmp_path: Path) -> None:
     """Nothing goes on working in a folder that is removed."""
     home = Home(tmp_path / "home")
