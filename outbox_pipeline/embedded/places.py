@@ -149,6 +149,8 @@ def _require_reachable(base: Path) -> None:
         problem = "its path is too long for a Unix socket, or has a comma"
     elif not _is_open(base):
         problem = "other accounts may not enter every folder on its path"
+    elif not _is_roots(base):
+        problem = "another account may put something else in the place of a folder on its path"
     else:
         return
     raise ConfigurationError(
@@ -251,3 +253,14 @@ def _is_open(path: Path) -> bool:
     """Return whether every account may reach *path* and, if it is a file, run it."""
     real = path.resolve()
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in (real, *real.parents))
+
+
+def _is_roots(path: Path) -> bool:
+    """Return whether nobody but root may rename *path* or what is in it; others may add to a folder like /tmp."""
+    real = path.resolve()
+    return all(_keeps_names(folder.stat()) for folder in (real, *real.parents))
+
+
+def _keeps_names(status: os.stat_result) -> bool:
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == 0 and (not others_write or bool(status.st_mode & stat.S_ISVTX))

@@ -253,3 +253,22 @@ def test_a_server_folder_that_does_not_do_is_refused(
         ):
             pass
         assert mode(Path(closed)) == 0o700
+
+
+@pytest.mark.parametrize(("owner", "mode_of_it"), [(0, 0o777), (0, 0o771), (65534, 0o711)])
+def test_a_server_folder_that_is_not_roots_alone_is_refused(
+    open_folder: Path, tmp_path: Path, owner: int, mode_of_it: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may rename the folder of a server could put an own one there, in which root would then write."""
+    base = open_folder / "servers"
+    base.mkdir()
+    os.chown(base, owner, 0)
+    base.chmod(mode_of_it)
+    monkeypatch.setenv(SERVER_FOLDER, str(base / "below"))
+
+    with (
+        pytest.raises(ConfigurationError, match="another account may put something else in the place"),
+        embedded_engines(tmp_path / "home", clickhouse=False),
+    ):
+        pass
+    assert list(base.glob("below/server-*")) == []
