@@ -360,3 +360,13 @@ def test_without_a_place_for_the_door_nothing_is_served() -> None:
     """Should a later Dagster make its application elsewhere, its command is not run without the door."""
     with pytest.raises(AttributeError):
         guard(SimpleNamespace(main=print), hosts=())
+
+
+@pytest.mark.parametrize(
+    "origins", [(f"http://{OURS}", "http://evil.example"), ("http://evil.example", f"http://{OURS}")]
+)
+def test_every_origin_that_is_sent_must_be_ours(origins: tuple[str, str]) -> None:
+    """A second one does not hide behind the first."""
+    headers = [*JSON.items(), *(("origin", origin) for origin in origins)]
+
+    assert status("POST", "/graphql", headers) == 403

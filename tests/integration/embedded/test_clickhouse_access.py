@@ -310,6 +310,12 @@ def test_get_only_reads(ask: Ask, client: Client, statement: str, session: dict[
     assert client.command("EXISTS evil") == 0
 
 
+def test_head_only_reads(ask: Ask, client: Client) -> None:
+    """It is GET without the answer's body."""
+    assert ask(method="HEAD", query=EVIL.decode()).headers["X-ClickHouse-Exception-Code"] == "164"
+    assert client.command("EXISTS evil") == 0
+
+
 @pytest.mark.parametrize(
     "statement", ["SELECT 1", "(SELECT 1)", "WITH 1 AS a SELECT a", "SHOW DATABASES", "EXPLAIN SELECT 1", "EXISTS t"]
 )
