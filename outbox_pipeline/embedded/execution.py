@@ -9,6 +9,7 @@ limit; data goes to disk as it comes, up to another.
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,6 +46,9 @@ LARGEST_UPLOAD_BYTES = 16 << 30
 _PIECEWISE = frozenset(
     {"Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary", "JSONEachRow"}
 )
+
+#: A body that is received has a random UUID for its name.
+_UPLOAD_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _WITH_RESULT = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK", "KILL"})
 
@@ -288,7 +292,8 @@ def _varint(number: int) -> bytes:
 
 
 def remove_leftovers(uploads: Path) -> None:
-    """Remove bodies that a server which was killed had received."""
+    """Remove bodies that a server which was killed had received, and nothing else that lies there."""
     with os.scandir(uploads) as entries:
         for entry in entries:
-            Path(entry.path).unlink(missing_ok=True)
+            if _UPLOAD_NAME.fullmatch(entry.name):
+                Path(entry.path).unlink(missing_ok=True)

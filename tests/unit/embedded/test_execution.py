@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox_pipeline.embedded.execution import LONGEST_STATEMENT_BYTES, received, whole_text
+from outbox_pipeline.embedded.execution import LONGEST_STATEMENT_BYTES, received, remove_leftovers, whole_text
 from outbox_pipeline.embedded.server_errors import ServerError
 
 
@@ -47,3 +47,15 @@ def test_statement_beyond_the_limit_is_refused() -> None:
     with pytest.raises(ServerError, match="Max query size exceeded") as caught:
         whole_text(iter([piece] * count + [b"x"]))
     assert (caught.value.code, caught.value.status) == (62, 400)
+
+
+def test_only_bodies_are_removed_as_leftovers(tmp_path: Path) -> None:
+    """A home may be a folder that had an `uploads` of its own before."""
+    left = tmp_path / "4b5e9a5e-1c9a-4a53-9d5c-3a6a1e0c5a4d"
+    left.write_text("a body")
+    (tmp_path / "holiday.jpg").write_text("a picture")
+    (tmp_path / "folder").mkdir()
+
+    remove_leftovers(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "holiday.jpg"]
