@@ -198,7 +198,9 @@ class Interface:
         content_type = request.headers.get("content-type", "")
         body: Iterator[bytes]
         if content_type.startswith("multipart/form-data"):
-            parameters |= _form_fields(content_type, await incoming.read_statement())
+            form = await incoming.read_statement()
+            # A form of many parts takes seconds, in which everybody else would wait.
+            parameters |= await self._in_thread(partial(_form_fields, content_type, form))
             body = iter(())
         else:
             body = decompressed(
@@ -350,7 +352,10 @@ def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
     for part in message.iter_parts():
         if part.get_filename() is not None:
             raise ServerError(NOT_IMPLEMENTED, "The embedded server does not support external data. (NOT_IMPLEMENTED)")
-        fields[part.get_param("name", header="content-disposition")] = part.get_payload(decode=True).decode()
+        name = part.get_param("name", header="content-disposition")
+        if not isinstance(name, str) or part.is_multipart():
+            raise ServerError(BAD_ARGUMENTS, "A part of the form has no name, or parts of its own. (BAD_ARGUMENTS)")
+        fields[name] = part.get_payload(decode=True).decode()
     return fields
 
 

@@ -1,6 +1,7 @@
 """What one client asks for never costs the embedded ClickHouse more than it may: memory, disk, sessions."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.processes import wait_until
 from tests.fixtures.peaks import peak_bytes
-from tests.integration.embedded.conftest import Ask
+from tests.integration.embedded.conftest import Ask, Connect
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -108,3 +109,26 @@ def test_number_of_sessions_is_bounded(ask: Ask) -> None:
     for number in range(opened):
         assert ask(b"SELECT 1", session_id=f"bounded-{number}", session_timeout="0").status == 200
     assert wait_until(lambda: ask(b"SELECT 1", session_id="one more").status == 200, seconds=10)
+
+
+def test_a_form_that_makes_no_sense_is_told(ask: Ask) -> None:
+    """A part without a name is the client's mistake, and no error of the server."""
+    answer = ask(b"--b\r\n\r\nx\r\n--b--\r\n", headers={"Content-Type": "multipart/form-data; boundary=b"})
+
+    assert answer.status == 400
+    assert answer.headers["X-ClickHouse-Exception-Code"] == "36"
+
+
+def test_a_form_of_many_parts_keeps_nobody_waiting(connect: Connect) -> None:
+    """It is taken apart beside the event loop."""
+    form = connect()
+    form.request(
+        "POST", "/", body=b"--b\r\n\r\n" * 100_000, headers={"Content-Type": "multipart/form-data; boundary=b"}
+    )
+
+    started = time.monotonic()
+    other = connect()
+    other.request("GET", "/ping")
+    assert other.getresponse().read() == b"Ok.\n"
+    assert time.monotonic() - started < 3
+    assert form.getresponse().status == 400
