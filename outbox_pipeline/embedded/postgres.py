@@ -30,7 +30,7 @@ from outbox_pipeline.processes import ProcessIdentity, end_process, identify, st
 DATABASES = ("outbox", "dagster")
 
 #: Room for Dagster beside the pipeline; prepared transactions are part of what the ledger must survive.
-_CONFIGURATION = "max_connections = 200\nmax_prepared_transactions = 20\n"
+_SETTINGS = ("max_connections=200", "max_prepared_transactions=20")
 
 #: What the server gets of this process's environment: no secret, and no PG… variable that would change what it does.
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LANGUAGE", "TZ")
@@ -144,6 +144,7 @@ def _initialise(place: Place) -> None:
     unfinished = place.data.with_name(f"{place.data.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     options = ["--auth=trust", "--encoding=utf8", "--username=postgres", f"--pgdata={unfinished}"]
+    options += [f"--set={setting}" for setting in _SETTINGS]
     try:
         unfinished.mkdir(mode=0o700)
         if place.account is not None:
@@ -161,8 +162,6 @@ def _initialise(place: Place) -> None:
         raise ConfigurationError(
             f"PostgreSQL cannot create its data in {place.data.parent}: {_said(error)}."
         ) from error
-    with (unfinished / "postgresql.auto.conf").open("a") as configuration:
-        configuration.write(_CONFIGURATION)
     unfinished.rename(place.data)
 
 

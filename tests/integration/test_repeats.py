@@ -94,7 +94,9 @@ def test_a_producer_learns_same_or_different_and_every_wrong_guess_is_warned_of(
     producer = login("outbox_producer")
     right = {"event_id": event_id, "event_type": "t", "context": '{"pin":"1234"}'}
 
+    version = text("SELECT outbox.event_differs(:event_id, :event_type, :context, 2)")
     with producer.begin() as connection:
+        assert connection.scalar(version, right) is True
         guesses = (right, right | {"context": '{"pin":"9999"}'}, right | {"event_id": uuid4()})
         assert [connection.scalar(_DIFFERS, guess) for guess in guesses] == [False, True, False]
     (warning,) = warnings(producer, _DIFFERS, **right | {"context": '{"pin":"9999"}'})

@@ -129,6 +129,7 @@ def test_people_and_programs_get_in(method: str, path: str, headers: Headers) ->
         ("GET", "/download_debug/run", {}),
         ("GET", "/favicon.png", {}),
         ("GET", "/", {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}),
+        ("GET", "/", {"sec-fetch-mode": "cors", "sec-fetch-dest": "document"}),
     ],
 )
 def test_what_another_page_asks_for_is_refused(site: Headers, method: str, path: str, headers: Headers) -> None:

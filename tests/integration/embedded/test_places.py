@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from outbox_pipeline.cli.engines import ready_settings
@@ -51,7 +52,7 @@ def owner(request: pytest.FixtureRequest) -> str:
 @needs_root
 @pytest.mark.parametrize("name", ["home", LONG], ids=["short", "long"])
 def test_no_other_account_reaches_postgres_or_the_home(owner: str, name: str, open_folder: Path) -> None:
-    """The socket refuses it, and of the home and the server's own folder it can neither read nor write a thing."""
+    """The socket refuses it, no port is there, and of home and server's folder it can read or write nothing."""
     parent = open_folder / "of the owner"
     parent.mkdir()
     os.chown(parent, OWNER, OWNER) if owner == "another" else None
@@ -72,6 +73,7 @@ def test_no_other_account_reaches_postgres_or_the_home(owner: str, name: str, op
         assert open_to_strangers(parent / name) == []
         assert open_to_strangers(sockets.parent if owner == "root" else sockets) == []
         assert b"hunter2" not in Path(f"/proc/{said['pid']}/environ").read_bytes()
+        assert psutil.Process(said["pid"]).net_connections("inet") == []
         user.communicate("\n", timeout=60)
     assert user.returncode == 0
 
