@@ -39,7 +39,16 @@ def fork_runs() -> None:
     forkserver.ensure_running()
 
 
+def keep_python_path() -> None:
+    """Let the definitions be imported from all of PYTHONPATH.
+
+    Dagster drops the first entry of `sys.path` for that, which it takes for a script's folder; with -P there is none.
+    """
+    sys.path.insert(0, sys.path[0])
+
+
 if __name__ == "__main__":
+    keep_python_path()
     if sys.platform == "linux":
         fork_runs()
 
