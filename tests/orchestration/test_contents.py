@@ -6,11 +6,13 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 from dagster._serdes import serialize_value
+from dagster._utils.error import serializable_error_info_from_exc_info
 from structlog.testing import capture_logs
 
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.orchestration import runs
+from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.relay import delivery
 from outbox_pipeline.relay.stores import Stores
 from tests.fixtures.events import publish
@@ -106,3 +108,14 @@ def test_a_step_that_is_tried_again_stores_no_cause(
     stored = all_that_dagster_stored(instance, result.run_id)
     assert "Not now" in stored
     assert not [words for words in CONTENT if words in stored]
+
+
+def test_a_job_that_fails_stores_one_sentence_and_no_cause() -> None:
+    """Also of the jobs that a person starts: what the foreign error said is nowhere in what Dagster keeps."""
+    words = "".join(["ada", "@example.org"])
+    with pytest.raises(dg.Failure) as failed, one_sentence():
+        raise ValueError(words)
+
+    stored = serializable_error_info_from_exc_info((failed.type, failed.value, failed.tb))
+    assert "ValueError" in str(failed.value.description)
+    assert words not in str(stored)
