@@ -371,3 +371,13 @@ def test_every_origin_that_is_sent_must_be_ours(origins: tuple[str, str]) -> Non
     headers = [*JSON.items(), *(("origin", origin) for origin in origins)]
 
     assert status("POST", "/graphql", headers) == 403
+
+
+@pytest.mark.parametrize("name", ["host", "content-type", "sec-fetch-site"])
+def test_a_header_that_is_there_twice_lets_nothing_in(name: str) -> None:
+    """Which of the two counts is not for the door to guess: what is behind it may read the other one."""
+    once = [*JSON.items(), ("sec-fetch-site", "same-origin"), ("host", OURS)]
+    _, came_in = knock("POST", "/graphql", once, host=None)
+    _, came_in_again = knock("POST", "/graphql", [*once, (name, "cross-site")], host=None)
+
+    assert (came_in, came_in_again) == (True, False)
