@@ -20,7 +20,8 @@ from outbox_pipeline.demo.visits import Visit, plan_visits
 from outbox_pipeline.demo.writers import Journal, Writers, writing
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.monitoring.status import Status, read_status
-from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction, translated
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.tables import event
 from outbox_pipeline.settings import Settings
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from outbox_pipeline.demo import shop
 from outbox_pipeline.demo.visits import Kind, Visit
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.postgres.engine import translated
+from outbox_pipeline.postgres.errors import translated
 
 WRITER_COUNT = 4
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
-from outbox_pipeline.postgres.engine import translated
+from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.migrations.files import (
     LIMIT_WAITS,
     LOCK_HOLDERS,

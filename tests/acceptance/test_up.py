@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -107,8 +108,15 @@ def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Pa
 
 def listening(home: Path) -> set[str]:
     """Return the addresses on which a home's processes wait for connections of the network."""
-    sockets = [one for process in processes_of(home) for one in process.net_connections("inet")]
-    return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    return {ip for process in processes_of(home) for ip in _addresses(process)}
+
+
+def _addresses(process: psutil.Process) -> set[str]:
+    # A session of PostgreSQL, or a run, may end between the listing and this look.
+    with suppress(psutil.NoSuchProcess):
+        sockets = process.net_connections("inet")
+        return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    return set()
 
 
 @needs_root
