@@ -30,7 +30,8 @@ from sqlalchemy import Connection, text
 from benchmarks.common import fresh_stores, publish, save, vacuum
 from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
 from outbox_pipeline.postgres.claim import read_conditions
-from outbox_pipeline.postgres.engine import ledger_transaction, libpq_uri
+from outbox_pipeline.postgres.conninfo import conninfo_of
+from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import EVENT_SCHEMA
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
@@ -161,7 +162,7 @@ def drain_ours(stores: Stores) -> int:
 def drain_status_column(stores: Stores, most: int) -> int:
     """Claim what is pending, insert it and update each row, *most* events in a transaction."""
     delivered = 0
-    with dbapi.connect(libpq_uri(stores.engine)) as connection, connection.cursor() as cursor:
+    with dbapi.connect(conninfo_of(stores.engine)) as connection, connection.cursor() as cursor:
         while True:
             cursor.execute(_CLAIM.format(most=most))
             events = _typed(cursor.fetch_arrow_table())

@@ -11,9 +11,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
-from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS
 from outbox_pipeline.postgres.errors import primary_message
 from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.session import CONNECT_TIMEOUT_SECONDS
 from outbox_pipeline.settings import shown_url
 
 _EXISTS = text(

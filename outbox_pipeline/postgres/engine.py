@@ -1,35 +1,25 @@
 """Connections to PostgreSQL and the one way to open a ledger transaction.
 
-Invariant: every ledger transaction is READ COMMITTED with synchronous commit and a lock timeout, whatever the role, the
-database or the URL default to. Under REPEATABLE READ a late commit would be forgotten, and a commit that a crash can
-take back would have delivered a batch that no longer exists.
+Invariant: every ledger transaction is READ COMMITTED and read write, and its first statement sets all that `session.py`
+lists, whatever the role, the database or the URL default to. Under REPEATABLE READ a late commit would be forgotten.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import ConfigurationError, LedgerError
+from outbox_pipeline.postgres.conninfo import connect_arguments, read_url
 from outbox_pipeline.postgres.errors import translated
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.session import IDLE_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, session_settings
 from outbox_pipeline.settings import Settings
 
-#: Bounds a statement of the ledger; a sensor tick must fail cleanly long before Dagster gives it up at 60 s.
-STATEMENT_TIMEOUT_SECONDS = 30
-CONNECT_TIMEOUT_SECONDS = 5
-#: Ends the session of a process that froze or lost its machine with the ledger's rows locked; else they stay locked
-#: until the kernel gives the connection up, two hours by default.
-IDLE_TIMEOUT_SECONDS = 30
-
-#: A server that is gone is noticed in seconds, also in the middle of an answer.
-_CONNECT_ARGUMENTS = {
-    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-    "application_name": "outbox-pipeline",
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-}
+if TYPE_CHECKING:
+    import psycopg
 
 
 def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
@@ -41,20 +31,22 @@ def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
         raise ConfigurationError(
             "OUTBOX_POSTGRES_URL is not set: set it, or start the embedded engines with 'outbox up'."
         )
-    return create_engine(
-        settings.postgres_url.get_secret_value(),
+    url = read_url(settings.postgres_url.get_secret_value())
+    engine = create_engine(
+        url,
         isolation_level="READ COMMITTED",
-        connect_args=_CONNECT_ARGUMENTS,
+        # Behind a pooler the next transaction may find other statements under the names that psycopg gave to its own.
+        connect_args={**connect_arguments(url), "prepare_threshold": None},
         hide_parameters=True,
         **({"pool_pre_ping": True, "pool_size": 4} if pooled else {"poolclass": NullPool}),
     )
+    event.listen(engine, "connect", _begin_read_write)
+    return engine
 
 
-def libpq_uri(engine: Engine) -> str:
-    """Return the engine's URL for libpq clients such as ADBC. It holds the password: never show it."""
-    url = make_url(engine.url).set(drivername="postgresql")
-    patience = {name: str(value) for name, value in _CONNECT_ARGUMENTS.items()}
-    return url.update_query_dict(patience).render_as_string(hide_password=False)
+def _begin_read_write(connection: "psycopg.Connection[Any]", _record: object) -> None:
+    # psycopg writes it into BEGIN, beside the isolation; a role, a database or a server may default to read only.
+    connection.read_only = False
 
 
 @contextmanager
@@ -70,28 +62,29 @@ def ledger_transaction(
     Between its statements the block may be busy with other things for *idle_seconds*, 0 for as long as it likes; then
     the server ends the session and the transaction with it.
 
-    Raises LedgerError when the server did not grant READ COMMITTED, TransientError or ConfigurationError as
-    `translate` sorts them.
+    Raises LedgerError as `begin_session` does, TransientError or ConfigurationError as `translate` sorts them.
     """
+    settings = session_settings(
+        lock_timeout_seconds=lock_timeout_seconds,
+        idle_seconds=idle_seconds,
+        statement_timeout_seconds=statement_timeout_seconds,
+    )
     with translated(engine), engine.begin() as connection:
-        guard = connection.execute(
-            text(
-                "SELECT set_config('synchronous_commit', 'on', true), set_config('lock_timeout', :lock, true),"
-                " set_config('statement_timeout', :statement, true), set_config('TimeZone', 'UTC', true),"
-                " set_config('idle_in_transaction_session_timeout', :idle, true),"
-                # A cut sorts up to a million positions; compiling its plan takes longer than running it.
-                " set_config('work_mem', '64MB', true), set_config('jit', 'off', true),"
-                " current_setting('transaction_isolation') AS isolation"
-            ),
-            {
-                "lock": f"{lock_timeout_seconds * 1000:.0f}ms",
-                "statement": f"{statement_timeout_seconds * 1000:.0f}ms",
-                "idle": f"{idle_seconds * 1000:.0f}ms",
-            },
-        ).one()
-        if guard.isolation != "read committed":
-            raise LedgerError(
-                f"A ledger transaction runs as {guard.isolation.upper()}: events that commit late would be lost. "
-                "Open the engine with create_outbox_engine()."
-            )
+        begin_session(connection, settings)
         yield connection
+
+
+def begin_session(connection: Connection, settings: str) -> None:
+    """Make a transaction that has just begun ours: set what it depends on and check what only BEGIN can say.
+
+    *settings* as `session_settings` returns them. Raises LedgerError when the transaction is not READ COMMITTED and
+    read write.
+    """
+    began = connection.execute(query("begin_session"), {"settings": settings}).one()
+    if began.isolation != "read committed":
+        raise LedgerError(
+            f"A ledger transaction runs as {began.isolation.upper()}: events that commit late would be lost. "
+            "Open the engine with create_outbox_engine()."
+        )
+    if began.is_read_only != "off":
+        raise LedgerError("A ledger transaction is read only: open the engine with create_outbox_engine().")

@@ -16,8 +16,9 @@ from adbc_driver_postgresql import StatementOptions, dbapi
 from sqlalchemy import Engine, event
 
 from outbox_pipeline.errors import ConfigurationError, TransientError, first_line
-from outbox_pipeline.postgres.engine import libpq_uri
+from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.postgres.session import BEGIN, session_settings
 from outbox_pipeline.settings import shown_url
 
 #: The columns of an extracted batch.
@@ -37,6 +38,11 @@ EVENT_SCHEMA = pa.schema(
 
 #: More than a batch ever has: the driver then hands out one chunk, and nothing has to be joined, which is a copy.
 _ONE_CHUNK_BYTES = 1_000_000_000
+
+#: A batch of 160 MB takes five minutes over half a megabyte a second, and its text is sent within the statement.
+_STATEMENT_SECONDS = 600
+#: Nothing but a migration locks the events against readers, and it gives up after a minute.
+_LOCK_SECONDS = 60
 
 #: Connections that wait for the next batch, by the engine to whose database they lead.
 _idle: WeakKeyDictionary[Engine, SimpleQueue[dbapi.Connection]] = WeakKeyDictionary()
@@ -60,10 +66,10 @@ def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
 @contextmanager
 def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
     idle = _idle.setdefault(engine, SimpleQueue())
-    connection = _begun(idle, batch_id) or _begin(dbapi.connect(libpq_uri(engine), autocommit=True), batch_id)
+    connection = _begun(idle, batch_id) or _begin(dbapi.connect(conninfo_of(engine), autocommit=True), batch_id)
     try:
         yield connection
-        connection.adbc_connection.set_autocommit(True)
+        _run(connection, "COMMIT")
     except BaseException:
         connection.close()
         raise
@@ -83,15 +89,24 @@ def _begun(idle: SimpleQueue[dbapi.Connection], batch_id: UUID) -> dbapi.Connect
 
 def _begin(connection: dbapi.Connection, batch_id: UUID) -> dbapi.Connection:
     try:
-        connection.adbc_connection.set_autocommit(False)
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('outbox.batch_id', $1, true), set_config('jit', 'off', true)", (str(batch_id),)
-            )
+        # In autocommit, so the driver sends no BEGIN of its own, which could not say the isolation.
+        _run(connection, BEGIN)
+        _run(connection, query_text("begin_session").replace(":settings", "$1"), _settings(batch_id))
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _settings(batch_id: UUID) -> str:
+    return session_settings(
+        lock_timeout_seconds=_LOCK_SECONDS, statement_timeout_seconds=_STATEMENT_SECONDS, batch_id=batch_id
+    )
+
+
+def _run(connection: dbapi.Connection, statement: str, *parameters: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
 
 
 @event.listens_for(Engine, "engine_disposed")

@@ -13,10 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import TransientError
-from outbox_pipeline.postgres.engine import CONNECT_TIMEOUT_SECONDS
 from outbox_pipeline.postgres.errors import primary_message
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.session import CONNECT_TIMEOUT_SECONDS
 from outbox_pipeline.settings import shown_url
 
 
