@@ -165,10 +165,13 @@ def check_postgres_version(version: int, shown: str) -> Check:
 
 
 def check_encoding(encoding: str) -> Check:
-    """Find a database whose text is not UTF-8: contexts could hold characters that ClickHouse shows differently."""
+    """Warn of a database whose text is not UTF-8: what it has no character for cannot be published."""
     if encoding != "UTF8":
-        said = f"The database's encoding is {encoding}: create one with ENCODING 'UTF8' for the outbox."
-        return Check("postgres encoding", False, said)
+        said = (
+            f"The database's encoding is {encoding}: events arrive in UTF-8, but one with a character that {encoding} "
+            "lacks is refused when it is published. ENCODING 'UTF8' has them all."
+        )
+        return Check("postgres encoding", True, said, is_warning=True)
     return Check("postgres encoding", True, "The database's encoding is UTF8.")
 
 

@@ -4,6 +4,7 @@ Invariant: the bulk driver gets the very parameters that psycopg gets, as libpq'
 it would be read by other rules: a space, several hosts or an encoded character would lead elsewhere, or nowhere.
 """
 
+import os
 from functools import cache
 from typing import Any
 
@@ -42,11 +43,17 @@ def connect_arguments(url: URL) -> dict[str, Any]:
     return {name: value for name, value in PATIENCE.items() if name not in url.query} | ENCODING
 
 
-def conninfo_of(engine: Engine) -> str:
-    """Return the engine's parameters as libpq's keyword string. It holds the password: never show it."""
+def conninfo_of(engine: Engine, *, options: str = "") -> str:
+    """Return the engine's parameters as libpq's keyword string, *options* after those that there are.
+
+    It holds the password: never show it.
+    """
     dsn, arguments = engine.dialect.create_connect_args(engine.url)
     # SQLAlchemy also hands psycopg what is for psycopg alone, how it reads and writes types.
     for_libpq = {name: value for name, value in arguments.items() if name in _keywords()}
+    if options:
+        given = for_libpq.get("options") or os.environ.get("PGOPTIONS", "")
+        for_libpq["options"] = f"{given} {options}"
     return make_conninfo(*dsn, **for_libpq | connect_arguments(engine.url))
 
 

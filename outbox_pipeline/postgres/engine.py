@@ -78,9 +78,14 @@ def begin_session(connection: Connection, settings: str) -> None:
     """Make a transaction that has just begun ours: set what it depends on and check what only BEGIN can say.
 
     *settings* as `session_settings` returns them. Raises LedgerError when the transaction is not READ COMMITTED and
-    read write.
+    read write, ConfigurationError when the database does not know what its bytes mean.
     """
     began = connection.execute(query("begin_session"), {"settings": settings}).one()
+    if began.encoding == "SQL_ASCII":
+        raise ConfigurationError(
+            "The database has the encoding SQL_ASCII, in which PostgreSQL does not know what the bytes of a text mean: "
+            "nothing can be delivered from it exactly. Move it into a database with ENCODING 'UTF8'."
+        )
     if began.isolation != "read committed":
         raise LedgerError(
             f"A ledger transaction runs as {began.isolation.upper()}: events that commit late would be lost. "

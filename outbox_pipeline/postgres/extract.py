@@ -44,6 +44,13 @@ _STATEMENT_SECONDS = 600
 #: Nothing but a migration locks the events against readers, and it gives up after a minute.
 _LOCK_SECONDS = 60
 
+#: The server cannot say a text in UTF-8: bytes without a meaning, or damaged ones.
+_NO_CHARACTER = ("22P05", "22021")
+
+#: A value of each type that a batch has.
+_ONE_OF_EACH = "SELECT 0::bigint, ''::bytea, ''::text, pg_catalog.now(), '{}'::json"
+_PLAIN_NAMES = "-c quote_all_identifiers=off -c search_path=pg_catalog"
+
 #: Connections that wait for the next batch, by the engine to whose database they lead.
 _idle: WeakKeyDictionary[Engine, SimpleQueue[dbapi.Connection]] = WeakKeyDictionary()
 
@@ -51,7 +58,8 @@ _idle: WeakKeyDictionary[Engine, SimpleQueue[dbapi.Connection]] = WeakKeyDiction
 def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
     """Return the events at the batch's positions, in `EVENT_SCHEMA`, in one chunk.
 
-    Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it refuses the query.
+    Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it refuses the query or has a text
+    that UTF-8 has no characters for.
     """
     try:
         with _transaction(engine, batch_id) as connection, connection.cursor() as cursor:
@@ -66,7 +74,7 @@ def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
 @contextmanager
 def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
     idle = _idle.setdefault(engine, SimpleQueue())
-    connection = _begun(idle, batch_id) or _begin(dbapi.connect(conninfo_of(engine), autocommit=True), batch_id)
+    connection = _begun(idle, batch_id) or _begin(_opened(engine), batch_id)
     try:
         yield connection
         _run(connection, "COMMIT")
@@ -74,6 +82,47 @@ def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
         connection.close()
         raise
     idle.put(connection)
+
+
+def _opened(engine: Engine) -> dbapi.Connection:
+    connection = dbapi.connect(conninfo_of(engine), autocommit=True)
+    if _knows_types(connection):
+        return connection
+    connection.close()
+    with _without_options():
+        # Nothing else reaches a session before the driver asks for the types; poolers refuse it, so only where needed.
+        connection = dbapi.connect(conninfo_of(engine, options=_PLAIN_NAMES), autocommit=True)
+    if _knows_types(connection):
+        return connection
+    connection.close()
+    raise _unknown_types()
+
+
+@contextmanager
+def _without_options() -> Iterator[None]:
+    try:
+        yield
+    except adbc_driver_manager.Error as error:
+        # A failed connect has no state; these are the words of PgBouncer.
+        if "unsupported startup parameter" in str(error):
+            raise _unknown_types() from None
+        raise
+
+
+def _unknown_types() -> ConfigurationError:
+    return ConfigurationError(
+        "The bulk driver does not know PostgreSQL's types in the sessions of this role, and a pooler keeps it from "
+        "setting more: run ALTER ROLE … RESET quote_all_identifiers and search_path, and ALTER DATABASE the same."
+    )
+
+
+def _knows_types(connection: dbapi.Connection) -> bool:
+    # The driver asks when it connects, and takes types by names that quote_all_identifiers or another function of that
+    # name in the search path turns into others.
+    with connection.cursor() as cursor:
+        cursor.execute(_ONE_OF_EACH)
+        types = cursor.fetch_arrow_table().schema.types
+    return not any(isinstance(one, pa.OpaqueType) for one in types)
 
 
 def _begun(idle: SimpleQueue[dbapi.Connection], batch_id: UUID) -> dbapi.Connection | None:
@@ -142,6 +191,10 @@ def _translated(error: adbc_driver_manager.Error, engine: Engine) -> Exception:
     state = (getattr(error, "sqlstate", None) or "").strip("\0")
     if state.startswith(("28", "3D", "42", "3F")):
         return ConfigurationError(f"{where} refuses to hand out a batch: {_said(error)}. Check URL and grants.")
+    if state in _NO_CHARACTER:
+        return ConfigurationError(
+            f"{where} has an event with bytes that are no character of the database's encoding: correct or remove it."
+        )
     is_of_the_server = not state or state.startswith(("08", "53", "57", "40", "55", "25"))
     # What fails over a row, a damaged one for instance, may quote it.
     said = _said(error) if is_of_the_server else f"SQLSTATE {state}; PostgreSQL's own log says more"

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.postgres.engine import begin_session
 from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.migrations.files import (
-    LIMIT_WAITS,
     LOCK_HOLDERS,
     LOCK_KEY,
     LOCK_NOT_AVAILABLE,
@@ -22,6 +22,7 @@ from outbox_pipeline.postgres.migrations.files import (
     known_versions,
     waited_sentence,
 )
+from outbox_pipeline.postgres.session import session_settings
 from outbox_pipeline.postgres.tables import SCHEMA
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -34,7 +35,8 @@ def migrate(engine: Engine, *, lock_seconds: float = LOCK_SECONDS) -> str:
     than this code or too old a server, TransientError when another session holds a lock for longer than *lock_seconds*.
     """
     with translated(engine), _naming_holders(engine), engine.begin() as connection:
-        connection.execute(text(LIMIT_WAITS.format(limit=":limit")), {"limit": f"{lock_seconds * 1000:.0f}ms"})
+        # A step may take as long as the table is large.
+        begin_session(connection, session_settings(lock_timeout_seconds=lock_seconds, statement_timeout_seconds=0))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         _require_server(connection)
         found = schema_version(connection)

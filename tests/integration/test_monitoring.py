@@ -451,14 +451,21 @@ def test_doctor_finds_clocks_that_differ() -> None:
     "check",
     [
         check_postgres_version(140012, "postgresql://h"),
-        check_encoding("SQL_ASCII"),
         check_clickhouse_version("25.7.1.2", "http://h"),
         check_clickhouse_version("24.12.1.2", "http://h"),
     ],
 )
 def test_doctor_finds_servers_that_are_too_old(check: Check) -> None:
-    """PostgreSQL before 15, ClickHouse before 25.8 and databases without UTF-8 are findings."""
+    """PostgreSQL before 15 and ClickHouse before 25.8 are findings."""
     assert check.ok is False
+
+
+def test_doctor_warns_of_another_encoding() -> None:
+    """Text of a database that is not UTF-8 arrives, but not every character can be published there."""
+    check = check_encoding("LATIN1")
+
+    assert (check.ok, check.is_warning) == (True, True)
+    assert "LATIN1 lacks" in check.message
 
 
 def test_commands_carry_events_from_a_file_to_clickhouse(outbox: Callable[..., Result], tmp_path: Path) -> None:
