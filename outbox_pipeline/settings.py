@@ -247,14 +247,28 @@ def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], nam
 
 
 def _require_readable(url: str, name: str) -> None:
-    credentials = url.partition("://")[2].partition("?")[0].rpartition("@")[0]
-    if "@" in credentials or "/" in credentials:
+    rest = url.partition("://")[2]
+    credentials = rest.partition("?")[0].rpartition("@")[0]
+    begin = rest.partition("/")[0].rpartition("@")[0]
+    if any(mark in credentials for mark in "@/") or any(mark in begin for mark in "?#"):
         # Read as they stand, the end of the password would be taken for the host, and shown.
-        raise ValueError(f"{name} has a password with @ or / in it: write them as %40 and %2F")
+        raise ValueError(_unencoded(name))
     try:
         _ = urlsplit(url).port
     except ValueError:
-        raise ValueError(f"{name} has a port that is no number up to 65535") from None
+        if "@" in rest and "@" not in urlsplit(url).netloc:
+            raise ValueError(_unencoded(name)) from None
+        raise ValueError(f"{name} has a port that is no number up to 65535{_several_hosts(rest, name)}") from None
+
+
+def _unencoded(name: str) -> str:
+    return f"{name} has a password with @, /, ? or # in it: write them as %40, %2F, %3F and %23"
+
+
+def _several_hosts(rest: str, name: str) -> str:
+    if name == "OUTBOX_CLICKHOUSE_URL" or "," not in rest.partition("/")[0]:
+        return ""
+    return "; several hosts are written as ?host=one:5432&host=two:5432"
 
 
 def load_settings() -> Settings:
