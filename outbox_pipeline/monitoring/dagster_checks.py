@@ -10,7 +10,7 @@ from pathlib import Path
 
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
-from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state
+from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state, read_storage_settings
 from outbox_pipeline.settings import Settings, shown_url
 
 #: Every check of this part, in the order it is made.
@@ -36,15 +36,28 @@ def examine_dagster(settings: Settings, environment: Mapping[str, str]) -> list[
         unused = [Check(name, None, "Not looked at: OUTBOX_DAGSTER_URL is not set.") for name in DAGSTER_CHECKS[2:]]
         return [home, Check("dagster storage", None, said), *unused]
     try:
+        unlike = read_storage_settings(settings.dagster_url.get_secret_value())
         state = read_dagster_state(settings.dagster_url.get_secret_value())
     except OutboxError as error:
         said = f"{without_secrets(str(error))}. Check that it runs and OUTBOX_DAGSTER_URL is right."
         return [home, Check("dagster storage", False, said), *skipped(DAGSTER_CHECKS[2:], "dagster storage")]
-    storage = Check("dagster storage", True, f"Dagster's storage at {shown_url(settings.dagster_url)} answers.")
+    storage = check_storage(shown_url(settings.dagster_url), unlike)
     if state is None:
         said = "Dagster has not run on this storage yet: 'outbox up' starts it."
         return [home, storage, *(Check(name, None, said) for name in DAGSTER_CHECKS[2:])]
     return [home, storage, check_daemon(state), check_sensors(state), check_queue(state)]
+
+
+def check_storage(shown: str, unlike: Mapping[str, str]) -> Check:
+    """Find what a role or a database sets for Dagster's sessions and a pooler keeps them from setting otherwise."""
+    if not unlike:
+        return Check("dagster storage", True, f"Dagster's storage at {shown} answers.")
+    told = ", ".join(f"{name} = {value}" for name, value in unlike.items())
+    said = (
+        f"Dagster's storage at {shown} answers, but its sessions begin with {told}, and a pooler passes on nothing to "
+        "set it otherwise: ALTER ROLE … RESET it, and ALTER DATABASE the same; the TimeZone must be UTC."
+    )
+    return Check("dagster storage", False, said)
 
 
 def check_home(environment: Mapping[str, str]) -> Check:

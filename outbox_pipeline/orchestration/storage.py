@@ -3,7 +3,7 @@
 dagster-postgres opens a connection for every statement of a run, a tick and the daemon, and each is a new process in
 PostgreSQL: some fifteen a second while nothing happens, a fifth of two cores while a backlog is delivered. Here each
 process of Dagster keeps one, opens more only while it needs them at once, and looks before each use whether its
-connection still lives.
+connection still lives. Its sessions begin with what Dagster takes for granted, whatever a role or a database sets.
 """
 
 from typing import Any
@@ -12,9 +12,12 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
-#: By URL; instances come and go with every tick.
-_engines: dict[str, Engine] = {}
+from outbox_pipeline.postgres.dagster_storage import refuses_options, storage_url
+
+#: By the URL that was given; with the one that is used. Instances come and go with every tick.
+_engines: dict[str, tuple[str, Engine]] = {}
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -23,12 +26,30 @@ class PooledPostgresStorage(DagsterPostgresStorage):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> "PooledPostgresStorage":
         """Make the storage from its part of `dagster.yaml`; its three parts share the connection that is kept."""
-        url, provider = pg_url_from_config(config_value), get_token_provider_from_config(config_value)
+        given, provider = pg_url_from_config(config_value), get_token_provider_from_config(config_value)
+        url, engine = _engines.get(given) or _engines.setdefault(given, _opened(given, provider))
+        # The webserver makes engines of its own, from the URL; so all that a session needs is in it.
         storage = cls(url, config_value.get("should_autocreate_tables", True), inst_data, provider)
-        if url not in _engines:
-            pooled = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": -1, "pool_pre_ping": True}
-            _engines[url] = create_pg_engine(url, provider, **pooled)
         for part in (storage._run_storage, storage._event_log_storage, storage._schedule_storage):
             # dagster-postgres has no setting for it, and no other way in.
-            part._engine = _engines[url]
+            part._engine = engine
         return storage
+
+
+def _opened(url: str, provider: Any) -> tuple[str, Engine]:
+    usable = storage_url(url)
+    engine = _pooled(usable, provider)
+    try:
+        # It stays for the first statement.
+        engine.connect().close()
+    except DBAPIError as error:
+        # A server that is away is Dagster's own matter: it tries again.
+        if refuses_options(error):
+            usable = storage_url(url, options=False)
+            engine = _pooled(usable, provider)
+    return usable, engine
+
+
+def _pooled(url: str, provider: Any) -> Engine:
+    pooled = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": -1, "pool_pre_ping": True}
+    return create_pg_engine(url, provider, **pooled)

@@ -1,25 +1,86 @@
-"""What Dagster's own tables say, asked without Dagster: importing it takes two seconds, a query a few milliseconds.
+"""Dagster's own tables: how they are reached, and what they say, asked without Dagster.
 
-Invariant: nothing here changes anything, and of Dagster's tables only what it has kept for years is read: names, states
-and times.
+Importing it takes two seconds, a query a few milliseconds. Invariant: nothing here changes anything, and of Dagster's
+tables only what it has kept for years is read: names, states and times.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.postgres.errors import primary_message
 from outbox_pipeline.postgres.queries import query
-from outbox_pipeline.postgres.session import CONNECT_TIMEOUT_SECONDS
+from outbox_pipeline.postgres.session import ENCODING, PATIENCE
 from outbox_pipeline.settings import shown_url
 
+#: Names of UTC; a server's default is often one of them.
+_ZONES = ("UTC", "Etc/UTC", "GMT", "Etc/GMT", "Universal", "Zulu", "UCT", "Etc/UCT")
+
+_SHOWN = text("SELECT name, current_setting(name) AS value FROM unnest(CAST(:names AS text[])) AS name ORDER BY name")
 _EXISTS = text(
     "SELECT to_regclass('daemon_heartbeats') IS NOT NULL AND to_regclass('instigators') IS NOT NULL"
     " AND to_regclass('job_ticks') IS NOT NULL AND to_regclass('runs') IS NOT NULL"
 )
+
+#: What Dagster takes for granted of its sessions: it commits each statement by itself, writes times without their zone,
+#: and may build an index over all its history. Written as libpq's options are, a space with a backslash.
+_SESSION = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read\\ committed",
+    "statement_timeout": "10min",
+    "lock_timeout": "1min",
+}
+
+#: A failed connect has no state; these are the words of PgBouncer, and of Amazon's proxy.
+_NO_OPTIONS = ("unsupported startup parameter", "command-line options")
+
+
+def storage_url(url: str, *, options: bool = True) -> str:
+    """Return the URL of Dagster's storage with what its sessions need: encoding, patience, and *options*.
+
+    Poolers refuse options, whose settings would stay with the next user of a session.
+    """
+    parts = make_url(url)
+    given = {name: value for name, value in PATIENCE.items() if name not in parts.query and name != "application_name"}
+    needed = {name: str(value) for name, value in (given | ENCODING).items()}
+    if options:
+        ours = [f"-c {name}={value}" for name, value in _SESSION.items()]
+        # The last one counts, so what the URL says goes before ours, and ours before the environment.
+        every = [os.environ.get("PGOPTIONS", ""), *ours, str(parts.query.get("options", ""))]
+        needed["options"] = " ".join(every).strip()
+    return parts.update_query_dict(needed).render_as_string(hide_password=False)
+
+
+def refuses_options(error: BaseException) -> bool:
+    """Tell whether a pooler refused a connection because of its options."""
+    return any(words in str(error) for words in _NO_OPTIONS)
+
+
+@contextmanager
+def storage_connection(url: str) -> Iterator[Connection]:
+    """Open one connection to Dagster's storage as Dagster's processes have it, with the driver the URL names."""
+    try:
+        connection = _engine(storage_url(url)).connect()
+    except DBAPIError as error:
+        if not refuses_options(error):
+            raise
+        connection = _engine(storage_url(url, options=False)).connect()
+    with connection:
+        yield connection
+
+
+def _engine(url: str) -> Engine:
+    return create_engine(url, poolclass=NullPool, hide_parameters=True)
 
 
 @dataclass(frozen=True)
@@ -47,10 +108,8 @@ def read_dagster_state(url: str) -> DagsterState | None:
 
     Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were.
     """
-    timeout = {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
     try:
-        engine = create_engine(url, poolclass=NullPool, connect_args=timeout, hide_parameters=True)
-        with engine.connect() as connection:
+        with storage_connection(url) as connection:
             return _read(connection) if connection.scalar(_EXISTS) else None
     except DBAPIError as error:
         if _is_other_schema(error):
@@ -61,6 +120,27 @@ def read_dagster_state(url: str) -> DagsterState | None:
         raise _unreachable(url, error) from None
     except SQLAlchemyError as error:
         raise _unreachable(url, error) from None
+
+
+def read_storage_settings(url: str) -> dict[str, str]:
+    """Return what a session of Dagster's storage shows and Dagster does not expect, by name.
+
+    Only where a pooler keeps Dagster from setting it. Raises TransientError when the storage cannot be reached.
+    """
+    try:
+        with storage_connection(url) as connection:
+            rows = connection.execute(_SHOWN, {"names": list(_SESSION)}).all()
+    except SQLAlchemyError as error:
+        raise _unreachable(url, error) from None
+    return {row.name: row.value for row in rows if not _fits(row.name, row.value)}
+
+
+def _fits(name: str, shown: str) -> bool:
+    if name.endswith("_timeout"):
+        return shown == "0" or not shown.endswith("ms")
+    if name == "TimeZone":
+        return shown in _ZONES
+    return shown.startswith(_SESSION[name].replace("\\", ""))
 
 
 def _read(connection: Connection) -> DagsterState:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, create_engine, func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import TransientError
+from outbox_pipeline.postgres.dagster_storage import storage_connection
 from outbox_pipeline.postgres.errors import primary_message
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
-from outbox_pipeline.postgres.session import CONNECT_TIMEOUT_SECONDS
 from outbox_pipeline.settings import shown_url
 
 
@@ -76,10 +75,8 @@ def require_storage(url: str) -> None:
 
     Raises TransientError saying why that did not work.
     """
-    timeout = {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
     try:
-        engine = create_engine(url, poolclass=NullPool, connect_args=timeout, hide_parameters=True)
-        with engine.connect() as connection:
+        with storage_connection(url) as connection:
             connection.execute(select(1))
     except SQLAlchemyError as error:
         said = primary_message(getattr(error, "orig", None) or error)

@@ -1,11 +1,16 @@
 """Dagster's storage keeps its connection, and survives the loss of it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
-from sqlalchemy import create_engine, text
+from dagster._core.storage.dagster_run import DagsterRun
+from sqlalchemy import create_engine, make_url, text
 
+from outbox_pipeline.monitoring.dagster_checks import check_storage
+from outbox_pipeline.postgres.dagster_storage import read_dagster_state, read_storage_settings
 from outbox_pipeline.processes import wait_until
 
 
@@ -53,3 +58,87 @@ def test_a_lost_connection_is_replaced(instance: dg.DagsterInstance, sessions: C
     use_all_parts(instance)
 
     assert not lost & sessions()
+
+
+@contextmanager
+def database_with(dagster_url: str, settings: dict[str, str]) -> Iterator[None]:
+    """Let every session of the storage that begins inside the block begin with these."""
+    name = make_url(dagster_url).database
+    engine = create_engine(
+        dagster_url, isolation_level="AUTOCOMMIT", connect_args={"options": "-c statement_timeout=0"}
+    )
+    end_all = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with engine.connect() as connection:
+        for setting, value in settings.items():
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+        connection.exec_driver_sql(end_all)
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(f"ALTER DATABASE {name} RESET ALL")
+            connection.exec_driver_sql(end_all)
+    engine.dispose()
+
+
+UNLIKE = (
+    {"TimeZone": "Asia/Kolkata", "DateStyle": "German", "client_encoding": "SQL_ASCII"},
+    {"TimeZone": "America/Los_Angeles", "DateStyle": "SQL, DMY", "client_encoding": "LATIN1"},
+    {"default_transaction_read_only": "on", "default_transaction_isolation": "serializable"},
+    {"extra_float_digits": "-12", "statement_timeout": "1ms", "lock_timeout": "1ms", "quote_all_identifiers": "on"},
+)
+
+
+@pytest.mark.parametrize("unlike", UNLIKE, ids=["zone", "style", "read only", "numbers"])
+def test_runs_are_kept_whatever_the_database_sets(
+    instance: dg.DagsterInstance, dagster_url: str, unlike: dict[str, str]
+) -> None:
+    """Texts, times and numbers of a run come back as they were written, and the doctor's ages are right."""
+    with database_with(dagster_url, unlike):
+        run = DagsterRun(job_name="größe_日本語", tags={"what": "Ã© €"})
+        before = datetime.now(UTC)
+        instance.add_run(run)
+        started = before.timestamp() + 0.123456
+        with instance.run_storage.connect() as connection:
+            connection.execute(
+                text("UPDATE runs SET start_time = :at WHERE run_id = :id"), {"at": started, "id": run.run_id}
+            )
+
+        record = instance.get_run_record_by_id(run.run_id)
+
+        assert record is not None
+        assert (record.dagster_run.job_name, record.dagster_run.tags) == (run.job_name, run.tags)
+        assert abs(record.create_timestamp - before) < timedelta(minutes=5)
+        assert record.start_time == started
+        state = read_dagster_state(dagster_url)
+        assert state is not None
+        assert abs(state.queued_seconds) < 300
+        assert read_storage_settings(dagster_url) == {}
+    instance.delete_run(run.run_id)
+
+
+def test_the_webserver_has_the_same_sessions(instance: dg.DagsterInstance, dagster_url: str) -> None:
+    """Engines that Dagster makes for its webserver know them too, beside the limit it sets itself."""
+    with database_with(dagster_url, UNLIKE[0]):
+        instance.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=1)
+
+        with instance.run_storage.connect() as connection:
+            shown = [
+                connection.scalar(text(f"SHOW {name}")) for name in ("TimeZone", "client_encoding", "statement_timeout")
+            ]
+
+    assert shown == ["UTC", "UTF8", "5s"]
+
+
+def test_what_a_session_shows_is_named(dagster_url: str) -> None:
+    """Where nothing sets it otherwise, the doctor says which settings Dagster would suffer from."""
+    own = make_url(dagster_url).update_query_dict({"options": "-c TimeZone=Asia/Kolkata -c statement_timeout=300ms"})
+
+    unlike = read_storage_settings(own.render_as_string(hide_password=False))
+
+    assert unlike == {"TimeZone": "Asia/Kolkata", "statement_timeout": "300ms"}
+    check = check_storage("postgresql+psycopg2://h", unlike)
+    assert check.ok is False
+    assert "begin with TimeZone = Asia/Kolkata, statement_timeout = 300ms" in check.message
