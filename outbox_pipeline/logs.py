@@ -28,6 +28,7 @@ EVENTS = frozenset(
         "event_replaced",
         "events_discarded",
         "events_requeued",
+        "failure_not_written",
         "lease_not_renewed",
         "ledger_adopted",
         "metrics_unavailable",

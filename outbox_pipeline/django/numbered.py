@@ -9,10 +9,10 @@ would take the events.
 
 from typing import Any
 
-from django.db import OperationalError, migrations
+from django.db import DatabaseError, migrations
 from django.db.migrations.operations.base import Operation
 
-from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError, without_secrets
 from outbox_pipeline.postgres.migrations.files import (
     LIMIT_WAITS,
     LOCK_HOLDERS,
@@ -25,6 +25,7 @@ from outbox_pipeline.postgres.migrations.files import (
     script,
     waited_sentence,
 )
+from outbox_pipeline.postgres.states import answered, state_of
 
 #: As Alembic makes it.
 _VERSION_TABLE = f"""
@@ -77,10 +78,10 @@ class RunNumbered(Operation):
         try:
             with connection.cursor() as cursor:
                 _run(cursor, self.name)
-        except OperationalError as error:
-            if not _is_lock_timeout(error):
+        except DatabaseError as error:
+            if not state_of(error.__cause__):
                 raise
-            raise TransientError(waited_sentence(_holders(connection))) from None
+            raise _answer(error.__cause__, connection) from None
 
     def allow_migrate(self, alias: str, app_label: str) -> bool:
         """Tell whether the database routers let this app into the database *alias*."""
@@ -117,10 +118,12 @@ def _run(cursor: Any, name: str) -> None:
     cursor.execute(_FIRST_VERSION if found is None else _NEXT_VERSION, [number])
 
 
-def _is_lock_timeout(error: Exception) -> bool:
-    # psycopg2 calls it pgcode, psycopg sqlstate.
-    cause = error.__cause__
-    return LOCK_NOT_AVAILABLE in (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None))
+def _answer(cause: Any, connection: Any) -> OutboxError:
+    state = state_of(cause)
+    if state == LOCK_NOT_AVAILABLE:
+        return TransientError(waited_sentence(_holders(connection)))
+    said = without_secrets(getattr(cause.diag, "message_primary", None) or "")
+    return answered(f"The database {connection.alias!r}", state, name=type(cause).__name__, said=said)
 
 
 def _holders(connection: Any) -> list[tuple[int, str, str]]:

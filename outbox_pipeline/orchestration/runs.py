@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import dagster as dg
 from pydantic import Field
 
-from outbox_pipeline.errors import InDoubtError, LeaseLostError, TransientError, sentence_of
+from outbox_pipeline.errors import InDoubtError, LeaseLostError, OutboxError, TransientError, sentence_of
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_error
@@ -75,13 +75,8 @@ def failure_of(error: Exception) -> dg.Failure:
 
 
 def _end(delivery: Delivery | None, error: Exception) -> None:
-    if delivery is None:
-        return
-    try:
+    if delivery is not None:
         end_failed(delivery, error)
-    except TransientError:
-        # PostgreSQL is away too: the lease runs out by itself, and the run still ends with its own error.
-        return
 
 
 def _can_retry(context: dg.OpExecutionContext, error: Exception) -> bool:
@@ -94,6 +89,6 @@ def _note(delivery: Delivery | None, error: Exception) -> None:
     try:
         with ledger_transaction(delivery.stores.engine) as connection:
             note_error(connection, delivery.lease, error=sentence_of(error), kind=error_kind(error))
-    except TransientError:
-        # PostgreSQL itself may be what is down; the retry will tell.
+    except OutboxError:
+        # PostgreSQL itself may be what is down or refuses; the retry will tell.
         return

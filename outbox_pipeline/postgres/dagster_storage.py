@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from outbox_pipeline.errors import ConfigurationError, TransientError
-from outbox_pipeline.postgres.errors import primary_message
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.postgres.errors import Server, primary_message, translated_of
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.session import ENCODING, PATIENCE
+from outbox_pipeline.postgres.states import state_of
 from outbox_pipeline.settings import shown_url
 
 #: Names of UTC; a server's default is often one of them.
@@ -66,6 +67,11 @@ def refuses_options(error: BaseException) -> bool:
     return any(words in str(error) for words in _NO_OPTIONS)
 
 
+def storage_server(url: str) -> Server:
+    """Return the server of Dagster's storage, for sentences about it."""
+    return Server(shown_url(url), "OUTBOX_DAGSTER_URL")
+
+
 @contextmanager
 def storage_connection(url: str) -> Iterator[Connection]:
     """Open one connection to Dagster's storage as Dagster's processes have it, with the driver the URL names."""
@@ -106,32 +112,30 @@ class DagsterState:
 def read_dagster_state(url: str) -> DagsterState | None:
     """Read the state with the driver the URL names; None when Dagster has not used this database yet.
 
-    Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were.
+    Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were, and what
+    any other answer means.
     """
-    try:
-        with storage_connection(url) as connection:
-            return _read(connection) if connection.scalar(_EXISTS) else None
-    except DBAPIError as error:
-        if _is_other_schema(error):
+    with translated_of(storage_server(url)):
+        try:
+            with storage_connection(url) as connection:
+                return _read(connection) if connection.scalar(_EXISTS) else None
+        except DBAPIError as error:
+            if not _is_other_schema(error):
+                raise
             raise ConfigurationError(
                 f"Dagster's tables at {shown_url(url)} are not as this version knows them: run 'dagster instance "
                 f"migrate'. PostgreSQL said: {primary_message(error.orig or error)}"
             ) from None
-        raise _unreachable(url, error) from None
-    except SQLAlchemyError as error:
-        raise _unreachable(url, error) from None
 
 
 def read_storage_settings(url: str) -> dict[str, str]:
     """Return what a session of Dagster's storage shows and Dagster does not expect, by name.
 
-    Only where a pooler keeps Dagster from setting it. Raises TransientError when the storage cannot be reached.
+    Only where a pooler keeps Dagster from setting it. Raises TransientError when the storage cannot be reached, and
+    what any other answer means.
     """
-    try:
-        with storage_connection(url) as connection:
-            rows = connection.execute(_SHOWN, {"names": list(_SESSION)}).all()
-    except SQLAlchemyError as error:
-        raise _unreachable(url, error) from None
+    with translated_of(storage_server(url)), storage_connection(url) as connection:
+        rows = connection.execute(_SHOWN, {"names": list(_SESSION)}).all()
     return {row.name: row.value for row in rows if not _fits(row.name, row.value)}
 
 
@@ -148,11 +152,5 @@ def _read(connection: Connection) -> DagsterState:
 
 
 def _is_other_schema(error: DBAPIError) -> bool:
-    # psycopg2 calls it pgcode, psycopg sqlstate; class 42 is a missing table or column, 22 a body that is no JSON.
-    state = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None) or ""
-    return str(state).startswith(("42", "22"))
-
-
-def _unreachable(url: str, error: SQLAlchemyError) -> TransientError:
-    said = primary_message(getattr(error, "orig", None) or error)
-    return TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}")
+    # Class 42 is a missing table or column, 22 a body that is no JSON.
+    return state_of(error.orig).startswith(("42", "22"))

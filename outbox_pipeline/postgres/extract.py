@@ -15,11 +15,12 @@ import pyarrow as pa
 from adbc_driver_postgresql import StatementOptions, dbapi
 from sqlalchemy import Engine, event
 
-from outbox_pipeline.errors import ConfigurationError, TransientError, first_line
+from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line, without_secrets
 from outbox_pipeline.postgres.conninfo import conninfo_of
+from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of, translated, unreachable
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.postgres.session import BEGIN, session_settings
-from outbox_pipeline.settings import shown_url
+from outbox_pipeline.postgres.states import state_of
 
 #: The columns of an extracted batch.
 EVENT_SCHEMA = pa.schema(
@@ -58,17 +59,21 @@ _idle: WeakKeyDictionary[Engine, SimpleQueue[dbapi.Connection]] = WeakKeyDiction
 def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
     """Return the events at the batch's positions, in `EVENT_SCHEMA`, in one chunk.
 
-    Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it refuses the query or has a text
-    that UTF-8 has no characters for.
+    Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it has a text that UTF-8 has no
+    characters for, and what its answer means when it refuses the query.
     """
-    try:
-        with _transaction(engine, batch_id) as connection, connection.cursor() as cursor:
-            cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_ONE_CHUNK_BYTES)})
-            cursor.execute(query_text("extract_events"))
-            table = cursor.fetch_arrow_table()
-    except adbc_driver_manager.Error as error:
-        raise _translated(error, engine) from None
-    return _in_schema(table)
+    with translated(engine):
+        try:
+            return _in_schema(_read(engine, batch_id))
+        except adbc_driver_manager.Error as error:
+            raise _translated(error, engine) from None
+
+
+def _read(engine: Engine, batch_id: UUID) -> pa.Table:
+    with _transaction(engine, batch_id) as connection, connection.cursor() as cursor:
+        cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_ONE_CHUNK_BYTES)})
+        cursor.execute(query_text("extract_events"))
+        return cursor.fetch_arrow_table()
 
 
 @contextmanager
@@ -186,21 +191,21 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(storage, type=column.type.storage_type)
 
 
-def _translated(error: adbc_driver_manager.Error, engine: Engine) -> Exception:
-    where = f"PostgreSQL at {shown_url(engine.url.render_as_string())}"
-    state = (getattr(error, "sqlstate", None) or "").strip("\0")
-    if state.startswith(("28", "3D", "42", "3F")):
-        return ConfigurationError(f"{where} refuses to hand out a batch: {_said(error)}. Check URL and grants.")
+def _translated(error: adbc_driver_manager.Error, engine: Engine) -> OutboxError:
+    server, state = server_of(engine), state_of(error)
     if state in _NO_CHARACTER:
         return ConfigurationError(
-            f"{where} has an event with bytes that are no character of the database's encoding: correct or remove it."
+            f"{server.where} has an event with bytes that are no character of the database's encoding: correct or "
+            "remove it."
         )
-    is_of_the_server = not state or state.startswith(("08", "53", "57", "40", "55", "25"))
-    # What fails over a row, a damaged one for instance, may quote it.
-    said = _said(error) if is_of_the_server else f"SQLSTATE {state}; PostgreSQL's own log says more"
-    return TransientError(f"{where} did not hand out a batch: {said}")
+    if state:
+        return answer_of(server, state, name=type(error).__name__, said=_said(error))
+    if error.status_code == adbc_driver_manager.AdbcStatusCode.IO:
+        return unreachable(server, _said(error))
+    return of_the_driver(server, error)
 
 
 def _said(error: adbc_driver_manager.Error) -> str:
-    # The first line alone: DETAIL and CONTEXT stand on lines of their own.
-    return first_line(error).partition(" DETAIL: ")[0].partition(" CONTEXT: ")[0]
+    # The driver's own text has DETAIL, CONTEXT and the statement in it.
+    said = [value for name, value in error.details or [] if "PG_DIAG_MESSAGE_PRIMARY" in str(name)]
+    return without_secrets(said[0].decode(errors="replace")) if said else first_line(error)

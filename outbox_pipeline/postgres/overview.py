@@ -9,14 +9,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.engine import RowMapping
-from sqlalchemy.exc import SQLAlchemyError
 
-from outbox_pipeline.errors import TransientError
-from outbox_pipeline.postgres.dagster_storage import storage_connection
-from outbox_pipeline.postgres.errors import primary_message
+from outbox_pipeline.postgres.dagster_storage import storage_connection, storage_server
+from outbox_pipeline.postgres.errors import translated_of
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
-from outbox_pipeline.settings import shown_url
 
 
 def read_overview(connection: Connection, *, most: int) -> RowMapping:
@@ -73,11 +70,7 @@ def read_vacuum_off(connection: Connection) -> list[str]:
 def require_storage(url: str) -> None:
     """Connect once to the database of Dagster's storage, with the driver its URL names.
 
-    Raises TransientError saying why that did not work.
+    Raises TransientError or ConfigurationError saying why that did not work.
     """
-    try:
-        with storage_connection(url) as connection:
-            connection.execute(select(1))
-    except SQLAlchemyError as error:
-        said = primary_message(getattr(error, "orig", None) or error)
-        raise TransientError(f"PostgreSQL at {shown_url(url)} cannot be reached: {said}") from None
+    with translated_of(storage_server(url)), storage_connection(url) as connection:
+        connection.execute(select(1))

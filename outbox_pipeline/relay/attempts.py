@@ -19,6 +19,7 @@ from outbox_pipeline.errors import (
     ConfigurationError,
     InDoubtError,
     LeaseLostError,
+    OutboxError,
     ProofError,
     TransientError,
     sentence_of,
@@ -112,14 +113,27 @@ def pruned_sentence(batch: Batch) -> str:
 def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:
     """Write the failure to the ledger, stop the heartbeat and set when the next attempt is due.
 
-    Returns the batch's new status: failed, parked, or None when the lease was lost before.
+    Never raises: a failure that the ledger does not take is logged, and the lease runs out. Returns the batch's new
+    status: failed, parked, or None when the lease was lost before or nothing was written.
     """
     delivery.close()
-    stores, lease = delivery.stores, delivery.lease
-    settings = stores.settings
-    with ledger_transaction(stores.engine) as connection:
+    lease = delivery.lease
+    ids = {"batch_id": str(lease.batch_id), "attempt": lease.attempt}
+    try:
+        status = _fail(delivery, error)
+    except OutboxError as refused:
+        log().warning("failure_not_written", **ids, error=sentence_of(error), refused=sentence_of(refused))
+        return None
+    name = "batch_parked" if status == BatchStatus.PARKED else "batch_failed"
+    log().warning(name, **ids, error=sentence_of(error))
+    return status
+
+
+def _fail(delivery: Delivery, error: BaseException) -> BatchStatus | None:
+    lease, settings = delivery.lease, delivery.stores.settings
+    with ledger_transaction(delivery.stores.engine) as connection:
         found = leases.read_batch(connection, lease.batch_id)
-        status = leases.fail_attempt(
+        return leases.fail_attempt(
             connection,
             lease,
             error=sentence_of(error),
@@ -127,9 +141,6 @@ def end_failed(delivery: Delivery, error: BaseException) -> BatchStatus | None:
             wait=backoff(found.failures + found.transient_failures, settings),
             max_attempts=settings.max_attempts,
         )
-    name = "batch_parked" if status == BatchStatus.PARKED else "batch_failed"
-    log().warning(name, batch_id=str(lease.batch_id), attempt=lease.attempt, error=sentence_of(error))
-    return status
 
 
 def backoff(failures: int, settings: Settings) -> timedelta:

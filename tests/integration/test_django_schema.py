@@ -162,3 +162,18 @@ def test_a_held_lock_is_named_and_not_waited_for(empty: str, monkeypatch: pytest
     engine.dispose()
     run("migrate", "outbox_pipeline", verbosity=0)
     assert schema(empty)[2] == [(latest_version(),)]
+
+
+def test_a_refusal_is_one_sentence(empty: str) -> None:
+    """What PostgreSQL refuses while it migrates is told with its state and words, and not by a driver's error."""
+    engine = create_engine(empty)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA outbox"))
+        connection.execute(text("CREATE TABLE outbox.event ()"))
+
+    with pytest.raises(ConfigurationError, match=r"already exists .*SQLSTATE 42P07") as raised:
+        run("migrate", "outbox_pipeline", verbosity=0)
+    engine.dispose()
+
+    assert str(raised.value).startswith("The database 'default' refuses this: ")
+    assert raised.value.__suppress_context__

@@ -332,7 +332,7 @@ def test_trace_answers_without_clickhouse(stores: Stores) -> None:
     assert "sekret" not in found.explanation
 
 
-@pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15 12:00:00+00 BC"])
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15 12:00:00+00 BC", "294276-12-31 00:00:00+00"])
 def test_trace_bears_times_that_python_has_no_word_for(stores: Stores, moment: str) -> None:
     """Times that only PostgreSQL knows are shown as its text."""
     statement = text(
