@@ -21,10 +21,11 @@ from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
 from outbox_pipeline.clickhouse.shown import ShownBatch, fenced_attempts, rows_beyond, shown_batches, shown_rows
 from outbox_pipeline.clickhouse.table import check_table
-from outbox_pipeline.errors import InDoubtError
+from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import adoption, claim
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.stores import Stores
@@ -88,7 +89,7 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
 
     Does nothing when the ledger is its own already. The other life must be stopped: what it delivers later is not seen.
     Raises ConfigurationError or TransientError when either side is not ready, InDoubtError while the other life still
-    inserts; the ledger is then as it was.
+    inserts, LedgerError while policies may hide rows; the ledger is then as it was.
     """
     check_table(stores.client)
     # It waits for ClickHouse's answers between its statements, and they may take long.
@@ -96,7 +97,10 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:
         check_version(connection)
         claim.lock_unclaimed(connection)
-        if claim.read_conditions(connection).is_own_cluster:
+        conditions = claim.read_conditions(connection)
+        if conditions.hidden_tables:
+            raise LedgerError(hidden_sentence(conditions.role_name, conditions.hidden_tables))
+        if conditions.is_own_cluster:
             return Adoption(was_own=True, is_dry_run=dry_run)
         result = _adopt(connection, stores, dry_run=dry_run)
         if dry_run:

@@ -38,6 +38,8 @@ class LedgerConditions:
     table_kind: str
     has_children: bool
     is_subscribed: bool
+    role_name: str
+    hidden_tables: list[str]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from outbox_pipeline.errors import ConstraintError, LedgerError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
@@ -173,9 +174,9 @@ def require_sound(conditions: claim.LedgerConditions) -> None:
 
 
 def require_own_cluster(connection: Connection) -> None:
-    """Raise LedgerError where an attempt must not begin: the other life may be delivering the same batch."""
+    """Raise LedgerError where an attempt must not begin: another life may deliver it too, or rows are hidden."""
     conditions = claim.read_conditions(connection)
-    if not conditions.is_own_cluster:
+    if not conditions.is_own_cluster or conditions.hidden_tables:
         require_sound(conditions)
 
 
@@ -187,6 +188,8 @@ def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
             "other one may have delivered the same events. Nothing is cut or delivered here until you stop the other "
             "one for good and run 'outbox adopt' on this one."
         )
+    if conditions.hidden_tables:
+        return hidden_sentence(conditions.role_name, conditions.hidden_tables)
     if not conditions.can_read_sequence:
         return (
             "This role cannot read the sequence of outbox.event, so it cannot tell which positions exist: "

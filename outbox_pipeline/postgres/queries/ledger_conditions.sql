@@ -24,6 +24,14 @@ SELECT (SELECT range_agg(stretch)::text
         WHERE attrelid = 'outbox.event'::regclass AND attname = 'position') AS identity_kind,
        (SELECT relkind FROM pg_class WHERE oid = 'outbox.event'::regclass) AS table_kind,
        EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox.event'::regclass) AS has_children,
-       EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'outbox.event'::regclass) AS is_subscribed
+       EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'outbox.event'::regclass) AS is_subscribed,
+       current_user AS role_name,
+       -- Of unclaimed and batch, which this statement reads, PostgreSQL raises instead.
+       ARRAY(
+           SELECT relname::text FROM pg_class
+           WHERE relnamespace = 'outbox'::regnamespace AND row_security_active(oid)
+               AND relname IN ('event', 'unclaimed', 'gap', 'batch', 'quarantined_event', 'watermark', 'schema_version')
+           ORDER BY relname
+       ) AS hidden_tables
 FROM outbox.unclaimed, pg_control_system() AS control,
      (SELECT oid FROM pg_database WHERE datname = current_database()) AS database
