@@ -45,9 +45,6 @@ _STATEMENT_SECONDS = 600
 #: Nothing but a migration locks the events against readers, and it gives up after a minute.
 _LOCK_SECONDS = 60
 
-#: The server cannot say a text in UTF-8: bytes without a meaning, or damaged ones.
-_NO_CHARACTER = ("22P05", "22021")
-
 #: A value of each type that a batch has.
 _ONE_OF_EACH = "SELECT 0::bigint, ''::bytea, ''::text, pg_catalog.now(), '{}'::json"
 _PLAIN_NAMES = "-c quote_all_identifiers=off -c search_path=pg_catalog"
@@ -193,11 +190,6 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _translated(error: adbc_driver_manager.Error, engine: Engine) -> OutboxError:
     server, state = server_of(engine), state_of(error)
-    if state in _NO_CHARACTER:
-        return ConfigurationError(
-            f"{server.where} has an event with bytes that are no character of the database's encoding: correct or "
-            "remove it."
-        )
     if state:
         return answer_of(server, state, name=type(error).__name__, said=_said(error))
     if error.status_code == adbc_driver_manager.AdbcStatusCode.IO:

@@ -29,7 +29,10 @@ _POOLER = (
     "A pooler mixes up the prepared statements of its clients: let it pool whole sessions, or let {variable} lead past "
     "it."
 )
-_ENCODING = "A text does not fit the encoding of the database: the outbox needs one with ENCODING 'UTF8'."
+_ENCODING = (
+    "An event has a character, or bytes that are none, in which the database's encoding and UTF-8 do not meet: correct "
+    "or remove it, or move the outbox into a database with ENCODING 'UTF8'."
+)
 _SETUP = "Set the server up as it says, then run 'outbox doctor'."
 _LIMIT = "A limit of the server is in the way: raise it."
 _DAMAGE = "Its files are damaged or cannot be read: look into PostgreSQL's own log, and repair or restore it."

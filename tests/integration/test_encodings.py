@@ -73,7 +73,7 @@ def test_bytes_without_a_meaning_are_named(outbox_in: Callable[[str], Stores]) -
         )
     batch = cut_batches(stores.engine, stores.settings, most=1).batches[0]
 
-    with pytest.raises(ConfigurationError, match="no character of the database's encoding"):
+    with pytest.raises(ConfigurationError, match="database's encoding and UTF-8 do not meet"):
         extract_events(stores.engine, batch.batch_id)
 
 
