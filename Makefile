@@ -7,18 +7,24 @@ TEST_WORKERS ?= 3
 INSTALLED := .venv/installed
 BENCH := .venv/bench
 BROWSER := .venv/browser
+# Debian's; of another system's packages name the folder of their programs.
+POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo test examples lint format real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo test test-postgres15 examples lint format real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagster UI up (Ctrl-C ends it)
 	$(BIN)/outbox demo
 
 test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
+
+test-postgres15: $(INSTALLED)  ## Run what depends on PostgreSQL on version 15, the oldest that is supported (Debian's package postgresql-15)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
+	  --postgres=$(POSTGRES15) tests/integration tests/acceptance
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest

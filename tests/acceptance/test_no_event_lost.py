@@ -57,6 +57,8 @@ def test_every_committed_event_is_in_exactly_one_batch(outbox_engine: Engine) ->
     for thread in cutters:
         thread.join()
     cut_batches(outbox_engine, settings, most=1000)
+    # The last look of a call may leave a gap, which the next call looks at.
+    cut_batches(outbox_engine, settings, most=1000)
 
     expected = {event_id for ids in committed for event_id in ids}
     with outbox_engine.begin() as connection:
