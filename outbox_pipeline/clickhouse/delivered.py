@@ -5,7 +5,7 @@ Invariant: of a day the row with the latest `written_at` counts, in whatever ord
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -82,9 +82,15 @@ class DeliveredDay:
     is_complete: bool
 
 
-def create_delivered(client: EventLogClient) -> None:
-    """Create the table and its view where they are missing; safe to repeat."""
-    client.run(_CREATE)
+def create_delivered(client: EventLogClient, present: Collection[str]) -> None:
+    """Create the table and its view unless they are among the *present* ones; safe to repeat."""
+    if client.names["completeness"] not in present:
+        client.run(_CREATE)
+    if client.names["delivered"] not in present:
+        _create_view(client)
+
+
+def _create_view(client: EventLogClient) -> None:
     # Parameters in a view's text would be the view's own. Both names come from a setting that allows no other letters
     # than those of an identifier.
     client.run(

@@ -25,12 +25,12 @@ from outbox_pipeline.postgres.migrations.files import (
     script,
     waited_sentence,
 )
+from outbox_pipeline.postgres.migrations.rights import READ_RIGHTS, Rights
 from outbox_pipeline.postgres.states import answered, state_of
 
 #: As Alembic makes it.
 _VERSION_TABLE = f"""
-CREATE SCHEMA IF NOT EXISTS outbox;
-CREATE TABLE IF NOT EXISTS outbox.{VERSION_TABLE} (
+CREATE TABLE outbox.{VERSION_TABLE} (
     version_num varchar(32) NOT NULL CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY
 )
 """
@@ -104,15 +104,16 @@ def _run(cursor: Any, name: str) -> None:
     cursor.execute(LIMIT_WAITS.format(limit="%s"), [f"{LOCK_SECONDS * 1000:.0f}ms"])
     cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
     _require_server(cursor)
-    cursor.execute(_VERSION_TABLE)
-    cursor.execute(_VERSION)
-    found = cursor.fetchone()[0]
+    cursor.execute(READ_RIGHTS)
+    rights = Rights(*cursor.fetchone())
+    found = _version(cursor) if rights.may_read_version else None
     if found is not None and found not in known_versions():
         raise ConfigurationError(
             f"The outbox schema has version {found}, newer than this code: update outbox-pipeline."
         )
     if found is not None and found >= number:
         return
+    _make_room(cursor, rights)
     # Without parameters: percent signs in the file mean themselves.
     cursor.execute(script(f"{name}.sql"))
     cursor.execute(_FIRST_VERSION if found is None else _NEXT_VERSION, [number])
@@ -124,6 +125,23 @@ def _answer(cause: Any, connection: Any) -> OutboxError:
         return TransientError(waited_sentence(_holders(connection)))
     said = without_secrets(getattr(cause.diag, "message_primary", None) or "")
     return answered(f"The database {connection.alias!r}", state, name=type(cause).__name__, said=said)
+
+
+def _version(cursor: Any) -> str | None:
+    cursor.execute(_VERSION)
+    version: str | None = cursor.fetchone()[0]
+    return version
+
+
+def _make_room(cursor: Any, rights: Rights) -> None:
+    """Create the schema and its table of versions where they are missing."""
+    problem = rights.problem()
+    if problem is not None:
+        raise ConfigurationError(problem)
+    if rights.schema_owner is None:
+        cursor.execute("CREATE SCHEMA outbox")
+    if rights.tables_owner is None:
+        cursor.execute(_VERSION_TABLE)
 
 
 def _holders(connection: Any) -> list[tuple[int, str, str]]:

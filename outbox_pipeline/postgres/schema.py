@@ -22,6 +22,7 @@ from outbox_pipeline.postgres.migrations.files import (
     known_versions,
     waited_sentence,
 )
+from outbox_pipeline.postgres.migrations.rights import READ_RIGHTS, Rights
 from outbox_pipeline.postgres.session import session_settings
 from outbox_pipeline.postgres.tables import SCHEMA
 
@@ -32,19 +33,31 @@ def migrate(engine: Engine, *, lock_seconds: float = LOCK_SECONDS) -> str:
     """Bring the schema to this code's version and return that version.
 
     Safe to repeat and to run from several processes at once. Raises ConfigurationError when the database is newer
-    than this code or too old a server, TransientError when another session holds a lock for longer than *lock_seconds*.
+    than this code, too old a server, or the role lacks a right, TransientError when another session holds a lock for
+    longer than *lock_seconds*.
     """
     with translated(engine), _naming_holders(engine), engine.begin() as connection:
         # A step may take as long as the table is large.
         begin_session(connection, session_settings(lock_timeout_seconds=lock_seconds, statement_timeout_seconds=0))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         _require_server(connection)
-        found = schema_version(connection)
-        if found is not None and found not in known_versions():
-            raise _newer(found)
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        _upgrade(connection)
+        _bring_up_to_date(connection)
     return latest_version()
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    rights = Rights(*connection.execute(text(READ_RIGHTS)).one())
+    found = schema_version(connection) if rights.may_read_version else None
+    if found is not None and found not in known_versions():
+        raise _newer(found)
+    if found == latest_version():
+        return
+    problem = rights.problem()
+    if problem is not None:
+        raise ConfigurationError(problem)
+    if rights.schema_owner is None:
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+    _upgrade(connection)
 
 
 def check_version(connection: Connection) -> None:

@@ -26,13 +26,18 @@ from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, url_of
 
 
+def encoded(encoding: str) -> str:
+    """Return how CREATE DATABASE names this encoding, with a locale that goes with any."""
+    return f"ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'"
+
+
 @pytest.fixture
 def outbox_in(servers: Servers, clickhouse_url: str) -> Iterator[Callable[[str], Stores]]:
     """Make an outbox in a database of this encoding."""
     with ExitStack() as databases:
 
         def make(encoding: str) -> Stores:
-            name = databases.enter_context(fresh_database(servers, template="template0", encoding=encoding))
+            name = databases.enter_context(fresh_database(servers, template="template0", options=encoded(encoding)))
             url = SecretStr(url_of(servers, name))
             settings = Settings(postgres_url=url, clickhouse_url=SecretStr(clickhouse_url))
             engine, client = create_outbox_engine(settings, pooled=False), open_client(settings)
@@ -82,7 +87,7 @@ def test_a_database_without_an_encoding_is_refused_with_a_sentence(
     servers: Servers, clickhouse_url: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Every command says what is wrong with SQL_ASCII and what to do."""
-    with fresh_database(servers, template="template0", encoding="SQL_ASCII") as name:
+    with fresh_database(servers, template="template0", options=encoded("SQL_ASCII")) as name:
         monkeypatch.setenv("OUTBOX_POSTGRES_URL", url_of(servers, name))
         monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", clickhouse_url)
         monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
