@@ -22,7 +22,6 @@ from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, read_vacuum_off
-from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -185,10 +184,13 @@ def _check_postgres_durability(engine: Engine) -> str:
 def _check_vacuum(engine: Engine) -> str:
     with ledger_transaction(engine) as connection:
         off = read_vacuum_off(connection)
-    problem = (
-        f"Autovacuum is off ({', '.join(off)}): deleted events leave no room for new ones and plans grow bad. Set the "
-        "settings on, and ALTER TABLE … RESET (autovacuum_enabled)."
+    remedies = " ".join(
+        f"ALTER SYSTEM SET {name.removesuffix(' = off')} = on; as a superuser, and reload."
+        if name.endswith(" = off")
+        else f"ALTER TABLE {name} RESET (autovacuum_enabled); as its owner."
+        for name in off
     )
+    problem = f"Autovacuum is off: deleted events leave no room for new ones and plans grow bad. {remedies}"
     return _fine(problem if off else None, "Autovacuum works on the server and on the outbox's tables.")
 
 
@@ -200,16 +202,14 @@ def _check_grants(engine: Engine) -> str:
     return _fine(grants_problem(**grants), f"Role {grants['role_name']} may do what delivery needs.")
 
 
-def grants_problem(*, role_name: str, group_exists: bool, missing: list[str], schema_exists: bool = True) -> str | None:
-    """Return the sentence for a role that lacks rights, None when it may do what delivery needs."""
+def grants_problem(*, role_name: str, missing: list[str], remedies: list[str], schema_exists: bool) -> str | None:
+    """Return the sentence for a role that lacks rights, None when it may do what delivery needs.
+
+    All names come quoted where SQL needs it.
+    """
     if not missing or not schema_exists:
         return None
-    create = "" if group_exists else "CREATE ROLE outbox_pipeline as a superuser, "
-    return (
-        f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {create}"
-        "SELECT outbox.grant_roles() as the owner of schema outbox, "
-        f"then GRANT outbox_pipeline TO {quoted_name(role_name)} as a superuser."
-    )
+    return f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {', then '.join(remedies)}."
 
 
 def _check_schema(engine: Engine) -> str:

@@ -28,6 +28,14 @@ _EXISTS = text(
     "SELECT to_regclass('daemon_heartbeats') IS NOT NULL AND to_regclass('instigators') IS NOT NULL"
     " AND to_regclass('job_ticks') IS NOT NULL AND to_regclass('runs') IS NOT NULL"
 )
+#: Where Dagster's tables go, whether they may, and who can allow it: schema public is the database owner's.
+_ROOM = text(
+    "SELECT coalesce(has_schema_privilege(schema.oid, 'CREATE'), false) AS may_create,"
+    " quote_ident(schema.nspname) AS schema_name, quote_ident(current_user) AS role_name, quote_ident(pg_get_userbyid("
+    "CASE pg_get_userbyid(schema.nspowner) WHEN 'pg_database_owner' THEN datdba ELSE schema.nspowner END)) AS owner"
+    " FROM pg_database LEFT JOIN pg_namespace AS schema ON schema.nspname = current_schema()"
+    " WHERE datname = current_database()"
+)
 
 #: What Dagster takes for granted of its sessions: it commits each statement by itself, writes times without their zone,
 #: and may build an index over all its history. Written as libpq's options are, a space with a backslash.
@@ -112,12 +120,13 @@ class DagsterState:
 def read_dagster_state(url: str) -> DagsterState | None:
     """Read the state with the driver the URL names; None when Dagster has not used this database yet.
 
-    Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were, and what
-    any other answer means.
+    Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were, or are
+    missing and may not be created, and what any other answer means.
     """
     with translated_of(storage_server(url)):
         try:
             with storage_connection(url) as connection:
+                require_room(connection)
                 return _read(connection) if connection.scalar(_EXISTS) else None
         except DBAPIError as error:
             if not _is_other_schema(error):
@@ -145,6 +154,19 @@ def _fits(name: str, shown: str) -> bool:
     if name == "TimeZone":
         return shown in _ZONES
     return shown.startswith(_SESSION[name].replace("\\", ""))
+
+
+def require_room(connection: Connection) -> None:
+    """Raise ConfigurationError naming the GRANT where Dagster has no tables yet and may not create them."""
+    room = connection.execute(_ROOM).one()
+    if room.may_create or connection.scalar(_EXISTS):
+        return
+    where = "Dagster may not create its tables in the database of OUTBOX_DAGSTER_URL"
+    if room.schema_name is None:
+        raise ConfigurationError(f"{where}: create a schema that is on the search_path of {room.role_name}.")
+    raise ConfigurationError(
+        f"{where}: GRANT CREATE ON SCHEMA {room.schema_name} TO {room.role_name}; as {room.owner}."
+    )
 
 
 def _read(connection: Connection) -> DagsterState:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select
 from sqlalchemy.engine import RowMapping
 
-from outbox_pipeline.postgres.dagster_storage import storage_connection, storage_server
+from outbox_pipeline.postgres.dagster_storage import require_room, storage_connection, storage_server
 from outbox_pipeline.postgres.errors import translated_of
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
@@ -70,7 +70,8 @@ def read_vacuum_off(connection: Connection) -> list[str]:
 def require_storage(url: str) -> None:
     """Connect once to the database of Dagster's storage, with the driver its URL names.
 
-    Raises TransientError or ConfigurationError saying why that did not work.
+    Raises TransientError saying why that did not work, ConfigurationError when Dagster could not create its tables, and
+    what any other answer means.
     """
     with translated_of(storage_server(url)), storage_connection(url) as connection:
-        connection.execute(select(1))
+        require_room(connection)

@@ -199,10 +199,13 @@ def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
         return (
             f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} "
             "that the ledger knows: new events would hide in old batches. Set it forward with "
-            f"SELECT setval('outbox.event_position_seq', {conditions.last_known})."
+            f"SELECT setval('outbox.event_position_seq', {conditions.last_known}); as the owner of outbox.event."
         )
     if conditions.identity_kind != "a" or conditions.sequence_cache != 1:
-        return "outbox.event.position must be GENERATED ALWAYS AS IDENTITY with CACHE 1: restore it, then go on."
+        return (
+            "outbox.event.position must be GENERATED ALWAYS AS IDENTITY with CACHE 1: ALTER TABLE outbox.event "
+            "ALTER COLUMN position SET GENERATED ALWAYS SET CACHE 1; as the owner of outbox.event."
+        )
     if conditions.table_kind != "r" or conditions.has_children:
         return "outbox.event must be one plain table: partitions and inheritance hide who still inserts."
     if conditions.is_subscribed:

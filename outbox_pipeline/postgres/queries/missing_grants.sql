@@ -1,4 +1,5 @@
--- What delivery needs and the current user may not do.
+-- What delivery needs and the current user may not do, and the statements that give it, in their order, each with who may
+-- run it: no more of them than are needed.
 -- Looks things up by catalog, so that a user without USAGE on the schema is told that and gets no error.
 WITH schema AS (
     SELECT oid FROM pg_namespace WHERE nspname = 'outbox'
@@ -30,10 +31,40 @@ missing AS (
     SELECT 101, format('EXECUTE on function outbox.%s', proname)
     FROM pg_proc JOIN schema ON schema.oid = pronamespace
     WHERE proname IN ('publish', 'event_differs', 'advance_positions') AND NOT has_function_privilege(pg_proc.oid, 'EXECUTE')
+),
+missing_temporary AS (
+    SELECT format('TEMPORARY on database %I', datname) AS grant_name,
+           format('GRANT TEMPORARY ON DATABASE %I TO %I; as %I', datname, current_user, pg_get_userbyid(datdba)) AS remedy
+    FROM pg_database
+    WHERE datname = current_database() AND NOT has_database_privilege(oid, 'TEMPORARY')
+),
+granting AS (
+    SELECT format('SELECT outbox.grant_roles(); as %I', pg_get_userbyid(proowner)) AS remedy
+    FROM pg_proc JOIN schema ON schema.oid = pronamespace
+    WHERE proname = 'grant_roles'
+),
+membership AS (
+    SELECT current_setting('server_version_num')::integer >= 160000 AS inherits_by_grant, rolinherit,
+           coalesce(pg_has_role((SELECT oid FROM pg_roles WHERE rolname = 'outbox_pipeline'), 'USAGE'), false) AS inherits
+    FROM pg_roles WHERE rolname = current_user
+),
+remedies AS (
+    SELECT 0 AS nth, 'CREATE ROLE outbox_pipeline; as a superuser' AS remedy
+    WHERE to_regrole('outbox_pipeline') IS NULL AND EXISTS (SELECT FROM missing)
     UNION ALL
-    SELECT 102, format('TEMPORARY on database %I', current_database())
-    WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
+    SELECT 1, remedy FROM granting WHERE EXISTS (SELECT FROM missing)
+    UNION ALL
+    SELECT 2, format('GRANT outbox_pipeline TO %I%s; as a superuser', current_user,
+                     CASE WHEN inherits_by_grant THEN ' WITH INHERIT TRUE' ELSE '' END)
+    FROM membership WHERE NOT inherits AND EXISTS (SELECT FROM missing)
+    UNION ALL
+    SELECT 3, format('ALTER ROLE %I INHERIT; as a superuser', current_user)
+    FROM membership WHERE NOT rolinherit AND NOT inherits_by_grant AND EXISTS (SELECT FROM missing)
+    UNION ALL
+    SELECT 4, remedy FROM missing_temporary
 )
-SELECT quote_ident(current_user) AS role_name, to_regrole('outbox_pipeline') IS NOT NULL AS group_exists,
+SELECT quote_ident(current_user) AS role_name,
        EXISTS (SELECT FROM schema) AS schema_exists,
-       ARRAY(SELECT grant_name FROM missing ORDER BY nth, grant_name) AS missing
+       ARRAY(SELECT grant_name FROM missing ORDER BY nth, grant_name)
+           || ARRAY(SELECT grant_name FROM missing_temporary) AS missing,
+       ARRAY(SELECT remedy FROM remedies ORDER BY nth) AS remedies
