@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from outbox_pipeline.errors import ConfigurationError, OutboxError, without_secrets
+from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state, read_storage_settings
 from outbox_pipeline.settings import Settings, shown_url
@@ -39,7 +39,11 @@ def examine_dagster(settings: Settings, environment: Mapping[str, str]) -> list[
         unlike = read_storage_settings(settings.dagster_url.get_secret_value())
         state = read_dagster_state(settings.dagster_url.get_secret_value())
     except OutboxError as error:
-        return [home, Check("dagster storage", False, _said(error)), *skipped(DAGSTER_CHECKS[2:], "dagster storage")]
+        return [
+            home,
+            Check("dagster storage", False, without_secrets(str(error))),
+            *skipped(DAGSTER_CHECKS[2:], "dagster storage"),
+        ]
     storage = check_storage(shown_url(settings.dagster_url), unlike)
     if state is None:
         said = "Dagster has not run on this storage yet: 'outbox up' starts it."
@@ -57,13 +61,6 @@ def check_storage(shown: str, unlike: Mapping[str, str]) -> Check:
         "set it otherwise: ALTER ROLE … RESET it, and ALTER DATABASE the same; the TimeZone must be UTC."
     )
     return Check("dagster storage", False, said)
-
-
-def _said(error: OutboxError) -> str:
-    said = without_secrets(str(error))
-    if isinstance(error, ConfigurationError):
-        return said
-    return f"{said}. Check that it runs and OUTBOX_DAGSTER_URL is right."
 
 
 def check_home(environment: Mapping[str, str]) -> Check:
