@@ -10,7 +10,7 @@ from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.names import shortened
 from outbox_pipeline.orchestration.history import Purged
 from outbox_pipeline.quarantine import Held, Requeued
-from outbox_pipeline.reconcile.findings import DayTotals, Difference, Reconciled
+from outbox_pipeline.reconcile.findings import DayTotals, Difference, Reconciled, Window
 from outbox_pipeline.reconcile.repair import Repaired
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
 from outbox_pipeline.relay.replay import Outcome, Replayed
@@ -93,9 +93,12 @@ def of_replay(replayed: Sequence[Replayed]) -> Metadata:
     }
 
 
-def of_day(totals: DayTotals, found: Reconciled, repaired: Repaired | None) -> Metadata:
-    """Show one day on both sides: numbers that plot, the batches that differ, and what was done about them."""
-    differences = [item for item in found.differences if item.day == totals.day]
+def of_day(totals: DayTotals, found: Reconciled, repaired: Repaired | None, *, days: Window | None = None) -> Metadata:
+    """Show one day on both sides: numbers that plot, the batches that differ, and what was done about them.
+
+    *days* are those that the totals are about, when there are others beside their own.
+    """
+    differences = [item for item in found.differences if item.day in (days or Window(totals.day, totals.day))]
     outcomes = {} if repaired is None else {item.batch_id: item.outcome for item in repaired.batches}
     return {
         "batches": totals.batches,

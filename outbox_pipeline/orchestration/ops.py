@@ -15,15 +15,18 @@ import dagster as dg
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.errors import ProofError
 from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration.partitions import days_of
+from outbox_pipeline.orchestration.requests import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.summary import of_batch, of_day
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
-from outbox_pipeline.reconcile.repair import prove_day
+from outbox_pipeline.reconcile.findings import Window
+from outbox_pipeline.reconcile.repair import prove_days
 from outbox_pipeline.relay.attempts import end_failed
-from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_day, replay
+from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_days, replay
 
 EVENT_LOG = dg.AssetKey("event_log")
 OUTBOX_KEY = dg.AssetKey(["postgres", "outbox"])
@@ -37,11 +40,13 @@ _AFTER = {"after": dg.In(dg.Nothing)}
 def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Take the batch's lease and read its events from PostgreSQL.
 
-    Without a batch id: list the batches of the partition's day. Fails when another run holds the batch (nothing to do:
+    Without a batch id: list the batches of the partition's day; the first partition stands for the days before it too,
+    the last for those after it. Fails when another run holds the batch (nothing to do:
     that run delivers it) or when events the ledger counts are gone from outbox.event.
     """
     with delivering(context, config, pipeline) as delivery:
         if delivery is not None:
+            _tell_other_day(context)
             context.add_output_metadata(metadata.of_extract(delivery.extract()))
             return
         batches = _batches(context, config, pipeline)
@@ -102,9 +107,23 @@ def mark_processed(
         return dg.Output(None, metadata={**shown, "summary": of_batch(batch, marked, delivery.event_types)})
 
 
+def _tell_other_day(context: dg.OpExecutionContext) -> None:
+    day = context.run.tags.get(RECORDED_ON_TAG)
+    if day is not None:
+        context.log.warning(
+            f"This batch was recorded on {day}, which is no partition: it is delivered under {context.partition_key}. "
+            "PostgreSQL's clock was wrong then, or OUTBOX_START_DATE is a later day."
+        )
+
+
+def _days(context: dg.OpExecutionContext) -> Window:
+    return days_of(date.fromisoformat(context.partition_key))
+
+
 def _batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> list[Batch]:
     if config.batch_id is None:
-        return batches_of_day(pipeline.engine, date.fromisoformat(context.partition_key))
+        days = _days(context)
+        return batches_of_days(pipeline.engine, days.first_day, days.last_day)
     with ledger_transaction(pipeline.engine) as connection:
         return [read_batch(connection, pipeline.as_uuid(config.batch_id))]
 
@@ -121,8 +140,7 @@ def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
 
 def _replay(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Iterator[Replayed]:
     if config.batch_id is None and not config.reload:
-        day = date.fromisoformat(context.partition_key)
-        return iter(prove_day(pipeline.stores, day, run_id=context.run_id))
+        return iter(prove_days(pipeline.stores, _days(context), run_id=context.run_id))
     batches = _batches(context, config, pipeline)
     return replay(pipeline.stores, batches, reload=config.reload, run_id=context.run_id)
 
@@ -132,5 +150,6 @@ def _check(*, passed: bool, shown: metadata.Metadata) -> dg.AssetCheckResult:
 
 
 def _day_count(context: dg.OpExecutionContext, pipeline: PipelineResource) -> int:
+    days = _days(context)
     with ledger_transaction(pipeline.engine) as connection:
-        return count_accepted(connection, date.fromisoformat(context.partition_key))
+        return count_accepted(connection, days.first_day, days.last_day)

@@ -17,7 +17,7 @@ from pydantic import Field
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import EVENT_LOG
-from outbox_pipeline.orchestration.partitions import deliverable_days, recorded_days
+from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.runs import one_sentence
@@ -80,18 +80,18 @@ def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChe
 
 @_check_of_a_day
 def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Compare the partition's day and change nothing; part of each run for a day, after what it repaired."""
+    """Compare the days that the partition stands for and change nothing; part of each run for a day, at its end."""
     run = context.op_execution_context.run
     if _PARTITION_TAG not in run.tags:
         raise dg.Failure("This check is for one day: materialize a day, or run the job reconcile_days.")
     day = date.fromisoformat(run.tags[_PARTITION_TAG])
-    found = reconcile(pipeline.stores, Window(day, day))
-    totals = found.day(day)
+    found = reconcile(pipeline.stores, days_of(day))
+    totals = found.total(day)
     return dg.AssetCheckResult(
         passed=totals.is_clean,
         severity=_severity(totals),
         description=_told(totals),
-        metadata=metadata.of_day(totals, found, None),
+        metadata=metadata.of_day(totals, found, None, days=found.window),
     )
 
 

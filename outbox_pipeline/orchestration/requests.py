@@ -16,6 +16,8 @@ from outbox_pipeline.postgres.leases import read_requested, set_request_end
 
 BATCH_ID_TAG = "outbox/batch_id"
 ATTEMPT_TAG = "outbox/attempt"
+#: On a run whose batch is of a day that is no partition: the run is then under the nearest day that is one.
+RECORDED_ON_TAG = "outbox/recorded_on"
 
 #: A younger request is on its way: the daemon launches the runs of a tick after the tick has ended.
 _FRESH_SECONDS = 10.0

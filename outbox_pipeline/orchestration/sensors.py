@@ -10,8 +10,8 @@ from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.jobs import deliver_batch
 from outbox_pipeline.orchestration.ops import EVENT_LOG
-from outbox_pipeline.orchestration.partitions import deliverable_days
-from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG, tend_requests
+from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
+from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG, RECORDED_ON_TAG, tend_requests
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import load_settings
@@ -51,8 +51,8 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
     tend_requests(context.instance, pipeline)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days())
-    if tick.held_back_count:
-        context.log.warning(f"Held back: {tick.summary()}")
+    if tick.is_held_back:
+        context.log.warning(f"Held back: {tick.summary()}.")
     requests = _run_requests(tick.requests)
     return dg.SensorResult(
         run_requests=requests,
@@ -61,11 +61,16 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     )
 
 
+def _of_other_day(request: BatchRequest) -> dict[str, str]:
+    day = request.recorded_on
+    return {} if nearest_day(day) == day else {RECORDED_ON_TAG: day.isoformat()}
+
+
 def _run_requests(requests: Sequence[BatchRequest]) -> list[dg.RunRequest]:
     return [
         dg.RunRequest(
             run_key=f"{request.batch_id}:{request.attempt}",
-            partition_key=request.recorded_on.isoformat(),
+            partition_key=nearest_day(request.recorded_on).isoformat(),
             run_config={
                 "ops": {
                     EVENT_LOG.to_python_identifier(): {
@@ -73,7 +78,8 @@ def _run_requests(requests: Sequence[BatchRequest]) -> list[dg.RunRequest]:
                     }
                 }
             },
-            tags={BATCH_ID_TAG: str(request.batch_id), ATTEMPT_TAG: str(request.attempt), **_BEFORE_BACKFILLS},
+            tags={BATCH_ID_TAG: str(request.batch_id), ATTEMPT_TAG: str(request.attempt), **_of_other_day(request)}
+            | _BEFORE_BACKFILLS,
         )
         for request in requests
     ]

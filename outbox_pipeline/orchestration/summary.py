@@ -11,6 +11,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.orchestration.partitions import nearest_day
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 from outbox_pipeline.relay.delivery import Marked, count_reasons
 from outbox_pipeline.relay.replay import Outcome, Replayed
@@ -70,4 +71,4 @@ def _runs_of(batch: Batch) -> str:
 
 
 def _day(batch: Batch) -> str:
-    return f"/assets/event_log?view=partitions&partition={batch.recorded_on}"
+    return f"/assets/event_log?view=partitions&partition={nearest_day(batch.recorded_on)}"

@@ -1,14 +1,16 @@
 """Statements that give a batch to one run at a time and write what that run reports.
 
 Invariant: each write names batch, attempt and holder and touches nothing when they are not the current ones; the
-caller then gets LeaseLostError. The database's clock decides what has expired.
+caller then gets LeaseLostError. The database's clock decides what has expired, and a clock that was wrong for a moment
+holds nothing up for longer than a lease: each end of one is written with how long it lasts at most.
 """
 
 from collections.abc import Collection
 from datetime import date, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Update, and_, case, false, func, or_, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Update, and_, case, false, func, or_, select, update
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.batches import LAST_POSITION, Batch, BatchRequest, BatchStatus, Lease, Proof
@@ -23,26 +25,21 @@ _NOW = func.clock_timestamp()
 _SHOWN = [getattr(batch.c, name) for name in Batch.__dataclass_fields__]
 
 
-def request_due(
-    connection: Connection,
-    *,
-    most: int,
-    request_seconds: float,
-    max_attempts: int,
-    days: tuple[date, date] = (date.min, date.max),
-) -> list[BatchRequest]:
-    """Move up to *most* due batches of these days to requested under a new attempt each, oldest first.
+def is_over(until: Column[Any]) -> ColumnElement[bool]:
+    """Tell whether a lease or a wait with this end is over: past, or further ahead than it lasts at most.
+
+    The latter was written while the clock was ahead, or before it was set back.
+    """
+    return or_(until <= _NOW, func.coalesce(until > _NOW + batch.c.lasting, false()))
+
+
+def request_due(connection: Connection, *, most: int, request_seconds: float, max_attempts: int) -> list[BatchRequest]:
+    """Move up to *most* due batches to requested under a new attempt each, oldest first.
 
     Due are: freshly cut, failed with the backoff over, requested or delivering with the lease expired. A batch whose
     silent attempts reach *max_attempts* is parked and not returned.
     """
-    parameters = {
-        "most": most,
-        "request_seconds": request_seconds,
-        "max_attempts": max_attempts,
-        "first_day": days[0],
-        "last_day": days[1],
-    }
+    parameters = {"most": most, "request_seconds": request_seconds, "max_attempts": max_attempts}
     rows = connection.execute(query("request_due"), parameters).all()
     return [
         BatchRequest(row.batch_id, row.attempt, row.recorded_on, row.event_count)
@@ -65,7 +62,7 @@ def set_request_end(connection: Connection, batch_id: UUID, attempt: int, *, las
     connection.execute(
         update(batch)
         .where(batch.c.batch_id == batch_id, batch.c.attempt == attempt, batch.c.status == BatchStatus.REQUESTED)
-        .values(lease_until=_NOW + lasting)
+        .values(lease_until=_NOW + lasting, lasting=lasting)
     )
 
 
@@ -92,7 +89,7 @@ def take_over(
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
         .values(attempt=batch.c.attempt + 1)
         .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None))
-        .where(or_(batch.c.status != BatchStatus.DELIVERING, batch.c.lease_until < _NOW, is_same_run))
+        .where(or_(batch.c.status != BatchStatus.DELIVERING, is_over(batch.c.lease_until), is_same_run))
         .returning(batch.c.attempt)
     )
     attempt = connection.scalar(statement)
@@ -101,7 +98,7 @@ def take_over(
 
 def renew_lease(connection: Connection, lease: Lease, *, lasting: timedelta) -> bool:
     """Move the lease's end to *lasting* from now; False when it is lost."""
-    statement = update(batch).where(_is_held(lease)).values(lease_until=_NOW + lasting)
+    statement = update(batch).where(_is_held(lease)).values(lease_until=_NOW + lasting, lasting=lasting)
     return connection.execute(statement).rowcount == 1
 
 
@@ -185,6 +182,7 @@ def fail_attempt(
             holder=None,
             lease_until=None,
             next_attempt_at=_NOW + wait,
+            lasting=wait,
             failed_at=_NOW,
             last_error=error,
             last_error_kind=kind,
@@ -212,15 +210,17 @@ def note_proved(connection: Connection, batch_ids: Collection[UUID]) -> None:
 def due_for_recheck(connection: Connection, *, delay: timedelta, most: int) -> list[Batch]:
     """Return up to *most* batches that took more than one attempt and were not proved again *delay* after marking.
 
-    Pruned ones are not among them: nothing could be sent again.
+    When a batch with a mark in the future was marked is not known, so it is due once, at once. Pruned ones are not
+    among them: nothing could be sent again.
     """
+    is_old = and_(batch.c.processed_at < _NOW - delay, batch.c.proved_at < batch.c.processed_at + delay)
+    is_ahead = and_(batch.c.processed_at > _NOW, batch.c.proved_at > _NOW)
     return read_batches(
         connection,
         and_(
             batch.c.status == BatchStatus.PROCESSED,
             batch.c.attempt > 1,
-            batch.c.processed_at < _NOW - delay,
-            batch.c.proved_at < batch.c.processed_at + delay,
+            or_(is_old, is_ahead),
             batch.c.pruned_at.is_(None),
         ),
         most=most,
@@ -234,10 +234,11 @@ def parked_batches(connection: Connection) -> list[Batch]:
 
 def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
     """Move parked batches (or the one named) to failed and due at once; return how many."""
+    due_now = {"next_attempt_at": _NOW, "lasting": timedelta(0)}
     statement = (
         update(batch)
         .where(batch.c.status == BatchStatus.PARKED)
-        .values(status=BatchStatus.FAILED, failures=0, transient_failures=0, next_attempt_at=_NOW, holder=None)
+        .values(status=BatchStatus.FAILED, failures=0, transient_failures=0, holder=None, **due_now)
     )
     if batch_id is not None:
         statement = statement.where(batch.c.batch_id == batch_id)
@@ -258,10 +259,10 @@ def read_batches(connection: Connection, where: ColumnElement[bool], *, most: in
     return [_as_batch(row) for row in rows]
 
 
-def count_accepted(connection: Connection, day: date) -> int:
-    """Return how many events of a UTC day are processed."""
+def count_accepted(connection: Connection, first_day: date, last_day: date) -> int:
+    """Return how many events of the UTC days from one to another, both included, are processed."""
     statement = select(func.coalesce(func.sum(batch.c.accepted_count), 0)).where(
-        batch.c.recorded_on == day, batch.c.status == BatchStatus.PROCESSED
+        batch.c.recorded_on.between(first_day, last_day), batch.c.status == BatchStatus.PROCESSED
     )
     return connection.scalar(statement) or 0
 
@@ -283,6 +284,7 @@ def _leased(lease: Lease, lasting: timedelta, run_id: str | None) -> Update:
         status=BatchStatus.DELIVERING,
         holder=lease.holder,
         lease_until=_NOW + lasting,
+        lasting=lasting,
         next_attempt_at=None,
         run_id=run_id,
         started_at=_NOW,

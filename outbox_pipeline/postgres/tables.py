@@ -18,7 +18,7 @@ from sqlalchemy import (
     Text,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, INT8MULTIRANGE, JSON, JSONB, OID
+from sqlalchemy.dialects.postgresql import ARRAY, INT8MULTIRANGE, INTERVAL, JSON, JSONB, OID
 
 SCHEMA = "outbox"
 metadata = MetaData(schema=SCHEMA)
@@ -92,6 +92,7 @@ batch = Table(
     Column("transient_failures", Integer, nullable=False),
     Column("proved_at", DateTime(timezone=True)),
     Column("pruned_at", DateTime(timezone=True)),
+    Column("lasting", INTERVAL),
 )
 
 quarantined_event = Table(

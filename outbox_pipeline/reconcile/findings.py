@@ -1,7 +1,8 @@
 """What a reconciliation finds, as numbers and as sentences for a person."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
+from functools import reduce
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
@@ -153,6 +154,13 @@ class DayTotals:
     late_events: int = 0
     unknown_rows: int = 0
 
+    def plus(self, other: "DayTotals") -> "DayTotals":
+        """Return these totals with another day's added."""
+        values = asdict(self) | {
+            name: _sum_of(getattr(self, name), value) for name, value in asdict(other).items() if name != "day"
+        }
+        return DayTotals(**values)
+
     @property
     def is_whole(self) -> bool:
         """True when each event that ought to be in ClickHouse is there once; batches may still be on their way."""
@@ -213,6 +221,16 @@ class Reconciled:
     def day(self, day: date) -> DayTotals:
         """Return the totals of a day of the window, zeros for one without batches."""
         return next((totals for totals in self.days if totals.day == day), DayTotals(day))
+
+    def total(self, day: date) -> DayTotals:
+        """Return the totals of all days of the window, as those of one day."""
+        return reduce(DayTotals.plus, (totals for totals in self.days if totals.day in self.window), DayTotals(day))
+
+
+def _sum_of(mine: int | str, theirs: int | str) -> int | str:
+    if isinstance(mine, int) and isinstance(theirs, int):
+        return mine + theirs
+    return f"{(int(str(mine), 16) + int(str(theirs), 16)) % 2**64:016x}"
 
 
 def checksum(proof: Proof) -> str:

@@ -15,7 +15,7 @@ from outbox_pipeline.postgres.reconcile import read_processed
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.reconcile.findings import Difference, Reconciled, Window
 from outbox_pipeline.reconcile.strays import put_back
-from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_day, left_alone, redeliver
+from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
 from outbox_pipeline.relay.stores import Stores
 
 
@@ -56,10 +56,11 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     return said + list(_beyond_repair(stores, found))
 
 
-def prove_day(stores: Stores, day: date, *, run_id: str | None = None) -> list[Replayed]:
-    """Compare one day and repair it; return what was done with each of its batches, those left alone included."""
-    open_batches = [batch for batch in batches_of_day(stores.engine, day) if batch.status != BatchStatus.PROCESSED]
-    found = reconcile(stores, Window(day, day))
+def prove_days(stores: Stores, days: Window, *, run_id: str | None = None) -> list[Replayed]:
+    """Compare these days and repair them; return what was done with each batch of theirs, those left alone too."""
+    batches = batches_of_days(stores.engine, days.first_day, days.last_day)
+    open_batches = [batch for batch in batches if batch.status != BatchStatus.PROCESSED]
+    found = reconcile(stores, days)
     return [
         *(Replayed(batch_id, Outcome.PROVEN, row_count) for batch_id, row_count in found.whole),
         *(Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch)) for batch in open_batches),

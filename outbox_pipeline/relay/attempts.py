@@ -7,7 +7,7 @@ asked for (a re-execution, a replay) takes the batch over when nobody holds it.
 import os
 import random
 import socket
-from datetime import date, timedelta
+from datetime import timedelta
 from functools import cache
 from uuid import UUID
 
@@ -48,10 +48,8 @@ def holder() -> str:
     return _holder_of(os.getpid())
 
 
-def request_batches(
-    engine: Engine, settings: Settings, *, most: int, days: tuple[date, date] = (date.min, date.max)
-) -> list[BatchRequest]:
-    """Draw the next attempt of up to *most* due batches of these days, oldest first.
+def request_batches(engine: Engine, settings: Settings, *, most: int) -> list[BatchRequest]:
+    """Draw the next attempt of up to *most* due batches, oldest first.
 
     Raises LedgerError when the ledger belongs to another cluster.
     """
@@ -62,7 +60,6 @@ def request_batches(
             most=most,
             request_seconds=settings.request_seconds,
             max_attempts=settings.max_attempts,
-            days=days,
         )
     if requests:
         announce(Point.REQUESTED)

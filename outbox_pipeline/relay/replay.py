@@ -47,10 +47,10 @@ class Replayed:
     detail: str = ""
 
 
-def batches_of_day(engine: Engine, day: date) -> list[Batch]:
-    """Return the batches of a UTC day in the order they were cut."""
+def batches_of_days(engine: Engine, first_day: date, last_day: date) -> list[Batch]:
+    """Return the batches of the UTC days from one to another, both included, in the order they were cut."""
     with ledger_transaction(engine) as connection:
-        return read_batches(connection, batch_table.c.recorded_on == day)
+        return read_batches(connection, batch_table.c.recorded_on.between(first_day, last_day))
 
 
 def replay(

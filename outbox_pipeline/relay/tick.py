@@ -6,10 +6,11 @@ The ledger is the truth and the tick is not: evaluating one twice, or losing its
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-from sqlalchemy import Engine, and_, func, select
+from sqlalchemy import Engine, and_, func, not_, select
 
 from outbox_pipeline.batches import IN_FLIGHT, BatchRequest, BatchStatus
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import is_over
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.postgres.tables import batch
 from outbox_pipeline.relay.attempts import PASSING_KINDS, request_batches
@@ -22,13 +23,19 @@ _FIRST_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Tick:
-    """What a tick found and did."""
+    """What a tick found and did.
+
+    `other_day_count`: open batches whose day is none of the tick's days; they are requested like any other.
+    `held_back_count`: open batches that wait because there is no day at all under which they could be requested.
+    """
 
     requests: list[BatchRequest] = field(default_factory=list)
     cut: CutResult = field(default_factory=CutResult)
     open_count: int = 0
     parked_count: int = 0
+    other_day_count: int = 0
     held_back_count: int = 0
+    is_held_back: bool = False
     is_probing: bool = False
 
     def summary(self) -> str:
@@ -40,8 +47,13 @@ class Tick:
             parts.append("one at a time until a delivery succeeds, because the latest failed for a passing reason")
         if self.parked_count:
             parts.append(f"{self.parked_count} parked, a person must look ('outbox status')")
-        if self.held_back_count:
-            parts.append(f"{self.held_back_count} of a day that is no partition (OUTBOX_START_DATE, clocks)")
+        if self.other_day_count:
+            parts.append(f"{self.other_day_count} of a day that is no partition, delivered under the nearest that is")
+        if self.is_held_back:
+            parts.append(
+                f"{self.held_back_count} batches and all pending events held back, because OUTBOX_START_DATE is in the "
+                "future and no day is a partition: set an earlier one"
+            )
         return ", ".join(parts)
 
 
@@ -52,18 +64,23 @@ class _Open:
     in_flight: int
     running: int
     parked: int
-    held_back: int
+    other_day: int
     is_probing: bool
 
 
 def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) -> Tick:
-    """Cut what is pending unless too much is in flight, then draw attempts for due batches of these days.
+    """Cut what is pending unless too much is in flight, then draw attempts for due batches, of whatever day.
 
-    Parked batches, batches outside *days* and batches that a replay delivers again do not count as in flight, so they
-    hold nothing else up. After a transient failure one batch at a time is requested until one is delivered: a server
-    that has just come back is not stormed.
+    Parked batches and batches that a replay delivers again do not count as in flight, so they hold nothing else up.
+    After a transient failure one batch at a time is requested until one is delivered: a server that has just come back
+    is not stormed. With *days* that end before they begin nothing is done: no run could be started for any batch, and
+    what is not cut yet is cut under its right day once there is one.
     """
     found = _read_open(engine, days)
+    if days[0] > days[1]:
+        return Tick(
+            open_count=found.in_flight, parked_count=found.parked, held_back_count=found.in_flight, is_held_back=True
+        )
     room = settings.max_open_batches - found.in_flight
     most = min(room, settings.max_cuts_per_tick)
     # Runs start after their tick: while none is on its way, the first batch does not wait until the others are cut.
@@ -72,23 +89,30 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
     if room > 0:
         cut = cut_batches(engine, settings, most=most, is_brief=True, enough_seconds=enough)
     most = max(0, 1 - found.running) if found.is_probing else settings.max_open_batches
-    requests = request_batches(engine, settings, most=most, days=days) if most else []
+    requests = request_batches(engine, settings, most=most) if most else []
     return Tick(
-        requests, cut, found.in_flight + len(cut.batches), found.parked, found.held_back, is_probing=found.is_probing
+        requests,
+        cut,
+        found.in_flight + len(cut.batches),
+        found.parked,
+        other_day_count=found.other_day,
+        is_probing=found.is_probing,
     )
 
 
 def _read_open(engine: Engine, days: tuple[date, date]) -> _Open:
-    is_deliverable = batch.c.recorded_on.between(*days)
     is_new = batch.c.processed_at.is_(None)
     is_running = and_(batch.c.status.in_([BatchStatus.REQUESTED, BatchStatus.DELIVERING]), is_new)
-    last_success = select(func.max(batch.c.processed_at)).scalar_subquery()
-    last_failure = func.max(batch.c.failed_at).filter(batch.c.last_error_kind.in_(PASSING_KINDS), is_new)
+    # A time in the future says nothing of what came last; it would decide that for as long as the clock was ahead.
+    now = func.statement_timestamp()
+    last_success = select(func.max(batch.c.processed_at)).where(batch.c.processed_at <= now).scalar_subquery()
+    is_passing = and_(batch.c.last_error_kind.in_(PASSING_KINDS), is_new, batch.c.failed_at <= now)
+    last_failure = func.max(batch.c.failed_at).filter(is_passing)
     statement = select(
-        func.count().filter(batch.c.status.in_(IN_FLIGHT), is_deliverable, is_new),
-        func.count().filter(is_running, batch.c.lease_until >= func.clock_timestamp()),
+        func.count().filter(batch.c.status.in_(IN_FLIGHT), is_new),
+        func.count().filter(is_running, not_(is_over(batch.c.lease_until))),
         func.count().filter(batch.c.status == BatchStatus.PARKED),
-        func.count().filter(batch.c.status.in_(IN_FLIGHT), ~is_deliverable),
+        func.count().filter(batch.c.status.in_(IN_FLIGHT), not_(batch.c.recorded_on.between(*days))),
         func.coalesce(last_failure > func.coalesce(last_success, last_failure - timedelta(days=1)), False),
     ).where(batch.c.status != BatchStatus.PROCESSED)
     with ledger_transaction(engine) as connection:

@@ -10,8 +10,10 @@ from outbox_pipeline.batches import BatchRequest, BatchStatus, Lease, Proof
 from outbox_pipeline.errors import LeaseLostError
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.migrations.files import script
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
+from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
 
 LASTING = timedelta(seconds=30)
@@ -69,6 +71,102 @@ def test_a_request_that_never_started_is_made_again(outbox_engine: Engine, batch
     assert [item.attempt for item in again] == [2]
     assert not take(outbox_engine, Lease(batch_id, 1, "late"))
     assert take(outbox_engine, Lease(batch_id, 2, "on time"))
+
+
+def under_way(engine: Engine, batch_id: UUID, stage: str) -> None:
+    """Bring a fresh batch to a status that has an end."""
+    request(engine)
+    if stage == "requested":
+        return
+    lease = Lease(batch_id, 1, "one")
+    take(engine, lease)
+    if stage == "failed":
+        with ledger_transaction(engine) as connection:
+            leases.fail_attempt(connection, lease, error="x", kind="data", wait=timedelta(hours=1), max_attempts=10)
+
+
+@pytest.mark.parametrize(
+    ("stage", "days"), [("requested", 400), ("delivering", 400), ("failed", 400), ("delivering", 1)]
+)
+def test_an_end_further_ahead_than_a_lease_lasts_is_over(
+    outbox_engine: Engine, batch_id: UUID, stage: str, days: int
+) -> None:
+    """What a clock that was ahead wrote holds no batch up once the clock is right, and counts as no silence."""
+    under_way(outbox_engine, batch_id, stage)
+    before = request(outbox_engine)
+    shift(outbox_engine, days=days)
+
+    after = request(outbox_engine, max_attempts=1 if stage != "failed" else 10)
+
+    assert before == []
+    assert [item.attempt for item in after] == [2]
+    assert not take(outbox_engine, Lease(batch_id, 1, "late"))
+    with ledger_transaction(outbox_engine) as connection:
+        assert leases.read_batch(connection, batch_id).failures == (1 if stage == "failed" else 0)
+
+
+def test_a_run_that_was_not_asked_for_takes_such_a_batch_over(outbox_engine: Engine, batch_id: UUID) -> None:
+    """A re-execution and a replay are not refused either; under the right clock the next lease holds again."""
+    under_way(outbox_engine, batch_id, "delivering")
+    shift(outbox_engine, days=400)
+
+    with ledger_transaction(outbox_engine) as connection:
+        second = leases.take_over(connection, batch_id, "two", lasting=LASTING, run_id="other")
+        third = leases.take_over(connection, batch_id, "three", lasting=LASTING, run_id="another")
+
+    assert (second, third) == (Lease(batch_id, 2, "two"), None)
+
+
+def test_a_lease_of_a_process_with_longer_ones_is_left_to_it(outbox_engine: Engine, batch_id: UUID) -> None:
+    """How long a lease may last is kept beside it: who looks may have other settings."""
+    request(outbox_engine)
+    lease = Lease(batch_id, 1, "patient")
+    with ledger_transaction(outbox_engine) as connection:
+        leases.take_lease(connection, lease, lasting=timedelta(days=3), run_id=None)
+    at_first = request(outbox_engine)
+    with ledger_transaction(outbox_engine) as connection:
+        leases.renew_lease(connection, lease, lasting=timedelta(days=30))
+
+    assert at_first == request(outbox_engine) == []
+
+
+def test_a_request_that_waits_in_the_queue_keeps_its_length(outbox_engine: Engine, batch_id: UUID) -> None:
+    """A request whose end was moved on is not taken for one of another clock; one that was given up is due."""
+    request(outbox_engine)
+    with ledger_transaction(outbox_engine) as connection:
+        leases.set_request_end(connection, batch_id, 1, lasting=timedelta(days=2))
+    waiting = request(outbox_engine)
+    with ledger_transaction(outbox_engine) as connection:
+        leases.set_request_end(connection, batch_id, 1, lasting=timedelta(0))
+
+    assert waiting == []
+    assert [item.attempt for item in request(outbox_engine)] == [2]
+
+
+def test_an_end_without_a_length_is_believed(outbox_engine: Engine, batch_id: UUID) -> None:
+    """A process of an earlier version writes no length: its lease holds as it always did."""
+    under_way(outbox_engine, batch_id, "delivering")
+    with outbox_engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET lasting = NULL, lease_until = now() + interval '1 hour'"))
+
+    assert request(outbox_engine) == []
+    expire(outbox_engine)
+    assert [item.attempt for item in request(outbox_engine)] == [2]
+
+
+@pytest.mark.parametrize("stage", ["requested", "delivering", "failed"])
+def test_what_was_under_way_at_the_migration_has_a_length(outbox_engine: Engine, batch_id: UUID, stage: str) -> None:
+    """A batch that a clock held up before the update is due after it, and a lease that runs goes on."""
+    under_way(outbox_engine, batch_id, stage)
+    due = []
+    for days in (0, 400):
+        shift(outbox_engine, days=400)
+        with outbox_engine.begin() as connection:
+            connection.execute(text("ALTER TABLE outbox.batch DROP COLUMN lasting"))
+            connection.exec_driver_sql(script("0008_clock.sql"))
+        due.append(len(request(outbox_engine)))
+
+    assert due == [0, 1]
 
 
 def test_only_one_process_takes_an_attempt(outbox_engine: Engine, batch_id: UUID) -> None:

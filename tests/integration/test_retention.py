@@ -25,7 +25,7 @@ from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver as deliver_batch
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.replay import Outcome, batches_of_day, rechecks_due, replay
+from outbox_pipeline.relay.replay import Outcome, batches_of_days, rechecks_due, replay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.retention import MOST_REFUSED, Pruned, Reason, prune
 from outbox_pipeline.settings import Settings, today
@@ -320,7 +320,7 @@ def test_a_pruned_batch_is_never_taken_up_again(stores: Stores) -> None:
 def test_a_replay_proves_what_was_pruned_meanwhile(stores: Stores) -> None:
     """A long replay may come to a batch that a prune was at first: it is whole, and that is no failure."""
     deliver(stores)
-    listed = batches_of_day(stores.engine, today())
+    listed = batches_of_days(stores.engine, today(), today())
     list(replay(stores, listed, reload=True))
     age(stores)
     prune(stores)

@@ -12,6 +12,7 @@ from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import Tick, plan_tick
+from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
 
 EVER = (date.min, date.max)
@@ -68,16 +69,59 @@ def test_a_failure_of_another_kind_holds_nobody_up(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("days", [(date(2030, 1, 1), date(2030, 1, 2)), (date(2020, 1, 1), date(2020, 1, 2))])
-def test_a_batch_of_a_day_without_partition_is_held_back(stores: Stores, days: tuple[date, date]) -> None:
-    """Such a batch is not requested, is counted and named, and does not use up the room of others."""
+def test_a_batch_of_a_day_without_partition_is_requested_and_told(stores: Stores, days: tuple[date, date]) -> None:
+    """Such a batch does not wait for its day; its day stays what it is, and the tick counts it."""
     publish(stores.engine, 1)
 
     found = plan_tick(stores.engine, stores.settings, days=days)
     later = plan_tick(stores.engine, stores.settings, days=days)
 
-    assert found.requests == later.requests == []
-    assert (later.held_back_count, later.open_count) == (1, 0)
-    assert "no partition" in later.summary()
+    assert [request.recorded_on for request in found.requests] == [found.cut.batches[0].recorded_on]
+    assert (later.other_day_count, later.open_count, later.is_held_back) == (1, 1, False)
+    assert "1 of a day that is no partition, delivered under the nearest" in later.summary()
+
+
+def test_without_any_day_everything_is_held_back_and_told(stores: Stores) -> None:
+    """While the first day is in the future no run can be started: nothing is cut, and it begins once there is a day."""
+    publish(stores.engine, 1)
+    plan_tick(stores.engine, stores.settings, days=EVER)
+    publish(stores.engine, 1)
+
+    held = plan_tick(stores.engine, stores.settings, days=(date(2030, 1, 1), date(2026, 1, 1)))
+    then = plan_tick(stores.engine, stores.settings, days=EVER)
+
+    assert (held.requests, held.cut.event_count, held.held_back_count) == ([], 0, 1)
+    assert "1 batches and all pending events held back, because OUTBOX_START_DATE is in the future" in held.summary()
+    assert then.cut.event_count == len(then.requests) == 1
+
+
+def test_a_failure_in_the_future_makes_no_batch_probe(stores: Stores) -> None:
+    """A failure from under a clock that was ahead does not let batches go one at a time until its time has come."""
+    publish(stores.engine, 3)
+    first = tick(stores).requests
+    fail(stores, first[0], TransientError("ClickHouse is away"))
+    for request in first[1:]:
+        succeed(stores, request)
+    shift(stores.engine, days=400, where="status = 'failed'")
+    publish(stores.engine, 2)
+
+    found = tick(stores)
+
+    assert (found.is_probing, len(found.requests)) == (False, 3)
+
+
+def test_a_success_in_the_future_does_not_keep_batches_from_probing(stores: Stores) -> None:
+    """A mark from under a clock that was ahead is not taken for a success after each outage since."""
+    publish(stores.engine, 1)
+    succeed(stores, tick(stores).requests[0])
+    shift(stores.engine, days=400)
+    publish(stores.engine, 2)
+    for request in tick(stores).requests:
+        fail(stores, request, TransientError("ClickHouse is away"))
+
+    probe = tick(stores)
+
+    assert (probe.is_probing, len(probe.requests)) == (True, 1)
 
 
 def test_a_tick_asks_for_a_bounded_number_of_runs(stores: Stores) -> None:

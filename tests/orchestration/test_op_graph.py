@@ -12,10 +12,13 @@ from sqlalchemy import text
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
+from outbox_pipeline.orchestration.partitions import deliverable_days
+from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import today
+from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 EVER = (date.min, date.max)
@@ -151,6 +154,29 @@ def test_a_day_run_leaves_batches_in_flight_alone(instance: dg.DagsterInstance, 
     (check,) = result.get_asset_check_evaluations()
     assert check.metadata["batches_left_alone"].value == 1
     assert batch_row(stores)[:2] == ("requested", 1)
+
+
+@pytest.mark.parametrize(("days", "end"), [(400, 1), (-4000, 0)])
+def test_a_day_run_takes_the_days_that_are_no_partition(
+    instance: dg.DagsterInstance, stores: Stores, days: int, end: int
+) -> None:
+    """The first partition stands for all days before it and the last for all after it: delivered, proved, repaired."""
+    publish(stores.engine, 5)
+    cut_batches(stores.engine, stores.settings, most=1)
+    shift(stores.engine, days=days)
+    partition = deliverable_days()[end].isoformat()
+
+    delivered = execute(instance, requested(stores), day=partition)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE position = 3", settings={"mutations_sync": 2})
+    repaired = execute(instance, run_config(), day=partition)
+    own_day = execute(instance, run_config())
+
+    assert delivered.success
+    found = {check.check_name: check.metadata for check in repaired.get_asset_check_evaluations()}
+    assert (found[DELIVERED_WHOLE]["batches"].value, found[DELIVERED_WHOLE]["batches_redelivered"].value) == (1, 1)
+    (other,) = own_day.get_asset_check_evaluations()
+    assert other.metadata["batches"].value == 0
+    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def test_an_empty_day_succeeds(instance: dg.DagsterInstance, stores: Stores) -> None:

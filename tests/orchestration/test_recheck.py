@@ -8,6 +8,7 @@ from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.relay.replay import rechecks_due
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.orchestration.test_op_graph import EVER, execute, run_config
 
@@ -79,3 +80,13 @@ def test_a_batch_is_looked_at_twice_and_not_for_ever(instance: dg.DagsterInstanc
 
     assert rechecks_due(retried) == []
     assert_each_exactly_once(retried.engine, retried.client)
+
+
+def test_a_mark_in_the_future_is_looked_at_once(instance: dg.DagsterInstance, retried: Stores) -> None:
+    """A batch that was marked under a clock that was ahead does not wait for its second look until that time."""
+    shift(retried.engine, days=400)
+    due = rechecks_due(retried)
+    build_definitions().resolve_job_def("recheck_batches").execute_in_process(instance=instance)
+
+    assert [batch.attempt for batch in due] == [2]
+    assert rechecks_due(retried) == []

@@ -16,7 +16,7 @@ def age(stores: Stores, seconds: float) -> None:
         connection.execute(
             text(
                 "UPDATE outbox.batch SET requested_at = clock_timestamp() - make_interval(secs => :seconds),"
-                " lease_until = clock_timestamp() + interval '1 hour'"
+                " lease_until = clock_timestamp() + interval '1 hour', lasting = interval '1 hour'"
             ),
             {"seconds": seconds},
         )

@@ -1,17 +1,21 @@
 """The sensor asks for one run a due batch, and for none while ClickHouse is away."""
 
 import socket
+from datetime import timedelta
 
 import dagster as dg
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.sensors import outbox_sensor
+from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.stores import Stores
-from outbox_pipeline.settings import Settings, load_settings
+from outbox_pipeline.settings import Settings, load_settings, today
+from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
 
 NOWHERE = "127.0.0.1:9"
@@ -54,6 +58,36 @@ def test_a_pending_event_becomes_one_run_request(
     assert request.partition_key is not None
     assert deliverable_days()[0].isoformat() <= request.partition_key <= deliverable_days()[1].isoformat()
     assert dg.validate_run_config(definitions.resolve_job_def("deliver_batch"), request.run_config)
+
+
+@pytest.mark.parametrize(("days", "end"), [(400, 1), (-4000, 0), (2, 1)])
+def test_a_batch_of_another_day_is_requested_under_the_nearest(
+    instance: dg.DagsterInstance, stores: Stores, days: int, end: int
+) -> None:
+    """A day that is no partition yet, or no more, holds no batch up; the run's tags say which day it is."""
+    publish(stores.engine, 3)
+    cut_batches(stores.engine, stores.settings, most=1)
+    shift(stores.engine, days=days)
+
+    (request,) = tick(instance, pipeline(stores)).run_requests or []
+    with stores.engine.begin() as connection:
+        day = connection.scalar(text("SELECT recorded_on FROM outbox.batch"))
+
+    assert request.partition_key == deliverable_days()[end].isoformat()
+    assert request.tags["outbox/recorded_on"] == str(day) == str(today() + timedelta(days=days))
+
+
+def test_a_first_day_in_the_future_is_told(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any partition there is nothing to start runs under: the tick says so and what to set."""
+    publish(stores.engine, 3)
+    monkeypatch.setenv("OUTBOX_START_DATE", str(today() + timedelta(days=30)))
+
+    result = tick(instance, pipeline(stores))
+
+    assert not result.run_requests
+    assert "held back, because OUTBOX_START_DATE is in the future" in str(result.skip_reason)
 
 
 def test_a_tick_evaluated_twice_asks_once(instance: dg.DagsterInstance, stores: Stores) -> None:

@@ -12,7 +12,7 @@ marked AS (
         accepted_count = (batch.proof ->> 'row_count')::integer,
         rejected_count = coalesce(batch.rejected_count, 0) + (SELECT count(*) FROM held),
         rejected = '{}',
-        holder = NULL, lease_until = NULL, next_attempt_at = NULL,
+        holder = NULL, lease_until = NULL, next_attempt_at = NULL, lasting = NULL,
         failures = 0, transient_failures = 0, last_error = NULL, last_error_kind = NULL,
         processed_at = clock_timestamp(), proved_at = clock_timestamp()
     WHERE batch_id = :batch_id AND attempt = :attempt AND holder = :holder AND status = 'delivering'

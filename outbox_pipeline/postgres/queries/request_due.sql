@@ -1,12 +1,16 @@
 -- Draw the next attempt of each due batch, oldest first; a batch that went silent too often is parked instead.
 -- Batches that are delivered for the first time go before those that a replay could not finish.
+-- An end that is further ahead than the lease or the wait lasts was set under another clock: it is over, and no attempt
+-- has been silent for it.
 WITH due AS (
-    SELECT batch_id, status IN ('requested', 'delivering') AS went_silent
+    SELECT batch_id, status IN ('requested', 'delivering') AND lease_until <= clock_timestamp() AS went_silent
     FROM outbox.batch
-    WHERE status <> 'processed' AND recorded_on BETWEEN :first_day AND :last_day AND (
+    WHERE status <> 'processed' AND (
         status = 'cut'
-        OR (status = 'failed' AND next_attempt_at <= clock_timestamp())
-        OR (status IN ('requested', 'delivering') AND lease_until < clock_timestamp())
+        OR (status = 'failed' AND (
+            next_attempt_at <= clock_timestamp() OR next_attempt_at > clock_timestamp() + lasting))
+        OR (status IN ('requested', 'delivering') AND (
+            lease_until <= clock_timestamp() OR lease_until > clock_timestamp() + lasting))
     )
     ORDER BY processed_at IS NOT NULL, cut_at
     LIMIT :most
@@ -22,6 +26,7 @@ SET status = CASE WHEN judged.failures >= :max_attempts THEN 'parked' ELSE 'requ
     failures = judged.failures,
     holder = NULL,
     lease_until = clock_timestamp() + make_interval(secs => :request_seconds),
+    lasting = make_interval(secs => :request_seconds),
     next_attempt_at = NULL,
     requested_at = clock_timestamp(),
     last_error = CASE WHEN judged.went_silent
