@@ -4,13 +4,24 @@ Invariant: `complete_through` is never later than the truth. Every committed eve
 the event log or counted as quarantined at `written_at`; transactions that are still open, late commits, batches on
 their way or parked, and batches that are being delivered again all hold it back. A write that is lost or comes late
 changes nothing but how fresh the table is, and no delivery depends on it.
+
+What was written later than PostgreSQL's now was written under a clock that was ahead, or was set back since. It may say
+too much, and being the latest it would hide every true row until its time has come: it goes, and those days are told
+anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from outbox_pipeline.clickhouse.delivered import DeliveredDay, as_row, delivered_problem, read_delivered, write_days
+from outbox_pipeline.clickhouse.delivered import (
+    DeliveredDay,
+    as_row,
+    delivered_problem,
+    drop_days,
+    read_delivered,
+    write_days,
+)
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -26,21 +37,28 @@ _OVERLAP = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Recorded:
-    """What one write told; `watermark` is the time before which no event can still appear."""
+    """What one write told; `watermark` is the time before which no event can still appear.
+
+    `retold_count`: days of which something was told under another clock.
+    """
 
     watermark: datetime
     written_at: datetime
     days: tuple[LedgerDay, ...]
+    retold_count: int = 0
 
     def summary(self) -> str:
         """Say it in one line."""
         behind = sum(bool(day.undelivered_count) for day in self.days)
         days = f"{len(self.days)} days written, {behind} of them with events on their way"
-        return f"{days}; no event recorded before {self.watermark:%Y-%m-%d %H:%M:%S} UTC is unseen"
+        retold = f"; {self.retold_count} told anew, because PostgreSQL's clock was ahead" if self.retold_count else ""
+        return f"{days}{retold}; no event recorded before {self.watermark:%Y-%m-%d %H:%M:%S} UTC is unseen"
 
 
 def record_completeness(stores: Stores) -> Recorded:
     """Write how far each day is delivered: today, days not complete yet, and days that changed since the last write.
+
+    Days of which something was written later than now are written anew, and that is deleted before.
 
     Safe to repeat and to run from several processes at once. Raises ConfigurationError when the table is missing,
     LedgerError when the ledger's conditions do not hold, TransientError when a side does not answer; nothing of a
@@ -49,33 +67,49 @@ def record_completeness(stores: Stores) -> Recorded:
     problem = delivered_problem(stores.client)
     if problem is not None:
         raise ConfigurationError(problem)
-    known = {day.day: day for day in read_delivered(stores.client)}
+    told = read_delivered(stores.client)
     with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:
         check_version(connection)
         require_sound(read_conditions(connection))
         written_at, watermark = observe(connection)
+        today = written_at.astimezone(UTC).date()
+        known = {day.day: day for day in told if day.written_at <= written_at}
+        retold = [day.day for day in told if day.written_at > written_at]
         found = read_days(
             connection,
-            _wanted(known),
+            _wanted(known, retold, today),
             watermark=watermark,
-            until_day=written_at.astimezone(UTC).date(),
+            until_day=today,
             first_day=stores.settings.start_date,
         )
-    news = tuple(day for day in found if _is_news(day, known.get(day.day)))
+    news = tuple(day for day in found if _is_news(day, known.get(day.day), today))
+    if retold:
+        drop_days(stores.client, retold, written_after=written_at)
     if news:
         write_days(stores.client, [as_row(day, written_at=written_at) for day in news])
-    return Recorded(watermark, written_at, news)
+    return Recorded(watermark, written_at, news, len(retold))
 
 
-def _wanted(known: Mapping[date, DeliveredDay]) -> Wanted:
-    if not known:
-        return Wanted(None, frozenset(), None)
-    incomplete = frozenset(day.day for day in known.values() if not day.is_complete)
-    return Wanted(max(known), incomplete, max(day.written_at for day in known.values()) - _OVERLAP)
+def _wanted(known: Mapping[date, DeliveredDay], retold: Sequence[date], today: date) -> Wanted:
+    past = [day for day in known if day <= today]
+    if not past:
+        return Wanted(None, frozenset({*known, *retold}), None)
+    incomplete = {day.day for day in known.values() if not day.is_complete}
+    # A write that broke off between its two statements has left days out.
+    missing = {min(past) + timedelta(days=n) for n in range((today - min(past)).days)} - set(known)
+    since = max(day.written_at for day in known.values()) - _OVERLAP
+    return Wanted(max(past), frozenset({*incomplete, *missing, *retold}), since)
 
 
-def _is_news(day: LedgerDay, known: DeliveredDay | None) -> bool:
+def _is_news(day: LedgerDay, known: DeliveredDay | None, today: date) -> bool:
+    if day.day > today and not _has_events(day):
+        return False
     if known is None or not known.is_complete:
         return True
     told = asdict(known)
     return any(told[name] != value for name, value in asdict(day).items())
+
+
+def _has_events(day: LedgerDay) -> bool:
+    counts = (day.event_count, day.undelivered_count, day.quarantined_count, day.discarded_count, day.replaced_count)
+    return any(counts)

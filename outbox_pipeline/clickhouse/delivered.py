@@ -58,6 +58,11 @@ WHERE day BETWEEN {{from_day:Date}} AND {{until_day:Date}}
 ORDER BY day
 """  # noqa: S608 - see above
 
+_DROP = """
+DELETE FROM {completeness:Identifier}
+WHERE day IN {days:Array(Date)} AND written_at > {written_after:DateTime64(6, 'UTC')}
+"""
+
 #: Days that ClickHouse's type Date can hold.
 FIRST_DAY = date(1970, 1, 1)
 LAST_DAY = date(2149, 6, 5)
@@ -118,6 +123,15 @@ def write_days(client: EventLogClient, days: Sequence[dict[str, Any]]) -> None:
     """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns."""
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
     client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
+
+
+def drop_days(client: EventLogClient, days: Sequence[date], *, written_after: datetime) -> None:
+    """Delete what was told of these days after a time, and wait until it is gone."""
+    client.run(
+        _DROP,
+        {"days": [day.isoformat() for day in days], "written_after": _as_text(written_after)},
+        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
+    )
 
 
 def read_delivered(

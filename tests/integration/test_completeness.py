@@ -25,6 +25,7 @@ from outbox_pipeline.relay.attempts import end_failed, request_batches, start_re
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
+from tests.fixtures.clock import shift
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
 from tests.fixtures.watermark import Promises, Traffic
@@ -427,9 +428,114 @@ def test_readers_get_the_latest_row_of_a_day(stores: Stores) -> None:
     assert read_delivered(stores.client)[-2] == done
 
 
-def test_the_queries_in_the_docs_agree_with_the_rows(stores: Stores) -> None:
-    """What analysts copy runs as it stands, and finds a day whole, or that somebody took a row away."""
-    asked, compared = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+def told_ahead(stores: Stores, *, days: int) -> None:
+    """Leave what writes under a clock that was ahead have left: each day up to then is whole, and nothing is open."""
+    now = datetime.now(UTC)
+    row = vars(read_delivered(stores.client)[-1]) | {"written_at": now + timedelta(days=days)}
+    whole = [now.date() + timedelta(days=n) for n in range(days)]
+    ends = [datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC) for day in whole]
+    write_days(
+        stores.client, [row | {"day": day, "complete_through": end} for day, end in zip(whole, ends, strict=True)]
+    )
+    shift(stores.engine, days=days, table="watermark")
+
+
+def test_what_was_told_under_a_clock_that_was_ahead_is_taken_back(stores: Stores) -> None:
+    """No day is called whole that is not over: the latest rows came from a wrong clock, and they go."""
+    publish_yesterday(stores.engine)
+    relay(stores, until_empty=True)
+    before = record_completeness(stores)
+    told_ahead(stores, days=40)
+    told = read_delivered(stores.client)[-1]
+
+    after = record_completeness(stores)
+
+    assert (told.is_complete, told.day) == (True, before.written_at.date() + timedelta(days=39))
+    days = read_delivered(stores.client)
+    assert [(day.day, day.is_complete) for day in days] == [
+        (after.written_at.date() - timedelta(days=1), True),
+        (after.written_at.date(), False),
+    ]
+    assert days[-1].written_at == after.written_at >= days[-1].complete_through
+    assert "40 told anew, because PostgreSQL's clock was ahead" in after.summary()
+    assert record_completeness(stores).retold_count == 0
+
+
+@pytest.mark.parametrize("when", ["before the look", "after the look"])
+def test_after_a_clock_that_was_ahead_an_open_transaction_is_of_unknown_age(
+    stores: Stores, producers: Engine, when: str
+) -> None:
+    """Who came after a look at a time in the future has not recorded after it: nothing is complete until they end."""
+    with producers.connect() as slow:
+        if when == "before the look":
+            publish_in(slow)
+        record_completeness(stores)
+        shift(stores.engine, days=400, table="watermark")
+        execute(
+            stores,
+            "UPDATE outbox.watermark SET holders = coalesce((SELECT jsonb_object_agg(key, value::text::timestamptz"
+            " + interval '400 days') FROM jsonb_each_text(holders)), '{}')",
+        )
+        publish_in(slow)
+        unknown = [today(stores), today(stores)]
+        slow.commit()
+    relay(stores, until_empty=True)
+
+    assert [day.complete_through.year for day in unknown] == [1970, 1970]
+    assert today(stores).complete_through > unknown[-1].written_at
+
+
+def test_an_event_recorded_after_the_end_of_its_day_keeps_the_day_open(stores: Stores) -> None:
+    """A day with an event on its way is not whole, whatever a clock that was ahead wrote on the event."""
+    publish(stores.engine)
+    cut_batches(stores.engine, stores.settings, most=1)
+    execute(stores, "UPDATE outbox.batch SET oldest_recorded_at = now() + interval '400 days'")
+    execute(stores, "UPDATE outbox.batch SET recorded_on = recorded_on - 1")
+    day = yesterday(stores)
+
+    assert (day.is_complete, day.undelivered_count) == (False, 1)
+    relay(stores, until_empty=True)
+    assert yesterday(stores).is_complete
+
+
+def test_a_day_in_the_future_keeps_no_other_from_being_told(stores: Stores) -> None:
+    """What was delivered of a day that has not come is told and not whole; the days until now are told beside it."""
+    publish(stores.engine)
+    relay(stores, until_empty=True)
+    shift(stores.engine, days=400)
+    now = record_completeness(stores).written_at.date()
+    stores.client.run("DELETE FROM {completeness:Identifier} WHERE day = {day:Date}", {"day": str(now)})
+
+    record_completeness(stores)
+    record_completeness(stores)
+
+    days = [(day.day, day.is_complete, day.event_count) for day in read_delivered(stores.client)]
+    assert days == [(now, False, 0), (now + timedelta(days=400), False, 1)]
+
+
+def test_a_day_that_a_broken_write_left_out_is_told_by_the_next(stores: Stores) -> None:
+    """A write that died after it had taken something back is made up for."""
+    publish_yesterday(stores.engine)
+    relay(stores, until_empty=True)
+    execute(stores, "UPDATE outbox.batch SET recorded_on = recorded_on - 3, processed_at = now() - interval '1 day'")
+    record_completeness(stores)
+    whole = read_delivered(stores.client)
+    stores.client.run("DELETE FROM {completeness:Identifier} WHERE day = {day:Date}", {"day": str(whole[2].day)})
+
+    record_completeness(stores)
+
+    assert len(whole) == 5
+    assert [day.day for day in read_delivered(stores.client)] == [day.day for day in whole]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Etc/GMT+12", "Etc/GMT-14"])
+def test_the_queries_in_the_docs_agree_with_the_rows(stores: Stores, zone: str) -> None:
+    """What analysts copy runs in any time zone, and finds a day whole, or that somebody took a row away.
+
+    At any time one of the two zones at the ends has another day than UTC.
+    """
+    snippets = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    asked, compared = (f"{snippet} SETTINGS session_timezone = '{zone}'" for snippet in snippets)
     publish_yesterday(stores.engine)
     publish_yesterday(stores.engine)
     publish_yesterday(stores.engine, context="[1]")

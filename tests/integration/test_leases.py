@@ -160,7 +160,7 @@ def test_what_was_under_way_at_the_migration_has_a_length(outbox_engine: Engine,
     under_way(outbox_engine, batch_id, stage)
     due = []
     for days in (0, 400):
-        shift(outbox_engine, days=400)
+        shift(outbox_engine, days=days)
         with outbox_engine.begin() as connection:
             connection.execute(text("ALTER TABLE outbox.batch DROP COLUMN lasting"))
             connection.exec_driver_sql(script("0008_clock.sql"))

@@ -1,5 +1,6 @@
 -- What each UTC day's events have come to, in one snapshot: delivered, undelivered, quarantined, and complete through when.
 -- :watermark was taken before this statement, so whoever is not seen here records later than it.
+-- An undelivered event that was recorded after the end of the day it counts for (a clock that was ahead) keeps the day open.
 -- Positions and recorded_at are drawn together, so what lies beyond :most pending events was recorded after the oldest.
 WITH stretch AS (
     SELECT unnest(positions) AS positions FROM outbox.gap
@@ -41,8 +42,8 @@ undelivered AS (
 wanted AS (
     SELECT day::date AS day
     FROM generate_series(
-        coalesce(CAST(:from_day AS date), (SELECT min(recorded_on) FROM outbox.batch),
-                 (SELECT min(recorded_on) FROM pending), CAST(:until_day AS date)),
+        least(coalesce(CAST(:from_day AS date), (SELECT min(recorded_on) FROM outbox.batch),
+                       (SELECT min(recorded_on) FROM pending)), CAST(:until_day AS date)),
         CAST(:until_day AS date), interval '1 day') AS day
     UNION
     SELECT unnest(CAST(:days AS date[]))
@@ -74,8 +75,12 @@ quarantined AS (
     GROUP BY batch.recorded_on
 )
 SELECT wanted.day,
-       least((wanted.day + 1)::timestamp AT TIME ZONE 'UTC', bound.complete_through, undelivered.oldest_at)
-           AS complete_through,
+       least(
+           (wanted.day + 1)::timestamp AT TIME ZONE 'UTC'
+               - CASE WHEN undelivered.recorded_on IS NULL THEN interval '0' ELSE interval '1 microsecond' END,
+           bound.complete_through,
+           undelivered.oldest_at
+       ) AS complete_through,
        coalesce(delivered.event_count, 0)::bigint AS event_count,
        coalesce(delivered.batch_count, 0)::bigint AS batch_count,
        coalesce(undelivered.event_count, 0)::bigint AS undelivered_count,
