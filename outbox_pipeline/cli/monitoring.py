@@ -115,6 +115,8 @@ def _status_facts(found: "Status") -> list[tuple[str, object]]:
         ("last processed", found.last_processed_at),
         ("last error", found.last_error or "none"),
     ]
+    if found.future:
+        facts.insert(6, ("in the future", f"{found.future:,} undelivered, recorded up to {shown(found.future_until)}"))
     if found.last_error_batch_id is not None:
         facts.append(("… of batch", found.last_error_batch_id))
     if found.gaps:

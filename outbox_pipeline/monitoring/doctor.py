@@ -19,9 +19,16 @@ from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
+from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-from outbox_pipeline.postgres.overview import read_grants, read_server, read_switched_off, read_vacuum_off
+from outbox_pipeline.postgres.overview import (
+    read_future_days,
+    read_grants,
+    read_server,
+    read_switched_off,
+    read_vacuum_off,
+)
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -47,6 +54,7 @@ CHECKS = (
     "grants",
     "schema",
     "ledger",
+    "future days",
     "clickhouse",
     "clickhouse table",
     "clickhouse durability",
@@ -132,7 +140,7 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
         needing = ["postgres encoding", "postgres durability", "postgres vacuum", "grants", "schema", "ledger"]
-        yield from skipped(needing, "postgres")
+        yield from skipped([*needing, "future days"], "postgres")
         return
     yield check_postgres_version(version, shown_url(settings.postgres_url))
     yield check_encoding(encoding)
@@ -143,8 +151,9 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
     yield schema
     if schema.ok:
         yield _outcome("ledger", lambda: _check_ledger(engine))
+        yield _check_future(engine)
     else:
-        yield from skipped(["ledger"], "schema")
+        yield from skipped(["ledger", "future days"], "schema")
 
 
 def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str]:
@@ -222,6 +231,25 @@ def _check_ledger(engine: Engine) -> str:
     with ledger_transaction(engine) as connection:
         problem = ledger_problem(read_conditions(connection))
     return _fine(problem, "The ledger belongs to this cluster and its conditions hold.")
+
+
+def _check_future(engine: Engine) -> Check:
+    try:
+        with ledger_transaction(engine) as connection:
+            count, last_day = read_future_days(connection)
+        status = read_status(engine)
+    except OutboxError as error:
+        return Check("future days", False, _said(error))
+    if not count and not status.future:
+        return Check("future days", True, "Nothing was recorded in the future.")
+    days = f"{count:,} batches are of days that have not come, up to {last_day}" if count else ""
+    until = "" if status.future_until is None else f"{status.future_until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    events = f"{status.future:,} undelivered events were recorded up to {until}" if status.future else ""
+    said = (
+        f"{' and '.join(filter(None, [days, events]))}: PostgreSQL's clock was ahead, or is behind now. They are "
+        "delivered like all others and keep their days; look at the clocks."
+    )
+    return Check("future days", True, said, is_warning=True)
 
 
 def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[Check]:

@@ -104,18 +104,29 @@ def judge_lag(health: Health, *, limit_seconds: float) -> Answer:
     numbers: dict[str, int | float] = {
         "lag_seconds": round(status.lag_seconds, 3),
         "limit_seconds": limit_seconds,
+        "recorded_in_the_future": status.future,
         "pending": status.pending,
         "in_flight": status.in_flight,
         "parked": status.parked,
     }
     if status.lag_seconds <= limit_seconds:
         return Answer(True, f"Nothing has been undelivered for longer than {_duration(limit_seconds)}.", "", numbers)
+    limit = "" if status.is_ahead else f", more than {_duration(limit_seconds)}"
     said = (
-        f"The oldest undelivered event is {_duration(status.lag_seconds)} old, more than "
-        f"{_duration(limit_seconds)}: {_at_least(status)} pending, {status.in_flight:,} in flight, "
+        f"{lag_sentence(status)}{limit}: {_at_least(status)} pending, {status.in_flight:,} in flight, "
         f"{status.parked:,} parked. {_next_step(status)}"
     )
     return Answer(False, said, _cause_of_lag(status), numbers)
+
+
+def lag_sentence(status: Status) -> str:
+    """Say what the lag is, without a stop: an age, or how far ahead something was recorded."""
+    if status.is_ahead:
+        return (
+            f"{status.future:,} undelivered events were recorded in the future, up to {_duration(status.lag_seconds)} "
+            "ahead of PostgreSQL's clock, which was ahead or is behind now"
+        )
+    return f"The oldest undelivered event is {_duration(status.lag_seconds)} old"
 
 
 def judge_gaps(health: Health, *, limit_seconds: float) -> Answer:
@@ -170,6 +181,7 @@ def _cause_of_lag(status: Status) -> str:
         for name, is_so in (
             ("parked", status.parked > 0),
             ("failing", status.last_error is not None),
+            ("future", status.is_ahead),
             ("in_flight", status.in_flight > 0),
             ("pending", status.pending > 0),
         )

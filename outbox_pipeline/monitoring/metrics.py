@@ -45,7 +45,13 @@ _GAUGES = (
     ("outbox_in_flight_events", "in_flight", "In a batch that is cut, requested, delivering or failed."),
     ("outbox_parked_events", "parked", "In a batch that needs a person."),
     ("outbox_quarantined_events", "quarantined", "Refused by validation and held."),
-    ("outbox_lag_seconds", "lag_seconds", "Age of the oldest undelivered event; 0 without any."),
+    (
+        "outbox_lag_seconds",
+        "lag_seconds",
+        "Age of the oldest undelivered event, or how far ahead one was recorded if that is more; 0 without any.",
+    ),
+    ("outbox_future_events", "future", "Undelivered events recorded in the future; of a batch its oldest counts."),
+    ("outbox_future_seconds", "future_seconds", "How far ahead the farthest of them was recorded; 0 without any."),
     ("outbox_gaps", "gaps", "Sets of positions that a cut passed over and that may still be filled."),
     ("outbox_oldest_gap_seconds", "oldest_gap_seconds", "How long the oldest gap has been open; 0 without any."),
     (

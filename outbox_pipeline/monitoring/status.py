@@ -24,7 +24,10 @@ class Status:
     `pending`: committed and in no batch yet, `pending_is_at_least` when there may be more than were counted.
     `in_flight`: in a batch that is cut, requested, delivering or failed. `parked`: in a batch that needs a person.
     `processed`: proved to be in ClickHouse. `quarantined`: refused by validation and held.
-    `lag_seconds`: age of the oldest pending, in flight or parked event, 0 without any; a replay does not count.
+    `lag_seconds`: age of the oldest pending, in flight or parked event, 0 without any; a replay does not count. Where
+    one of them was recorded in the future, how far ahead that is, if it is more: its age is not known.
+    `future`: how many of them were, those in batches by the batch's oldest event; `future_seconds`: how far at most,
+    which is until `future_until`.
     `oldest_gap_holders`: transactions that may still commit an event at a position that was passed over.
     `last_error`: what the most recently tried open batch failed with.
     """
@@ -36,6 +39,9 @@ class Status:
     processed: int
     quarantined: int
     lag_seconds: float
+    future: int
+    future_seconds: float
+    future_until: datetime | None
     open_batches: dict[str, int]
     gaps: int
     oldest_gap_at: datetime | None
@@ -49,6 +55,12 @@ class Status:
     def undelivered(self) -> int:
         """Committed events that are neither processed nor quarantined."""
         return self.pending + self.in_flight + self.parked
+
+    @property
+    def is_ahead(self) -> bool:
+        """True when the lag is that of an event recorded in the future."""
+        # The server read its clock once for each of the two.
+        return self.future > 0 and self.lag_seconds - self.future_seconds < 1
 
 
 def read_status(engine: Engine) -> Status:

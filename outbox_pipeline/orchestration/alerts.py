@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.monitoring.health import lag_sentence
 from outbox_pipeline.monitoring.incidents import Condition, Incidents
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.webhook import post_json
@@ -64,7 +65,7 @@ def watch_lag(look: Look) -> list[Condition] | None:
     most = look.settings.alert_lag_seconds / (2 if "lag" in look.before.is_open else 1)
     if look.status.lag_seconds <= most:
         return []
-    title = f"The oldest undelivered event is {look.status.lag_seconds:,.0f} s old."
+    title = f"{lag_sentence(look.status)}."
     detail = f"{look.status.undelivered:,} events wait. 'outbox status' says where, the page of outbox_sensor says why."
     return [Condition("lag", title, detail)]
 

@@ -176,6 +176,7 @@ def of_status(status: Status) -> Metadata:
         "parked": status.parked,
         "quarantined": status.quarantined,
         "undelivered": status.undelivered,
+        "recorded_in_the_future": status.future,
         "lag_seconds": round(status.lag_seconds, 3),
         "open_batches": sum(status.open_batches.values()),
         "gaps": status.gaps,

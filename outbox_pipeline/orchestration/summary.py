@@ -32,7 +32,7 @@ def of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int] | None
         "|---|---|",
         f"| types | {_counted(event_types) if event_types is not None else 'see the step validate_batch'} |",
         f"| refused | {_counted(count_reasons(batch.rejected or {}))} |",
-        f"| oldest event | waited {marked.lag_seconds:,.1f} s |",
+        f"| oldest event | {_waited(marked.lag_seconds)} |",
         f"| took | {marked.seconds:,.1f} s for {marked.context_bytes:,} bytes of text |",
         f"| batch | `{batch.batch_id}`, attempt {batch.attempt}, generation {batch.generation} |",
         f"| positions | {batch.first_position} to {batch.last_position}, recorded on {batch.recorded_on} |",
@@ -52,6 +52,12 @@ def of_day(replayed: Sequence[Replayed]) -> dg.MarkdownMetadataValue:
     rows = sum(item.row_count for item in replayed)
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count)
     return dg.MetadataValue.md(f"**{len(replayed):,} batches with {rows:,} rows**: {told}.")
+
+
+def _waited(seconds: float) -> str:
+    if seconds < 0:
+        return f"recorded {-seconds:,.1f} s ahead of PostgreSQL's clock"
+    return f"waited {seconds:,.1f} s"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -4,16 +4,17 @@ Invariant: nothing here locks or changes a row, so an operator may ask as often 
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Date, cast, func, select
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.postgres.dagster_storage import require_room, storage_connection, storage_server
 from outbox_pipeline.postgres.errors import translated_of
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.tables import batch
 
 
 def read_overview(connection: Connection, *, most: int) -> RowMapping:
@@ -40,6 +41,15 @@ def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:
     """Return what the ledger knows of an event, None when the outbox does not hold it."""
     return connection.execute(query("event_life"), {"event_id": event_id}).mappings().one_or_none()
+
+
+def read_future_days(connection: Connection) -> tuple[int, date | None]:
+    """Return how many batches are of a UTC day that has not come by this server's clock, and the last such day."""
+    today = cast(func.timezone("UTC", func.statement_timestamp()), Date)
+    count, last_day = connection.execute(
+        select(func.count(), func.max(batch.c.recorded_on)).where(batch.c.recorded_on > today)
+    ).one()
+    return count, last_day
 
 
 def read_server(connection: Connection) -> tuple[int, str, datetime]:

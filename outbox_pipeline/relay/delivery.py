@@ -75,7 +75,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Marked:
-    """What the mark step wrote to the ledger."""
+    """What the mark step wrote to the ledger.
+
+    `lag_seconds`: from the oldest event to the mark; negative where it was recorded under a clock that was ahead.
+    """
 
     accepted_count: int
     quarantined_count: int

@@ -28,8 +28,8 @@ SELECT held.holder,
            '(?i)^\s*(insert\s+into\s+[\w."]+|update\s+[\w."]+|delete\s+from\s+[\w."]+|merge\s+into\s+[\w."]+|[a-z]+)')
            AS statement,
        held.gap_count,
-       extract(epoch FROM clock_timestamp() - coalesce(session.xact_start, prepared.prepared, held.observed_at))::float
-           AS age_seconds
+       abs(extract(epoch FROM clock_timestamp() - coalesce(session.xact_start, prepared.prepared, held.observed_at)))
+           ::float AS age_seconds
 FROM held
 JOIN locking ON locking.virtualtransaction = held.holder
 LEFT JOIN prepared ON prepared.virtualtransaction = held.holder

@@ -1,6 +1,7 @@
 -- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :most, each of
 -- :most_stretches stretches of positions has its own probe of the primary key, gaps all of whose holders are still there
 -- (nobody else can fill them) have none, and what is said of speed is about the last hour.
+-- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
 WITH inserting AS MATERIALIZED (
     SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders
     FROM pg_locks
@@ -29,7 +30,9 @@ pending AS MATERIALIZED (
     LIMIT :most
 ),
 pending_sum AS (
-    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at FROM pending
+    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at, max(recorded_at) AS newest_at,
+           count(*) FILTER (WHERE recorded_at > clock_timestamp()) AS future_count
+    FROM pending
 ),
 drawn AS (
     SELECT coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_position
@@ -50,7 +53,8 @@ open_batch AS MATERIALIZED (
 open_sum AS (
     SELECT coalesce(sum(event_count) FILTER (WHERE status <> 'parked'), 0) AS in_flight,
            coalesce(sum(event_count) FILTER (WHERE status = 'parked'), 0) AS parked,
-           min(oldest_at) AS oldest_at
+           min(oldest_at) AS oldest_at, max(oldest_at) AS newest_at,
+           coalesce(sum(event_count) FILTER (WHERE oldest_at > clock_timestamp()), 0) AS future_count
     FROM open_batch
 ),
 -- A batch that is delivered once more has been processed all the same, so that the totals do not fall meanwhile.
@@ -58,28 +62,35 @@ total AS (
     SELECT coalesce(sum(accepted_count) FILTER (WHERE processed_at IS NOT NULL), 0) AS events,
            count(processed_at) AS batches,
            coalesce(sum(attempt), 0) AS attempts,
-           max(processed_at) AS last_at
+           max(processed_at) FILTER (WHERE processed_at <= clock_timestamp()) AS last_at
     FROM outbox.batch
 ),
 recent AS MATERIALIZED (
     SELECT accepted_count AS event_count, attempt, extract(epoch FROM processed_at - started_at)::float AS seconds
     FROM outbox.batch
-    WHERE processed_at > clock_timestamp() - interval '1 hour' AND status = 'processed'
+    WHERE processed_at > clock_timestamp() - interval '1 hour' AND processed_at <= clock_timestamp()
+        AND status = 'processed'
 )
 SELECT CASE WHEN pending_sum.event_count < :most THEN pending_sum.event_count
             ELSE greatest(pending_sum.event_count, drawn_sum.position_count) END::bigint AS pending,
        open_sum.in_flight::bigint AS in_flight,
        open_sum.parked::bigint AS parked,
        (SELECT count(*) FROM outbox.quarantined_event WHERE status = 'held') AS quarantined,
-       greatest(0, coalesce(extract(epoch FROM clock_timestamp() - least(pending_sum.oldest_at, open_sum.oldest_at)), 0))
-           ::float AS lag_seconds,
+       greatest(
+           0,
+           extract(epoch FROM clock_timestamp() - least(pending_sum.oldest_at, open_sum.oldest_at)),
+           extract(epoch FROM greatest(pending_sum.newest_at, open_sum.newest_at) - clock_timestamp())
+       )::float AS lag_seconds,
+       (pending_sum.future_count + open_sum.future_count)::bigint AS future,
+       greatest(0, extract(epoch FROM greatest(pending_sum.newest_at, open_sum.newest_at) - clock_timestamp()))::float
+           AS future_seconds,
        (SELECT coalesce(jsonb_object_agg(status, batch_count), '{}')
         FROM (SELECT status, count(*) AS batch_count FROM open_batch GROUP BY status) AS counted) AS open_batches,
        (SELECT coalesce(jsonb_object_agg(kind, failure_count), '{}')
         FROM (SELECT kind, sum(failures) AS failure_count FROM open_batch WHERE failures > 0 GROUP BY kind) AS counted)
            AS failed_attempts,
        (SELECT count(*) FROM outbox.gap) AS gaps,
-       greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (SELECT min(observed_at) FROM outbox.gap)), 0))::float
+       coalesce(abs(extract(epoch FROM clock_timestamp() - (SELECT min(observed_at) FROM outbox.gap))), 0)::float
            AS oldest_gap_seconds,
        total.events::bigint AS processed_total,
        total.batches AS batches_total,

@@ -1,6 +1,7 @@
 -- The state of the whole outbox in one snapshot, so that an event on its way from one place to the next is counted once.
 -- Each stretch of positions has its own bounded probe of the primary key; gaps first, they hold the lowest positions.
 -- A gap all of whose holders are still there was empty and still is: nobody else can fill it, so it is not probed.
+-- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
 WITH inserting AS MATERIALIZED (
     SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders
     FROM pg_locks
@@ -29,7 +30,9 @@ pending AS MATERIALIZED (
     LIMIT :most
 ),
 pending_sum AS (
-    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at FROM pending
+    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at, max(recorded_at) AS newest_at,
+           count(*) FILTER (WHERE recorded_at > clock_timestamp()) AS future_count
+    FROM pending
 ),
 open_batch AS MATERIALIZED (
     SELECT batch_id, status, event_count - coalesce(rejected_count, 0) AS event_count, last_error, last_error_kind,
@@ -41,11 +44,13 @@ open_batch AS MATERIALIZED (
 open_sum AS (
     SELECT coalesce(sum(event_count) FILTER (WHERE status <> 'parked'), 0) AS in_flight,
            coalesce(sum(event_count) FILTER (WHERE status = 'parked'), 0) AS parked,
-           min(oldest_at) AS oldest_at
+           min(oldest_at) AS oldest_at, max(oldest_at) AS newest_at,
+           coalesce(sum(event_count) FILTER (WHERE oldest_at > clock_timestamp()), 0) AS future_count
     FROM open_batch
 ),
 processed_sum AS (
-    SELECT coalesce(sum(accepted_count), 0) AS event_count, max(processed_at) AS last_at
+    SELECT coalesce(sum(accepted_count), 0) AS event_count,
+           max(processed_at) FILTER (WHERE processed_at <= clock_timestamp()) AS last_at
     FROM outbox.batch
     WHERE status = 'processed'
 ),
@@ -62,8 +67,16 @@ SELECT pending_sum.event_count AS pending,
        open_sum.parked::bigint AS parked,
        processed_sum.event_count::bigint AS processed,
        (SELECT count(*) FROM outbox.quarantined_event WHERE status = 'held') AS quarantined,
-       greatest(0, coalesce(extract(epoch FROM clock_timestamp() - least(pending_sum.oldest_at, open_sum.oldest_at)), 0))
-           ::float AS lag_seconds,
+       greatest(
+           0,
+           extract(epoch FROM clock_timestamp() - least(pending_sum.oldest_at, open_sum.oldest_at)),
+           extract(epoch FROM greatest(pending_sum.newest_at, open_sum.newest_at) - clock_timestamp())
+       )::float AS lag_seconds,
+       (pending_sum.future_count + open_sum.future_count)::bigint AS future,
+       greatest(0, extract(epoch FROM greatest(pending_sum.newest_at, open_sum.newest_at) - clock_timestamp()))::float
+           AS future_seconds,
+       CASE WHEN pending_sum.future_count + open_sum.future_count > 0
+            THEN greatest(pending_sum.newest_at, open_sum.newest_at) END AS future_until,
        (SELECT coalesce(jsonb_object_agg(status, batch_count), '{}')
         FROM (SELECT status, count(*) AS batch_count FROM open_batch GROUP BY status) AS counted) AS open_batches,
        (SELECT count(*) FROM outbox.gap) AS gaps,
