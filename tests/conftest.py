@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fixtures.django_project",
     "tests.fixtures.children",
     "tests.fixtures.proxy",
+    "tests.fixtures.pgbouncer",
     "tests.fixtures.dagster",
     "tests.fixtures.webhook",
     "tests.fixtures.contacts",

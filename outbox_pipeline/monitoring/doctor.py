@@ -29,6 +29,7 @@ from outbox_pipeline.postgres.overview import (
     read_switched_off,
     read_vacuum_off,
 )
+from outbox_pipeline.postgres.pooling import is_pooled
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -136,13 +137,13 @@ def check_clocks(clocks: list[ServerClock]) -> Check:
 def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[Check]:
     try:
         engine = create_outbox_engine(settings, pooled=False)
-        version, encoding = _read_postgres(engine, clocks)
+        version, encoding, way = _read_postgres(engine, clocks)
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
         needing = ["postgres encoding", "postgres durability", "postgres vacuum", "grants", "schema", "ledger"]
         yield from skipped([*needing, "future days"], "postgres")
         return
-    yield check_postgres_version(version, shown_url(settings.postgres_url))
+    yield check_postgres_version(version, f"{shown_url(settings.postgres_url)}{way}")
     yield check_encoding(encoding)
     yield _outcome("postgres durability", lambda: _check_postgres_durability(engine))
     yield _outcome("postgres vacuum", lambda: _check_vacuum(engine))
@@ -156,12 +157,13 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
         yield from skipped(["ledger", "future days"], "schema")
 
 
-def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str]:
+def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str, str]:
     with ledger_transaction(engine) as connection:
         before = datetime.now(UTC)
         version, encoding, at = read_server(connection)
         clocks.append(_clock("PostgreSQL", before, at))
-    return version, encoding
+        way = ", through a pooler," if is_pooled(connection) else ""
+    return version, encoding, way
 
 
 def check_postgres_version(version: int, shown: str) -> Check:

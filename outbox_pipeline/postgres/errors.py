@@ -30,6 +30,7 @@ from outbox_pipeline.errors import (
     sentence_of,
     without_secrets,
 )
+from outbox_pipeline.postgres.pooling import ADVICE, is_without_transactions
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.postgres.states import answered, standby, state_of
@@ -117,6 +118,8 @@ def answer_of(server: Server, state: str, *, name: str, said: str) -> OutboxErro
 
     What only the server can tell, that it is a standby or that policies hide rows, it is asked.
     """
+    if is_without_transactions(said):
+        return ConfigurationError(f"{server.where} cannot be used: {ADVICE}.")
     with suppress(KeyError):
         name = psycopg.errors.lookup(state).__name__
     explained = _explained(server, state)

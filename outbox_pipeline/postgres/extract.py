@@ -2,6 +2,9 @@
 
 Connections are kept for the next batch: opening one takes the driver as long as reading 30,000 events. Idle ones hold
 no transaction and close when their engine is disposed.
+
+Invariant: no statement goes out between transactions. The driver prepares each before it runs it, and a pooler would
+take the two to different sessions; only the driver's own BEGIN and COMMIT are one message.
 """
 
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line, 
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of, translated, unreachable
 from outbox_pipeline.postgres.queries import query_text
-from outbox_pipeline.postgres.session import BEGIN, session_settings
+from outbox_pipeline.postgres.session import TRANSACTION, session_settings
 from outbox_pipeline.postgres.states import state_of
 
 #: The columns of an extracted batch.
@@ -79,7 +82,7 @@ def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
     connection = _begun(idle, batch_id) or _begin(_opened(engine), batch_id)
     try:
         yield connection
-        _run(connection, "COMMIT")
+        connection.adbc_connection.set_autocommit(True)
     except BaseException:
         connection.close()
         raise
@@ -121,9 +124,11 @@ def _unknown_types() -> ConfigurationError:
 def _knows_types(connection: dbapi.Connection) -> bool:
     # The driver asks when it connects, and takes types by names that quote_all_identifiers or another function of that
     # name in the search path turns into others.
+    connection.adbc_connection.set_autocommit(False)
     with connection.cursor() as cursor:
         cursor.execute(_ONE_OF_EACH)
         types = cursor.fetch_arrow_table().schema.types
+    connection.adbc_connection.set_autocommit(True)
     return not any(isinstance(one, pa.OpaqueType) for one in types)
 
 
@@ -140,8 +145,8 @@ def _begun(idle: SimpleQueue[dbapi.Connection], batch_id: UUID) -> dbapi.Connect
 
 def _begin(connection: dbapi.Connection, batch_id: UUID) -> dbapi.Connection:
     try:
-        # In autocommit, so the driver sends no BEGIN of its own, which could not say the isolation.
-        _run(connection, BEGIN)
+        connection.adbc_connection.set_autocommit(False)
+        _run(connection, TRANSACTION)
         _run(connection, query_text("begin_session").replace(":settings", "$1"), _settings(batch_id))
     except BaseException:
         connection.close()

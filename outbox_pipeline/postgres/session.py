@@ -1,8 +1,8 @@
 """What a session of ours depends on: the one list for the ledger's transactions and for the bulk read.
 
 Invariant: nothing that changes what a statement of ours means or returns comes from the role, the database, a pooler or
-the environment. BEGIN says isolation and read write, because a transaction's first snapshot fixes them; the first
-statement sets the rest for this transaction alone, so a session that is shared with others is left as it was.
+the environment. Isolation and read write come with BEGIN or right behind it, because a transaction's first snapshot
+fixes them; the first statement sets the rest for this transaction alone, so a session that is shared with others is left as it was.
 
 Not here: whose rights the session has (`role`), and what only makes it slower or faster (the planner's settings,
 tablespaces). Those are for who runs the server to say.
@@ -12,8 +12,8 @@ import json
 from typing import Final
 from uuid import UUID
 
-#: How a transaction begins where the driver does not say it by itself.
-BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+#: What a transaction says first whose driver's BEGIN says nothing.
+TRANSACTION: Final = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 #: Bounds a statement of the ledger; a sensor tick must fail cleanly long before Dagster gives it up at 60 s.
 STATEMENT_TIMEOUT_SECONDS = 30

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from outbox_pipeline import published
 from outbox_pipeline.events import EventRow
+from outbox_pipeline.postgres.pooling import explained
 from outbox_pipeline.publish.steps import AsyncWire, Manner, Wire, write, write_async
 from outbox_pipeline.published import Written
 
@@ -74,7 +75,8 @@ def write_through(
     taken = published.take(rows)
     if taken is not None:
         return taken
-    return published.announced(rows, write((wire_of or _wire_of)(session), rows, manner))
+    with explained():
+        return published.announced(rows, write((wire_of or _wire_of)(session), rows, manner))
 
 
 async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> Written | None:
@@ -88,7 +90,8 @@ async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Ma
         runner = session if hasattr(session, "run_sync") else session()
         outcome: Written | None = await runner.run_sync(write_through, rows, manner)
         return outcome
-    return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
+    with explained():
+        return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
 
 
 def _library_of(session: object, kinds: frozenset[tuple[str, str]]) -> str | None:

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from outbox_pipeline.publish import prepared
 from outbox_pipeline.publish.steps import AsyncWire, Reply, Step, Wire
 
 _PARAMETER = re.compile(r":(\w+)")
@@ -30,20 +31,37 @@ def async_wire_of(connection: AsyncConnection[Any]) -> AsyncWire:
 
 
 def _execute(connection: Connection[Any], step: Step) -> Reply:
+    if prepared.is_to_be_asked(connection):
+        prepared.learn(connection, _sent(connection, prepared.QUESTION).text)
+    return _sent(connection, step)
+
+
+def _sent(connection: Connection[Any], step: Step) -> Reply:
     # A cursor of our own: the connection's factories may make ones that speak another parameter style, or other rows.
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
     with Cursor(connection, row_factory=tuple_row) as cursor:
         with waiting:
-            cursor.execute(_pyformat(step.statement), step.parameters)
+            cursor.execute(_pyformat(step.statement), step.parameters, prepare=_prepare(connection))
         return Reply(cursor.rowcount, _text(cursor.fetchone()) if step.is_question else None)
 
 
 async def _execute_async(connection: AsyncConnection[Any], step: Step) -> Reply:
+    if prepared.is_to_be_asked(connection):
+        prepared.learn(connection, (await _sent_async(connection, prepared.QUESTION)).text)
+    return await _sent_async(connection, step)
+
+
+async def _sent_async(connection: AsyncConnection[Any], step: Step) -> Reply:
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
     async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
         async with waiting:
-            await cursor.execute(_pyformat(step.statement), step.parameters)
+            await cursor.execute(_pyformat(step.statement), step.parameters, prepare=_prepare(connection))
         return Reply(cursor.rowcount, _text(await cursor.fetchone()) if step.is_question else None)
+
+
+def _prepare(connection: Connection[Any] | AsyncConnection[Any]) -> bool | None:
+    # None leaves it to psycopg and to what the application has set.
+    return None if prepared.is_direct(connection) else False
 
 
 def _text(row: tuple[Any, ...] | None) -> str | None:

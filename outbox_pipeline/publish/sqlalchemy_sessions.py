@@ -3,6 +3,7 @@
 Sessions that are awaited come here too: SQLAlchemy runs these functions for them (`run_sync`).
 """
 
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from outbox_pipeline.publish.steps import Reply, Step, Wire
 #: The second is what a connection raises that was found dead by an earlier statement.
 ERRORS = (DBAPIError, PendingRollbackError)
 
+#: SQLAlchemy's names for the two ways it uses psycopg 3.
+_PSYCOPG = ("psycopg", "psycopg_async")
+
 
 def wire_of(session: Any) -> Wire:
     """Return the wire of *session*, which begins its transaction as with any statement."""
@@ -26,12 +30,26 @@ def wire_of(session: Any) -> Wire:
 
 
 def _execute(connection: Connection, step: Step) -> Reply:
-    result = connection.execute(_prepared(step.statement), step.parameters)
+    if connection.dialect.driver not in _PSYCOPG:
+        return _sent(connection, step)
+    # psycopg is loaded here, and nowhere else.
+    from outbox_pipeline.publish import prepared
+
+    driver: Any = connection.connection.driver_connection
+    if prepared.is_to_be_asked(driver):
+        with prepared.unprepared(driver):
+            prepared.learn(driver, _sent(connection, prepared.QUESTION).text)
+    with nullcontext() if prepared.is_direct(driver) else prepared.unprepared(driver):
+        return _sent(connection, step)
+
+
+def _sent(connection: Connection, step: Step) -> Reply:
+    result = connection.execute(_clause(step.statement), step.parameters)
     return Reply(text=result.scalar()) if step.is_question else Reply(result.rowcount)
 
 
 @cache
-def _prepared(statement: str) -> TextClause:
+def _clause(statement: str) -> TextClause:
     return text(statement).execution_options(preserve_rowcount=True)
 
 
