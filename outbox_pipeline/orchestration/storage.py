@@ -4,14 +4,17 @@ dagster-postgres opens a connection for every statement of a run, a tick and the
 PostgreSQL: some fifteen a second while nothing happens, a fifth of two cores while a backlog is delivered. Here each
 process of Dagster keeps one, opens more only while it needs them at once, and looks before each use whether its
 connection still lives. Its sessions begin with what Dagster takes for granted, whatever a role or a database sets.
+
+Invariant: nothing is SET in a session, which a pooler would hand to the next client as it is.
 """
 
+from functools import partial
 from typing import Any
 
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.postgres.dagster_storage import refuses_options, storage_url
@@ -28,11 +31,12 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         """Make the storage from its part of `dagster.yaml`; its three parts share the connection that is kept."""
         given, provider = pg_url_from_config(config_value), get_token_provider_from_config(config_value)
         url, engine = _engines.get(given) or _engines.setdefault(given, _opened(given, provider))
-        # The webserver makes engines of its own, from the URL; so all that a session needs is in it.
         storage = cls(url, config_value.get("should_autocreate_tables", True), inst_data, provider)
-        for part in (storage._run_storage, storage._event_log_storage, storage._schedule_storage):
+        parts: tuple[Any, ...] = (storage._run_storage, storage._event_log_storage, storage._schedule_storage)
+        for part in parts:
             # dagster-postgres has no setting for it, and no other way in.
             part._engine = engine
+            part.optimize_for_webserver = partial(_limit_statements, part)
         return storage
 
 
@@ -53,3 +57,21 @@ def _opened(url: str, provider: Any) -> tuple[str, Engine]:
 def _pooled(url: str, provider: Any) -> Engine:
     pooled = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": -1, "pool_pre_ping": True}
     return create_pg_engine(url, provider, **pooled)
+
+
+def _limit_statements(part: Any, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
+    """Give a part of the webserver's storage an engine whose statements end after *statement_timeout* milliseconds.
+
+    dagster-postgres would SET that. Behind a pooler, which refuses options, the role's limit counts.
+    """
+    url = make_url(part.postgres_url)
+    if options := url.query.get("options"):
+        url = url.update_query_dict({"options": f"{options} -c statement_timeout={statement_timeout}"})
+    pooled = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "pool_pre_ping": True}
+    part._engine = create_pg_engine(
+        url.render_as_string(hide_password=False),
+        part._token_provider,
+        pool_recycle=pool_recycle,
+        max_overflow=max_overflow,
+        **pooled,
+    )

@@ -1,17 +1,21 @@
-"""Dagster's storage keeps its connection, and survives the loss of it."""
+"""Dagster's storage keeps its connection, survives the loss of it, and leaves nothing in a pooler's sessions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._core.storage.dagster_run import DagsterRun
 from sqlalchemy import create_engine, make_url, text
 
 from outbox_pipeline.monitoring.dagster_checks import check_storage
 from outbox_pipeline.postgres.dagster_storage import read_dagster_state, read_storage_settings
 from outbox_pipeline.processes import wait_until
+from tests.fixtures.pgbouncer import Pool, left_behind
 
 
 def use_all_parts(instance: dg.DagsterInstance) -> None:
@@ -142,3 +146,69 @@ def test_what_a_session_shows_is_named(dagster_url: str) -> None:
     check = check_storage("postgresql+psycopg2://h", unlike)
     assert check.ok is False
     assert "begin with TimeZone = Asia/Kolkata, statement_timeout = 300ms" in check.message
+
+
+@dg.op
+def say() -> None:
+    """Do nothing."""
+
+
+@dg.job
+def speak() -> None:
+    """Run one op."""
+    say()
+
+
+@pytest.fixture
+def behind_a_pooler(
+    pipeline_environment: Path, dagster_url: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[dg.DagsterInstance, str]]:
+    """An instance with its storage behind a pooler of one server session, and the URL that leads there."""
+    url = pool(dagster_url)
+    monkeypatch.setenv("OUTBOX_DAGSTER_URL", url)
+    with dg.DagsterInstance.from_config(str(pipeline_environment)) as instance:
+        yield instance, url
+
+
+def test_runs_events_and_ticks_pass_a_pooler(behind_a_pooler: tuple[dg.DagsterInstance, str]) -> None:
+    """Transaction pooling holds what each part writes, and the next client finds its session unchanged."""
+    instance, url = behind_a_pooler
+    before = left_behind(url)
+
+    run_id = speak.execute_in_process(instance=instance).run_id
+    instance.create_tick(TickData("origin", "sensor", InstigatorType.SENSOR, TickStatus.STARTED, 1.0, selector_id="s"))
+
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.is_success
+    said = [record.event_log_entry.dagster_event_type for record in instance.get_records_for_run(run_id).records]
+    assert said.count(dg.DagsterEventType.STEP_SUCCESS) == 1
+    assert [tick.instigator_name for tick in instance.get_ticks("origin", "s")] == ["sensor"]
+    assert left_behind(url) ^ before == set()
+
+
+def limits(instance: dg.DagsterInstance) -> list[str]:
+    """Return the statement timeout of each part of the webserver's storage."""
+    instance.optimize_for_webserver(statement_timeout=12_345, pool_recycle=60, max_overflow=5)
+    parts = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
+    engines = [part._engine for part in parts]  # type: ignore[attr-defined]
+    found = []
+    for engine in engines:
+        with engine.connect() as connection:
+            found.append(connection.scalar(text("SHOW statement_timeout")))
+        engine.dispose()
+    return found
+
+
+def test_statements_of_the_webserver_have_a_limit(instance: dg.DagsterInstance) -> None:
+    """`--db-statement-timeout` of the webserver holds for each part of the storage."""
+    assert limits(instance) == ["12345ms"] * 3
+
+
+def test_the_webserver_leaves_no_limit_in_a_pooler(behind_a_pooler: tuple[dg.DagsterInstance, str]) -> None:
+    """A pooler refuses the limit, and what would be SET instead would stop the next client's statements."""
+    instance, url = behind_a_pooler
+    before = left_behind(url)
+
+    assert limits(instance) == ["0"] * 3
+    assert left_behind(url) ^ before == set()
