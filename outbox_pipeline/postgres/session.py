@@ -2,7 +2,8 @@
 
 Invariant: nothing that changes what a statement of ours means or returns comes from the role, the database, a pooler or
 the environment. Isolation and read write come with BEGIN or right behind it, because a transaction's first snapshot
-fixes them; the first statement sets the rest for this transaction alone, so a session that is shared with others is left as it was.
+fixes them; the first statement sets the rest for this transaction alone, so a session that is shared with others is
+left as it was.
 
 Not here: whose rights the session has (`role`), and what only makes it slower or faster (the planner's settings,
 tablespaces). Those are for who runs the server to say.
