@@ -62,8 +62,9 @@ class PostgresHandle:
 
 
 def host_parameter(sockets: Path) -> str:
-    """Return how a URL names a server by the folder of its socket."""
-    return f"host={quote(str(sockets))}"
+    """Return how a URL names a server by the folder and the name of its socket."""
+    # With its port, or PGPORT of the environment would name another.
+    return f"host={quote(str(sockets))}&port={_PORT}"
 
 
 def start_postgres(home: Home) -> PostgresHandle:
@@ -244,6 +245,16 @@ def _answers(handle: PostgresHandle) -> bool:
 
 
 def _connect(handle: PostgresHandle) -> "psycopg.Connection[Any]":
+    # libpq takes from the environment what nobody says, and that is about other servers.
     return psycopg.connect(
-        host=str(handle.socket_folder), user="postgres", dbname="postgres", autocommit=True, connect_timeout=5
+        host=str(handle.socket_folder),
+        hostaddr="",
+        port=_PORT,
+        user="postgres",
+        dbname="postgres",
+        options="",
+        target_session_attrs="any",
+        client_encoding="UTF8",
+        autocommit=True,
+        connect_timeout=5,
     )

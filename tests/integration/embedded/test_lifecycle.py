@@ -235,6 +235,14 @@ def test_postgres_is_set_up_for_the_product(tmp_path: Path) -> None:
         assert urls.dagster.startswith("postgresql+psycopg2://postgres@/dagster?host=/")
 
 
+def test_variables_for_another_server_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What psql and libpq are told of other servers does not lead away from the embedded one, or change its start."""
+    monkeypatch.setenv("PGPORT", "6000")
+    monkeypatch.setenv("PGOPTIONS", "-c default_transaction_read_only=on")
+    with embedded_engines(tmp_path, clickhouse=False) as urls:
+        assert rows(urls, "SELECT count(*) FROM pg_database WHERE datname IN ('dagster', 'outbox')") == [2]
+
+
 def test_home_with_a_long_name_works(tmp_path: Path) -> None:
     """The socket moves when the path is too long for one."""
     home = tmp_path / ("long name " * 12).strip()
