@@ -90,17 +90,26 @@ def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
 
 
 def _opened(engine: Engine) -> dbapi.Connection:
-    connection = dbapi.connect(conninfo_of(engine), autocommit=True)
-    if _knows_types(connection):
+    if connection := _knowing_types(conninfo_of(engine)):
         return connection
-    connection.close()
     with _without_options():
         # Nothing else reaches a session before the driver asks for the types; poolers refuse it, so only where needed.
-        connection = dbapi.connect(conninfo_of(engine, options=_PLAIN_NAMES), autocommit=True)
-    if _knows_types(connection):
-        return connection
+        connection = _knowing_types(conninfo_of(engine, options=_PLAIN_NAMES))
+    if connection is None:
+        raise _unknown_types()
+    return connection
+
+
+def _knowing_types(conninfo: str) -> dbapi.Connection | None:
+    connection = dbapi.connect(conninfo, autocommit=True)
+    try:
+        if _knows_types(connection):
+            return connection
+    except BaseException:
+        connection.close()
+        raise
     connection.close()
-    raise _unknown_types()
+    return None
 
 
 @contextmanager

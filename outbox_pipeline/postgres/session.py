@@ -27,13 +27,15 @@ IDLE_TIMEOUT_SECONDS = 30
 #: session says, ADBC takes whatever bytes come for UTF-8, and the proof would be made from the wrong ones.
 ENCODING: Final = {"client_encoding": "UTF8"}
 
-#: A server that is gone is noticed in seconds, also in the middle of an answer.
+#: A server that is gone is noticed in seconds, also in the middle of an answer. Keepalives say nothing while something
+#: that was sent is unanswered, for which the kernel itself waits a quarter of an hour.
 PATIENCE: Final = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
     "application_name": "outbox-pipeline",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
 }
 
 _SETTINGS: Final = {

@@ -108,6 +108,16 @@ def test_an_engine_with_another_isolation_is_refused(postgres_url: str) -> None:
         pass
 
 
+def test_an_engine_that_only_reads_is_refused(postgres_url: str) -> None:
+    """A ledger transaction that could write nothing says so before it does anything."""
+    engine = create_engine(
+        postgres_url, isolation_level="READ COMMITTED", execution_options={"postgresql_readonly": True}
+    )
+
+    with pytest.raises(LedgerError, match="read only"), ledger_transaction(engine):
+        pass
+
+
 def _move_to_another_cluster(connection: Connection) -> None:
     connection.execute(text("UPDATE outbox.unclaimed SET system_identifier = system_identifier + 1"))
 

@@ -199,6 +199,19 @@ def test_the_environment_reaches_no_session_of_ours(
     walk.stores.engine.dispose()
 
 
+def test_a_session_is_left_as_it_was(walk: Walk) -> None:
+    """What a transaction of ours sets ends with it: whoever shares the session through a pooler sees nothing of it."""
+    shown = text("SELECT pg_backend_pid(), json_object_agg(name, setting) FROM pg_settings")
+    with walk.stores.engine.connect() as connection:
+        before = connection.execute(shown).one()
+
+    with ledger_transaction(walk.stores.engine) as connection:
+        assert connection.execute(shown).one()[1] != before[1]
+
+    with walk.stores.engine.connect() as connection:
+        assert connection.execute(shown).one() == before
+
+
 def test_a_long_wait_of_ours_ends_by_no_limit_of_its_role(walk: Walk) -> None:
     """A cut and a bulk read wait for locks longer than the role's sessions may, and then go on."""
     with walk.beginning_with(ROLE, LIMITS), walk.owner.connect() as other, ThreadPoolExecutor() as pool:
