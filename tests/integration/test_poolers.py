@@ -23,6 +23,7 @@ from outbox_pipeline import publish_event
 from outbox_pipeline.adopt import adopt
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.completeness import record_completeness
+from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.monitoring.status import read_status
@@ -32,6 +33,7 @@ from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.reconcile.compare import reconcile
+from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.points import Point
 from outbox_pipeline.relay.stores import Stores
@@ -216,6 +218,22 @@ def test_batches_are_read_at_once_through_a_pooler(through: Callable[..., Stores
         counts = list(readers.map(lambda _: extract_events(here.engine, batch.batch_id).num_rows, range(60)))
 
     assert counts == [10] * 60
+
+
+def test_types_that_a_pooler_hides_are_named(through: Callable[..., Stores], stores: Stores) -> None:
+    """Where names are quoted and options are refused, a sentence says what to reset, and then batches are read."""
+    publish(stores.engine)
+    batch = cut_batches(stores.engine, stores.settings, most=1).batches[0]
+    database = f'ALTER DATABASE "{stores.engine.url.database}"'
+    with stores.engine.begin() as connection:
+        connection.exec_driver_sql(f"{database} SET quote_all_identifiers = on")
+
+    with pytest.raises(ConfigurationError, match="RESET quote_all_identifiers"):
+        extract_events(through().engine, batch.batch_id)
+
+    with stores.engine.begin() as connection:
+        connection.exec_driver_sql(f"{database} RESET quote_all_identifiers")
+    assert extract_events(through().engine, batch.batch_id).num_rows == 1
 
 
 def test_the_doctor_says_that_there_is_a_pooler(through: Callable[..., Stores], stores: Stores) -> None:

@@ -212,3 +212,10 @@ def test_the_webserver_leaves_no_limit_in_a_pooler(behind_a_pooler: tuple[dg.Dag
 
     assert limits(instance) == ["0"] * 3
     assert left_behind(url) ^ before == set()
+
+
+def test_what_a_pooler_keeps_from_being_set_is_named(dagster_url: str, pool: Pool) -> None:
+    """Sessions that begin in another zone, and cannot be told otherwise, are a finding of the doctor."""
+    with database_with(dagster_url, {"TimeZone": "Asia/Kolkata"}):
+        assert read_storage_settings(pool(dagster_url)) == {"TimeZone": "Asia/Kolkata"}
+        assert read_storage_settings(dagster_url) == {}
