@@ -21,6 +21,9 @@ from outbox_pipeline.settings import Settings
 if TYPE_CHECKING:
     import psycopg
 
+#: Psycopg's own default: a statement is prepared when it is sent for the sixth time over one connection.
+PREPARE_THRESHOLD = 5
+
 
 def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
     """Return an engine on the outbox database.
@@ -35,18 +38,29 @@ def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
     engine = create_engine(
         url,
         isolation_level="READ COMMITTED",
-        # Behind a pooler the next transaction may find other statements under the names that psycopg gave to its own.
         connect_args={**connect_arguments(url), "prepare_threshold": None},
         hide_parameters=True,
         **({"pool_pre_ping": True, "pool_size": 4} if pooled else {"poolclass": NullPool}),
     )
     event.listen(engine, "connect", _begin_read_write)
+    if pooled:
+        event.listen(engine, "connect", _prepare_where_direct)
     return engine
 
 
 def _begin_read_write(connection: "psycopg.Connection[Any]", _record: object) -> None:
     # psycopg writes it into BEGIN, beside the isolation; a role, a database or a server may default to read only.
     connection.read_only = False
+
+
+def _prepare_where_direct(connection: "psycopg.Connection[Any]", _record: object) -> None:
+    # Prepared, a look at the outbox takes half as long. Behind a pooler the next transaction may find other statements
+    # under the names that psycopg gave to its own; there another process answered the login than runs the statements.
+    connection.autocommit = True
+    (backend_pid,) = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (None,)
+    connection.autocommit = False
+    if backend_pid == connection.info.backend_pid:
+        connection.prepare_threshold = PREPARE_THRESHOLD
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import LedgerError, TransientError
-from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.engine import PREPARE_THRESHOLD, create_outbox_engine, ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
@@ -207,3 +207,14 @@ def test_a_cut_gives_up_on_a_lock_it_does_not_get(outbox_engine: Engine) -> None
 
         with pytest.raises(TransientError, match="lock timeout"):
             cut_batches(outbox_engine, Settings(lock_timeout_seconds=0.2), most=1)
+
+
+def test_what_the_ledger_repeats_is_prepared(outbox_engine: Engine) -> None:
+    """Over a connection of PostgreSQL's own the statements of a tick are planned once, not each time."""
+    for _ in range(PREPARE_THRESHOLD + 1):
+        with ledger_transaction(outbox_engine) as connection:
+            connection.execute(text("SELECT 'repeated'"))
+    with ledger_transaction(outbox_engine) as connection:
+        prepared = connection.scalars(text("SELECT statement FROM pg_prepared_statements")).all()
+
+    assert "SELECT 'repeated'" in prepared
