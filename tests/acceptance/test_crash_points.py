@@ -7,6 +7,7 @@ from outbox_pipeline.relay.points import Point
 from outbox_pipeline.relay.stores import Stores
 from tests.fixtures.children import Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.pgbouncer import Through, left_behind, url_to
 
 #: Points that only a repair reaches: a second attempt on a batch whose rows have gone from ClickHouse.
 REPAIRS = frozenset({Point.FENCED, Point.GENERATION_RAISED, Point.OLDER_DELETED})
@@ -53,4 +54,18 @@ def test_a_repair_killed_in_either_sending_is_recovered(
     children.start(stores, at=point, nth=nth, redeliver=True).wait_killed()
     recover(stores)
 
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_killed_delivery_leaves_nothing_in_the_pooler(through: Through, stores: Stores, children: Children) -> None:
+    """After kill -9 the next client finds its session as ever, and the batch is delivered through the same pooler."""
+    here = through()
+    publish(stores.engine, 5)
+    before = left_behind(url_to(here))
+
+    children.start(here, at=Point.MARKING, how="kill").wait_killed()
+
+    left = left_behind(url_to(here)) ^ before
+    assert {what for what, _ in left} <= {"process"}
+    recover(here)
     assert_each_exactly_once(stores.engine, stores.client)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -35,15 +35,14 @@ from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.points import Point
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.relay.stores import Stores, open_stores
 from outbox_pipeline.retention import prune
 from outbox_pipeline.settings import Settings
 from tests.fixtures import sessions
-from tests.fixtures.children import Children, recover
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
-from tests.fixtures.pgbouncer import Pool, left_behind, pooled
+from tests.fixtures.lives import assert_whole, cloned
+from tests.fixtures.pgbouncer import Pool, Through, left_behind, pooled, url_to
 from tests.fixtures.servers import Servers
 from tests.fixtures.sessions import KINDS, Opener, driver_url
 from tests.fixtures.stores import fresh_database, url_of
@@ -71,28 +70,6 @@ def shared_url(shared_engine: Engine) -> Iterator[str]:
     """The database of `shared_engine` through transaction pooling: one server session for all clients."""
     with pooled(shared_engine.url.render_as_string(hide_password=False)) as url:
         yield url
-
-
-@pytest.fixture
-def through(stores: Stores, pool: Pool) -> Iterator[Callable[..., Stores]]:
-    """Return the same stores with PostgreSQL behind a pooler."""
-    engines: list[Engine] = []
-
-    def make(**options: Any) -> Stores:
-        url = SecretStr(pool(stores.engine.url.render_as_string(hide_password=False), **options))
-        settings = stores.settings.model_copy(update={"postgres_url": url})
-        engines.append(create_outbox_engine(settings))
-        return Stores(engines[-1], stores.client, settings)
-
-    yield make
-    for engine in engines:
-        engine.dispose()
-
-
-def url_to(stores: Stores) -> str:
-    """Return the URL that leads to PostgreSQL."""
-    assert stores.settings.postgres_url is not None
-    return stores.settings.postgres_url.get_secret_value()
 
 
 async def publish_often(kind: Opener, url: str) -> list[UUID]:
@@ -183,7 +160,7 @@ def test_the_application_keeps_its_own_way_of_preparing(shared_url: str, publish
     assert prepared == ["SELECT 'the application''s'"]
 
 
-def test_the_whole_ledger_works_through_a_pooler(through: Callable[..., Stores], stores: Stores) -> None:
+def test_the_whole_ledger_works_through_a_pooler(through: Through, stores: Stores) -> None:
     """Batches at once with their heartbeats, and every procedure after them; both sides have the same events.
 
     One server session for all of it: nothing waits for a second one while it holds the first.
@@ -206,7 +183,7 @@ def test_the_whole_ledger_works_through_a_pooler(through: Callable[..., Stores],
     assert prune(here).events == 40
 
 
-def test_batches_are_read_at_once_through_a_pooler(through: Callable[..., Stores], stores: Stores) -> None:
+def test_batches_are_read_at_once_through_a_pooler(through: Through, stores: Stores) -> None:
     """More readers than server sessions: what one of them began is never gone on with in another's session."""
     here = through(size=2)
     publish(stores.engine, 40)
@@ -220,7 +197,7 @@ def test_batches_are_read_at_once_through_a_pooler(through: Callable[..., Stores
     assert counts == [10] * 60
 
 
-def test_types_that_a_pooler_hides_are_named(through: Callable[..., Stores], stores: Stores) -> None:
+def test_types_that_a_pooler_hides_are_named(through: Through, stores: Stores) -> None:
     """Where names are quoted and options are refused, a sentence says what to reset, and then batches are read."""
     publish(stores.engine)
     batch = cut_batches(stores.engine, stores.settings, most=1).batches[0]
@@ -236,7 +213,7 @@ def test_types_that_a_pooler_hides_are_named(through: Callable[..., Stores], sto
     assert extract_events(through().engine, batch.batch_id).num_rows == 1
 
 
-def test_the_doctor_says_that_there_is_a_pooler(through: Callable[..., Stores], stores: Stores) -> None:
+def test_the_doctor_says_that_there_is_a_pooler(through: Through, stores: Stores) -> None:
     """It knows by who answered the login; nothing else is wrong on that way, and without one nothing is said."""
     found = {one.name: one for one in examine(through().settings)}
     direct = {one.name: one for one in examine(stores.settings)}
@@ -263,7 +240,7 @@ def fail(here: Stores) -> None:
 
 @pytest.mark.parametrize("work", [deliver, fail])
 def test_the_next_client_finds_its_session_unchanged(
-    work: Callable[[Stores], None], through: Callable[..., Stores], stores: Stores
+    work: Callable[[Stores], None], through: Through, stores: Stores
 ) -> None:
     """Every setting is as before, and nothing prepared, locked, temporary or listened to is left."""
     here = through()
@@ -275,29 +252,13 @@ def test_the_next_client_finds_its_session_unchanged(
     assert left_behind(url_to(here)) ^ before == set()
 
 
-def test_session_pooling_delivers(through: Callable[..., Stores], stores: Stores) -> None:
+def test_session_pooling_delivers(through: Through, stores: Stores) -> None:
     """Each connection has a server session for as long as it is open, as without a pooler."""
     here = through(mode="session", size=10)
     publish(stores.engine, 5)
 
     relay(here, until_empty=True)
 
-    assert_each_exactly_once(stores.engine, stores.client)
-
-
-def test_a_killed_delivery_leaves_nothing_in_the_pooler(
-    through: Callable[..., Stores], stores: Stores, children: Children
-) -> None:
-    """After kill -9 the next client finds its session as ever, and the batch is delivered through the same pooler."""
-    here = through()
-    publish(stores.engine, 5)
-    before = left_behind(url_to(here))
-
-    children.start(here, at=Point.MARKING, how="kill").wait_killed()
-
-    left = left_behind(url_to(here)) ^ before
-    assert {what for what, _ in left} <= {"process"}
-    recover(here)
     assert_each_exactly_once(stores.engine, stores.client)
 
 
@@ -344,6 +305,41 @@ def test_an_event_is_refused_by_statement_pooling(kind: Opener, pool: Pool, publ
     asyncio.run(work(required=False))
 
     assert ids(published) == []
+
+
+def test_a_file_is_published_through_a_pooler(
+    through: Through, stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`outbox publish` writes each event of the file, however often it is called, and leaves nothing in the session."""
+    url = url_to(through())
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", url)
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
+    before = left_behind(url)
+    event_ids = [uuid4() for _ in range(3 * OFTEN)]
+    for some in (event_ids[:OFTEN], event_ids[OFTEN:]):
+        lines = [json.dumps({"event_type": "t", "event_context": {}, "event_id": str(one)}) for one in some]
+        result = CliRunner().invoke(app, ["publish", "-"], input="\n".join(lines))
+        assert result.exit_code == 0, result.output
+
+    assert committed_ids(stores.engine) == set(event_ids)
+    assert left_behind(url) ^ before == set()
+
+
+def test_a_clone_is_adopted_through_a_pooler(through: Through, stores: Stores, servers: Servers, pool: Pool) -> None:
+    """What ClickHouse shows goes through a temporary table, of which the next client finds nothing."""
+    publish(stores.engine, 5)
+    relay(stores, until_empty=True)
+    with cloned(stores, servers) as clone:
+        url = pool(clone.engine.url.render_as_string(hide_password=False))
+        with open_stores(clone.settings.model_copy(update={"postgres_url": SecretStr(url)})) as here:
+            before = left_behind(url)
+            done = adopt(here)
+            publish(clone.engine, 5)
+            relay(here, until_empty=True)
+
+            assert not done.was_own
+            assert_whole(here)
+            assert left_behind(url) ^ before == set()
 
 
 def test_a_schema_is_made_through_a_pooler(servers: Servers, pool: Pool) -> None:
