@@ -1,16 +1,17 @@
 """Keep the outbox small: delete events that were delivered OUTBOX_RETENTION_DAYS ago, a batch at a time.
 
 Invariant: an event goes only when its batch is processed, ClickHouse has just shown exactly the batch's rows, and
-nobody has sent the batch again since that look. What is unclaimed, in a gap, in flight, parked or held stays; the
-trigger on `outbox.event` refuses to delete it whoever asks. Each batch is one short transaction, so a prune that is
-killed has pruned some batches whole and the others not at all.
+nobody has sent the batch again since that look. What is old is so by the clock of PostgreSQL, ClickHouse and this host.
+What is unclaimed, in a gap, in flight, parked or held stays; the trigger on `outbox.event` refuses to delete it whoever
+asks. Each batch is one short transaction, so a prune that is killed has pruned some batches whole and the others not at
+all.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from itertools import chain
 from uuid import UUID
@@ -112,7 +113,8 @@ def prune(
     started = time.monotonic()
     result = Pruned(days, is_dry_run=dry_run)
     _require_ready(stores)
-    for done in _steps(stores, days, dry_run=dry_run) if days else ():
+    age = _Age(_earliest_now(stores), days)
+    for done in _steps(stores, age, dry_run=dry_run) if days else ():
         result = _plus(result, done)
         if on_progress is not None:
             on_progress(result)
@@ -132,16 +134,30 @@ def _require_ready(stores: Stores) -> None:
     check_table(stores.client)
 
 
-def _steps(stores: Stores, days: int, *, dry_run: bool) -> Iterator[Pruned]:
+@dataclass(frozen=True)
+class _Age:
+    """How old what is pruned must be, and by which time."""
+
+    now: datetime
+    days: int
+
+
+def _earliest_now(stores: Stores) -> datetime:
+    # PostgreSQL's own clock is read by each statement.
+    (row,) = stores.client.rows("SELECT toUnixTimestamp64Micro(now64(6)) AS micros")
+    return min(datetime.now(UTC), datetime.fromtimestamp(row["micros"] / 1e6, UTC))
+
+
+def _steps(stores: Stores, age: _Age, *, dry_run: bool) -> Iterator[Pruned]:
     """Yield what each bounded step did, or would do: batches first, then discarded events, then fences."""
     if not dry_run:
-        batches = (_prune_one(stores, batch, days) for batch in _old_batches(stores, days))
-        yield from _rested(chain(batches, _prune_discarded(stores, days), _clean_fence(stores, days)))
+        batches = (_prune_one(stores, batch, age) for batch in _old_batches(stores, age))
+        yield from _rested(chain(batches, _prune_discarded(stores, age), _clean_fence(stores, age)))
         return
-    for batch in _old_batches(stores, days):
-        yield _look_at(stores, batch, days)
+    for batch in _old_batches(stores, age):
+        yield _look_at(stores, batch, age.days)
     with ledger_transaction(stores.engine) as connection:
-        yield Pruned(days, discarded=store.count_old_discarded(connection, days=days))
+        yield Pruned(age.days, discarded=store.count_old_discarded(connection, now=age.now, days=age.days))
 
 
 def _rested(steps: Iterator[Pruned]) -> Iterator[Pruned]:
@@ -153,11 +169,11 @@ def _rested(steps: Iterator[Pruned]) -> Iterator[Pruned]:
         started = time.monotonic()
 
 
-def _old_batches(stores: Stores, days: int) -> Iterator[Batch]:
+def _old_batches(stores: Stores, age: _Age) -> Iterator[Batch]:
     after: store.Place | None = None
     while True:
         with ledger_transaction(stores.engine) as connection:
-            places = store.old_batches(connection, days=days, after=after, most=_BATCHES_A_LOOK)
+            places = store.old_batches(connection, now=age.now, days=age.days, after=after, most=_BATCHES_A_LOOK)
         for after in places:
             with ledger_transaction(stores.engine) as connection:
                 batch = read_batch(connection, after[1])
@@ -176,14 +192,14 @@ def _look_at(stores: Stores, batch: Batch, days: int) -> Pruned:
     return Pruned(days, batches=1, events=_event_count(batch))
 
 
-def _prune_one(stores: Stores, batch: Batch, days: int) -> Pruned:
+def _prune_one(stores: Stores, batch: Batch, age: _Age) -> Pruned:
     # The proof comes before the lock, so that nobody waits for ClickHouse; the lock then finds out whether the batch
     # was sent again in between.
     skipped = _difference(stores, batch)
     if skipped is None:
         with ledger_transaction(stores.engine) as connection:
             require_own_cluster(connection)
-            if store.lock_old(connection, batch, days=days):
+            if store.lock_old(connection, batch, now=age.now, days=age.days):
                 skipped = _conflict(connection, batch)
                 event_count = 0 if skipped else _delete(connection, batch)
             else:
@@ -191,9 +207,9 @@ def _prune_one(stores: Stores, batch: Batch, days: int) -> Pruned:
     if skipped is not None:
         if skipped.is_refused:
             log().warning("prune_refused", batch_id=str(batch.batch_id), reason=str(skipped.reason))
-        return Pruned(days, skipped=(skipped,))
+        return Pruned(age.days, skipped=(skipped,))
     log().info("batch_pruned", batch_id=str(batch.batch_id), events=event_count)
-    return Pruned(days, batches=1, events=event_count)
+    return Pruned(age.days, batches=1, events=event_count)
 
 
 def _delete(connection: Connection, batch: Batch) -> int:
@@ -225,25 +241,27 @@ def _event_count(batch: Batch) -> int:
     return batch.event_count - (batch.rejected_count or 0)
 
 
-def _prune_discarded(stores: Stores, days: int) -> Iterator[Pruned]:
+def _prune_discarded(stores: Stores, age: _Age) -> Iterator[Pruned]:
     found_count = _DISCARDED_A_STEP
     while found_count == _DISCARDED_A_STEP:
         with ledger_transaction(stores.engine) as connection:
             require_own_cluster(connection)
-            found_count, event_count = store.prune_discarded(connection, days=days, most=_DISCARDED_A_STEP)
-        yield Pruned(days, discarded=event_count)
+            found_count, event_count = store.prune_discarded(
+                connection, now=age.now, days=age.days, most=_DISCARDED_A_STEP
+            )
+        yield Pruned(age.days, discarded=event_count)
 
 
-def _clean_fence(stores: Stores, days: int) -> Iterator[Pruned]:
+def _clean_fence(stores: Stores, age: _Age) -> Iterator[Pruned]:
     after, found = FIRST, [FIRST] * _FENCES_A_STEP
     while len(found) == _FENCES_A_STEP:
-        found = old_fences(stores.client, days=days, after=after, most=_FENCES_A_STEP)
+        found = old_fences(stores.client, now=age.now, days=age.days, after=after, most=_FENCES_A_STEP)
         with ledger_transaction(stores.engine) as connection:
             require_own_cluster(connection)
             pruned = store.which_pruned(connection, found)
         if pruned:
             drop_fences(stores.client, pruned)
-        yield Pruned(days, fences=len(pruned))
+        yield Pruned(age.days, fences=len(pruned))
         after = found[-1] if found else after
 
 

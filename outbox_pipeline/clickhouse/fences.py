@@ -6,6 +6,7 @@ finds them.
 """
 
 from collections.abc import Collection
+from datetime import UTC, datetime
 from uuid import UUID
 
 from outbox_pipeline.clickhouse.client import EventLogClient
@@ -14,7 +15,7 @@ _OLD = """
 SELECT batch_id FROM {fence:Identifier}
 WHERE batch_id > {after:UUID}
 GROUP BY batch_id
-HAVING max(fenced_at) < now64(6, 'UTC') - toIntervalDay({days:UInt32})
+HAVING max(fenced_at) < least(now64(6, 'UTC'), {now:DateTime64(6, 'UTC')}) - toIntervalDay({days:UInt32})
 ORDER BY batch_id
 LIMIT {most:UInt32}
 """
@@ -23,9 +24,13 @@ LIMIT {most:UInt32}
 FIRST = UUID(int=0)
 
 
-def old_fences(client: EventLogClient, *, days: int, after: UUID, most: int) -> list[UUID]:
-    """Return up to *most* batches whose last fence is older than *days*, in ClickHouse's own order after *after*."""
-    rows = client.rows(_OLD, {"after": str(after), "days": days, "most": most})
+def old_fences(client: EventLogClient, *, now: datetime, days: int, after: UUID, most: int) -> list[UUID]:
+    """Return up to *most* batches whose last fence is older than *days*, in ClickHouse's own order after *after*.
+
+    Old by ClickHouse's clock and by *now*.
+    """
+    at = now.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    rows = client.rows(_OLD, {"now": at, "after": str(after), "days": days, "most": most})
     return [row["batch_id"] for row in rows]
 
 

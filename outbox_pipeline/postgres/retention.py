@@ -1,8 +1,8 @@
 """Statements that delete what was delivered long ago from `outbox.event`, one batch a transaction.
 
 Invariant: a batch's events go in the same transaction that writes `pruned_at`, while the batch's row is locked; from
-then on the table itself refuses to let the batch leave `processed`. The ledger's rows stay. The database's clock
-decides what is old.
+then on the table itself refuses to let the batch leave `processed`. The ledger's rows stay. What is old is old by the
+database's clock and by the caller's `now`: a clock that is ahead for a moment deletes nothing young.
 """
 
 from collections.abc import Collection
@@ -21,16 +21,16 @@ _NOW = func.clock_timestamp()
 Place = tuple[datetime, UUID]
 
 
-def old_batches(connection: Connection, *, days: int, after: Place | None, most: int) -> list[Place]:
+def old_batches(connection: Connection, *, now: datetime, days: int, after: Place | None, most: int) -> list[Place]:
     """Return up to *most* batches that were processed *days* ago and still have their events, oldest mark first."""
-    statement = select(batch.c.processed_at, batch.c.batch_id).where(_is_old(days))
+    statement = select(batch.c.processed_at, batch.c.batch_id).where(_is_old(now, days))
     if after is not None:
         statement = statement.where(tuple_(batch.c.processed_at, batch.c.batch_id) > tuple_(*after))
     rows = connection.execute(statement.order_by(batch.c.processed_at, batch.c.batch_id).limit(most))
     return [(processed_at, batch_id) for processed_at, batch_id in rows]
 
 
-def lock_old(connection: Connection, seen: Batch, *, days: int) -> bool:
+def lock_old(connection: Connection, seen: Batch, *, now: datetime, days: int) -> bool:
     """Lock a batch that is as it was *seen*: processed, old, not pruned, and not sent again since.
 
     False when it is not, or while a replay or another prune holds its row; nobody is waited for.
@@ -39,7 +39,7 @@ def lock_old(connection: Connection, seen: Batch, *, days: int) -> bool:
         batch.c.batch_id == seen.batch_id,
         batch.c.attempt == seen.attempt,
         batch.c.generation == seen.generation,
-        _is_old(days),
+        _is_old(now, days),
     )
     return connection.scalar(statement.with_for_update(skip_locked=True)) is not None
 
@@ -56,18 +56,18 @@ def prune_events(connection: Connection, batch_id: UUID) -> int:
     return deleted
 
 
-def prune_discarded(connection: Connection, *, days: int, most: int) -> tuple[int, int]:
+def prune_discarded(connection: Connection, *, now: datetime, days: int, most: int) -> tuple[int, int]:
     """Delete up to *most* events discarded or replaced *days* ago; return how many, and how many were still there."""
-    row = connection.execute(query("delete_discarded"), {"days": days, "most": most}).one()
+    row = connection.execute(query("delete_discarded"), {"now": now, "days": days, "most": most}).one()
     return row.discarded_count, row.event_count
 
 
-def count_old_discarded(connection: Connection, *, days: int) -> int:
+def count_old_discarded(connection: Connection, *, now: datetime, days: int) -> int:
     """Return how many discarded and replaced events `prune_discarded` would take. Changes nothing."""
     statement = select(func.count()).where(
         quarantined_event.c.status.in_(["discarded", "replaced"]),
         quarantined_event.c.pruned_at.is_(None),
-        quarantined_event.c.resolved_at < _NOW - timedelta(days=days),
+        quarantined_event.c.resolved_at < func.least(_NOW, now) - timedelta(days=days),
     )
     return connection.scalar(statement) or 0
 
@@ -87,8 +87,8 @@ def which_pruned(connection: Connection, batch_ids: Collection[UUID]) -> set[UUI
     return set(connection.execute(statement).scalars())
 
 
-def _is_old(days: int) -> ColumnElement[bool]:
-    since = _NOW - timedelta(days=days)
+def _is_old(now: datetime, days: int) -> ColumnElement[bool]:
+    since = func.least(_NOW, now) - timedelta(days=days)
     return and_(
         batch.c.status == BatchStatus.PROCESSED,
         batch.c.pruned_at.is_(None),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -250,7 +250,9 @@ def test_pruning_discarded_events_probes_each(fragmented: Engine) -> None:
                 " FROM outbox.batch, generate_series(1, 500) AS n"
             )
         )
-        kinds, touched = rows_read(connection, query_text("delete_discarded"), {"days": 14, "most": 100})
+        kinds, touched = rows_read(
+            connection, query_text("delete_discarded"), {"now": datetime.now(UTC), "days": 14, "most": 100}
+        )
 
     assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
     assert touched <= 400
@@ -269,7 +271,7 @@ def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -
         connection.execute(text(_PRUNED_LEDGER))
         connection.execute(text("ANALYZE outbox.batch"))
         listen(connection, "before_cursor_execute", explain)
-        found = old_batches(connection, days=14, after=None, most=100)
+        found = old_batches(connection, now=datetime.now(UTC), days=14, after=None, most=100)
         oldest_kept(connection)
 
     assert len(found) == 10

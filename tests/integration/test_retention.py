@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace as changed
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -16,10 +17,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from outbox_pipeline import quarantine
+from outbox_pipeline.clickhouse.fences import FIRST, old_fences
 from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.errors import BatchDataError, LedgerError
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.trace import trace_event
+from outbox_pipeline.postgres import retention as store
+from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
@@ -33,6 +37,7 @@ from tests.fixtures.events import committed_ids, delivered_ids, publish, publish
 from tests.fixtures.interleave import before_words
 
 DAYS = 20
+HOUR = timedelta(hours=1)
 ROOT = Path(__file__).parents[2]
 
 
@@ -73,6 +78,39 @@ def execute(stores: Stores, statement: str) -> None:
 def with_settings(stores: Stores, **values: object) -> Stores:
     """Return the same stores under other settings."""
     return changed(stores, settings=Settings(**{**dict(stores.settings), **values}))  # type: ignore[arg-type]
+
+
+def test_a_clock_that_is_ahead_deletes_nothing_young(stores: Stores) -> None:
+    """What is old is so by two clocks: where the other one has not come so far, batches, events and fences stay."""
+    publish(stores.engine, 3)
+    publish(stores.engine, 2, context="[1]")
+    relay(stores, until_empty=True)
+    quarantine.discard(stores.engine, Filter(), note="test")
+    age(stores)
+    right = datetime.now(UTC)
+    behind = right - timedelta(days=10)
+    with stores.engine.begin() as connection:
+        seen = read_batch(connection, connection.scalar(text("SELECT batch_id FROM outbox.batch")))
+        kept = [
+            store.old_batches(connection, now=behind, days=14, after=None, most=10),
+            store.lock_old(connection, seen, now=behind, days=14),
+            store.prune_discarded(connection, now=behind, days=14, most=10),
+            store.count_old_discarded(connection, now=behind, days=14),
+        ]
+        gone = [
+            len(store.old_batches(connection, now=right, days=14, after=None, most=10)),
+            store.lock_old(connection, seen, now=right, days=14),
+            store.count_old_discarded(connection, now=right, days=14),
+            store.prune_discarded(connection, now=right, days=14, most=10),
+        ]
+    raise_fence(stores.client, seen.batch_id, 2)
+
+    assert kept == [[], False, (0, 0), 0]
+    assert gone == [1, True, 2, (2, 2)]
+    assert [len(old_fences(stores.client, now=at, days=0, after=FIRST, most=9)) for at in (behind, right + HOUR)] == [
+        0,
+        1,
+    ]
 
 
 def test_delivered_events_are_pruned_after_the_retention(stores: Stores) -> None:

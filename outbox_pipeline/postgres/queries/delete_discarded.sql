@@ -2,7 +2,7 @@
 WITH doomed AS MATERIALIZED (
     SELECT quarantine_id, position FROM outbox.quarantined_event
     WHERE status IN ('discarded', 'replaced') AND pruned_at IS NULL
-        AND resolved_at < clock_timestamp() - make_interval(days => :days)
+        AND resolved_at < least(clock_timestamp(), CAST(:now AS timestamptz)) - make_interval(days => :days)
     ORDER BY resolved_at
     LIMIT :most
     FOR UPDATE SKIP LOCKED
