@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.fixtures.homes",
     "tests.fixtures.accounts",
     "tests.fixtures.lives",
+    "tests.fixtures.clock",
 ]
 
 
