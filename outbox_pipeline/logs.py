@@ -29,6 +29,7 @@ EVENTS = frozenset(
         "events_discarded",
         "events_requeued",
         "failure_not_written",
+        "lease_given_up",
         "lease_not_renewed",
         "ledger_adopted",
         "metrics_unavailable",

@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fixtures.children",
     "tests.fixtures.proxy",
     "tests.fixtures.pgbouncer",
+    "tests.fixtures.quiet",
     "tests.fixtures.dagster",
     "tests.fixtures.webhook",
     "tests.fixtures.contacts",

@@ -1,22 +1,38 @@
-"""Open a client on the ClickHouse server, and say whether it answers."""
+"""Open a client on the ClickHouse server, and say whether it answers.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+No request lasts for ever: one that is silent for too long is given up by the driver, and one that is not done in the
+end, though something of an answer comes now and then, by shutting its connection down.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.httputil import get_pool_manager
 
 from outbox_pipeline.clickhouse.errors import translated
+from outbox_pipeline.clickhouse.pool import close_pool, make_pool
 from outbox_pipeline.errors import ConfigurationError, InDoubtError, OutboxError, TransientError
-from outbox_pipeline.loopback import is_loopback
+from outbox_pipeline.limits import limited
 from outbox_pipeline.settings import Settings, shown_url
 
-#: Longest wait for the answer to an insert; after it the outcome is in doubt.
-ANSWER_TIMEOUT_SECONDS = 120
+#: Longest silence in the answer to a request; after it the outcome is in doubt. An insert of one batch into hundreds of
+#: months takes minutes, and not every version says meanwhile that it is at work.
+ANSWER_TIMEOUT_SECONDS = 300
+#: Longest time for a whole request of which something is heard now and then: a delete that waits for a merge for ever.
+REQUEST_SECONDS = 1800
+#: Longest time to open a client, which takes three requests of the driver's own.
+OPEN_SECONDS = 120
+#: How much longer than a request may take its delivery keeps the lease: the request ends first and says so.
+_SLACK_SECONDS = 60
+_CLOSED = "so its connection was closed; look for what keeps it busy."
+
+#: What a client tells of each request: what it does, for how many seconds at most, and when it is over.
+During = Callable[[str, float], AbstractContextManager[None]]
 
 
 class _Data(bytes):
@@ -36,7 +52,9 @@ class EventLogClient:
     Thin on purpose: it names the server in errors and leaves out settings that this server's version does not know.
     """
 
-    def __init__(self, client: Client, settings: Settings, *, pool: Any = None) -> None:
+    def __init__(
+        self, client: Client, settings: Settings, *, pool: Any = None, request_seconds: float = REQUEST_SECONDS
+    ) -> None:
         """Keep the driver's client, where it leads, and the *pool* of connections made for it, if it has its own."""
         self.driver = client
         self._pool = pool
@@ -48,6 +66,29 @@ class EventLogClient:
             "delivered": f"{self.table}_delivered",
         }
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
+        self._request_seconds = request_seconds
+        self._during: During = lambda _doing, _seconds: nullcontext()
+
+    def telling(self, during: During) -> "EventLogClient":
+        """Return this client, which is asked by others too, with somebody who is told of the requests made here."""
+        mine = copy(self)
+        mine._during = during
+        return mine
+
+    @contextmanager
+    def _request(self, query_id: object = None) -> Iterator[None]:
+        seconds = self._request_seconds
+        with (
+            translated(self.where, query_id),
+            self._during("waiting for ClickHouse", seconds + _SLACK_SECONDS),
+            limited(seconds) as limit,
+        ):
+            try:
+                yield
+            except Exception:
+                if not limit.is_over:
+                    raise
+                raise InDoubtError(f"{self.where} has not ended a request within {seconds:.0f} s, {_CLOSED}") from None
 
     def rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a query as dictionaries; besides *parameters* there are always the table names.
@@ -55,7 +96,7 @@ class EventLogClient:
         `{table:Identifier}` is the event log, `{fence:Identifier}` its fence, `{completeness:Identifier}` how far each
         day is delivered, `{delivered:Identifier}` the view on that.
         """
-        with translated(self.where):
+        with self._request():
             result = self.driver.query(statement, parameters={**self.names, **(parameters or {})})
             return list(result.named_results())
 
@@ -76,7 +117,7 @@ class EventLogClient:
         body: Iterable[bytes | memoryview] | None = None,
     ) -> None:
         """Execute a statement that returns nothing; *body* is an INSERT's data in the format it names, in pieces."""
-        with translated(self.where, (settings or {}).get("query_id")):
+        with self._request((settings or {}).get("query_id")):
             self.driver.command(
                 statement,
                 parameters={**self.names, **(parameters or {})},
@@ -93,11 +134,16 @@ class EventLogClient:
         """Close the connection."""
         self.driver.close()
         if self._pool is not None:
-            self._pool.clear()
+            close_pool(self._pool)
 
 
-def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> EventLogClient:
-    """Connect to OUTBOX_CLICKHOUSE_URL.
+def open_client(
+    settings: Settings,
+    *,
+    timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
+    request_seconds: float = REQUEST_SECONDS,
+) -> EventLogClient:
+    """Connect to OUTBOX_CLICKHOUSE_URL; an answer may be silent for *timeout_seconds*, and last for *request_seconds*.
 
     Raises ConfigurationError when it is not set or refuses us, TransientError when nothing answers.
     """
@@ -107,20 +153,23 @@ def open_client(settings: Settings, *, timeout_seconds: float = ANSWER_TIMEOUT_S
         )
     where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
     address = _address(settings.clickhouse_url.get_secret_value())
-    # The driver would send statements for this machine to the environment's proxy too.
-    pool = get_pool_manager() if is_loopback(address["host"]) else None
-    with translated(where):
-        client = clickhouse_connect.get_client(
-            **address,
-            pool_mgr=pool,
-            connect_timeout=min(timeout_seconds, 10),
-            send_receive_timeout=timeout_seconds,
-            query_limit=0,
-            autogenerate_session_id=False,
-            client_name="outbox-pipeline",
-            tz_mode="aware",
-        )
-    return EventLogClient(client, settings, pool=pool)
+    pool = make_pool(address["interface"], address["host"], address["port"])
+    try:
+        with translated(where), limited(min(timeout_seconds * 3, OPEN_SECONDS)):
+            client = clickhouse_connect.get_client(
+                **address,
+                pool_mgr=pool,
+                connect_timeout=min(timeout_seconds, 10),
+                send_receive_timeout=timeout_seconds,
+                query_limit=0,
+                autogenerate_session_id=False,
+                client_name="outbox-pipeline",
+                tz_mode="aware",
+            )
+    except OutboxError:
+        close_pool(pool)
+        raise
+    return EventLogClient(client, settings, pool=pool, request_seconds=request_seconds)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.errors import ConfigurationError, LedgerError
+from outbox_pipeline.postgres import watchdog
 from outbox_pipeline.postgres.conninfo import connect_arguments, read_url
 from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.queries import query
@@ -45,6 +46,7 @@ def create_outbox_engine(settings: Settings, *, pooled: bool = True) -> Engine:
     event.listen(engine, "connect", _begin_read_write)
     if pooled:
         event.listen(engine, "connect", _prepare_where_direct)
+    watchdog.watch(engine)
     return engine
 
 
@@ -84,6 +86,7 @@ def ledger_transaction(
         statement_timeout_seconds=statement_timeout_seconds,
     )
     with translated(engine), engine.begin() as connection:
+        watchdog.allow(connection, statement_timeout_seconds)
         begin_session(connection, settings)
         yield connection
 

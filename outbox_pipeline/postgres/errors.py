@@ -34,6 +34,7 @@ from outbox_pipeline.postgres.pooling import ADVICE, is_without_transactions
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.postgres.states import answered, standby, state_of
+from outbox_pipeline.postgres.watchdog import PING_SECONDS, SilentError, allow
 from outbox_pipeline.settings import shown_url
 
 #: An error that comes out of one of these was raised by it, whatever its class.
@@ -108,6 +109,8 @@ def translate(error: Exception, server: Server) -> OutboxError:
     state, said = state_of(cause), primary_message(cause)
     if state:
         return answer_of(server, state, name=type(cause).__name__, said=said)
+    if isinstance(cause, SilentError):
+        return TransientError(f"{server.where} {said}")
     if isinstance(error, _BROKEN):
         return unreachable(server, said)
     return of_the_driver(server, error)
@@ -183,6 +186,7 @@ def _asked(engine: Engine) -> Any:
     # Without BEGIN: a transaction of ours is refused for the same reason.
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            allow(connection, PING_SECONDS)
             return connection.execute(query("refusal")).one()
     except (SQLAlchemyError, *_UNREADABLE):
         return None

@@ -1,7 +1,8 @@
 """Read a batch's events as one Arrow table, the same bytes each time: rows are immutable and ordered by position.
 
 Connections are kept for the next batch: opening one takes the driver as long as reading 30,000 events. Idle ones hold
-no transaction and close when their engine is disposed.
+no transaction and close when their engine is disposed. Each read has a limit, on the server and a little later here:
+the driver waits for ever for a server that does not answer.
 
 Invariant: no statement goes out between transactions. The driver prepares each before it runs it, and a pooler would
 take the two to different sessions; only the driver's own BEGIN and COMMIT are one message.
@@ -9,6 +10,7 @@ take the two to different sessions; only the driver's own BEGIN and COMMIT are o
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -18,12 +20,15 @@ import pyarrow as pa
 from adbc_driver_postgresql import StatementOptions, dbapi
 from sqlalchemy import Engine, event
 
-from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line, without_secrets
+from outbox_pipeline.batches import Batch
+from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError, first_line, without_secrets
+from outbox_pipeline.limits import StepLimits, limited
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of, translated, unreachable
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.postgres.session import TRANSACTION, session_settings
 from outbox_pipeline.postgres.states import state_of
+from outbox_pipeline.postgres.watchdog import CLOSED, PING_SECONDS, client_limit, open_watched, ports_of
 
 #: The columns of an extracted batch.
 EVENT_SCHEMA = pa.schema(
@@ -43,8 +48,8 @@ EVENT_SCHEMA = pa.schema(
 #: More than a batch ever has: the driver then hands out one chunk, and nothing has to be joined, which is a copy.
 _ONE_CHUNK_BYTES = 1_000_000_000
 
-#: A batch of 160 MB takes five minutes over half a megabyte a second, and its text is sent within the statement.
-_STATEMENT_SECONDS = 600
+#: A disk or a network that hands out less is waited for in vain.
+_SLOWEST_BYTES_PER_SECOND = 250_000
 #: Nothing but a migration locks the events against readers, and it gives up after a minute.
 _LOCK_SECONDS = 60
 
@@ -52,62 +57,100 @@ _LOCK_SECONDS = 60
 _ONE_OF_EACH = "SELECT 0::bigint, ''::bytea, ''::text, pg_catalog.now(), '{}'::json"
 _PLAIN_NAMES = "-c quote_all_identifiers=off -c search_path=pg_catalog"
 
+
+@dataclass(frozen=True)
+class _Reader:
+    """A connection, and the socket that it waits on where it is known."""
+
+    connection: dbapi.Connection
+    socket: int | None
+    where: str
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """End the waits of this block after *seconds*, with a TransientError."""
+        with limited(seconds) as limit:
+            if self.socket is not None:
+                limit.hold(self.socket)
+            try:
+                yield
+            except adbc_driver_manager.Error:
+                if not limit.is_over:
+                    raise
+                said = f"{self.where} did not hand out a batch within {seconds:.0f} s, {CLOSED}"
+                raise TransientError(said) from None
+
+
 #: Connections that wait for the next batch, by the engine to whose database they lead.
-_idle: WeakKeyDictionary[Engine, SimpleQueue[dbapi.Connection]] = WeakKeyDictionary()
+_idle: WeakKeyDictionary[Engine, SimpleQueue[_Reader]] = WeakKeyDictionary()
 
 
-def extract_events(engine: Engine, batch_id: UUID) -> pa.Table:
+def reading_seconds(batch: Batch, limits: StepLimits) -> float:
+    """Return how long the read of a batch may take: by its size, because a slow disk is no silent server.
+
+    Another attempt has as much again, five times at most, so that what is slower still gets through.
+    """
+    return (limits.reading + batch.context_bytes / _SLOWEST_BYTES_PER_SECOND) * min(max(batch.attempt, 1), 5)
+
+
+def extract_events(engine: Engine, batch_id: UUID, *, seconds: float = StepLimits.reading) -> pa.Table:
     """Return the events at the batch's positions, in `EVENT_SCHEMA`, in one chunk.
 
-    Raises TransientError when PostgreSQL cannot be reached, ConfigurationError when it has a text that UTF-8 has no
-    characters for, and what its answer means when it refuses the query.
+    The server ends the read after *seconds*. Raises TransientError when it does, when PostgreSQL cannot be reached or
+    does not answer, ConfigurationError when it has a text that UTF-8 has no characters for, and what its answer means
+    when it refuses the query.
     """
     with translated(engine):
         try:
-            return _in_schema(_read(engine, batch_id))
+            return _in_schema(_read(engine, batch_id, seconds))
         except adbc_driver_manager.Error as error:
             raise _translated(error, engine) from None
 
 
-def _read(engine: Engine, batch_id: UUID) -> pa.Table:
-    with _transaction(engine, batch_id) as connection, connection.cursor() as cursor:
+def _read(engine: Engine, batch_id: UUID, seconds: float) -> pa.Table:
+    with _transaction(engine, batch_id, seconds) as connection, connection.cursor() as cursor:
         cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_ONE_CHUNK_BYTES)})
         cursor.execute(query_text("extract_events"))
         return cursor.fetch_arrow_table()
 
 
 @contextmanager
-def _transaction(engine: Engine, batch_id: UUID) -> Iterator[dbapi.Connection]:
+def _transaction(engine: Engine, batch_id: UUID, seconds: float) -> Iterator[dbapi.Connection]:
     idle = _idle.setdefault(engine, SimpleQueue())
-    connection = _begun(idle, batch_id) or _begin(_opened(engine), batch_id)
+    reader = _begun(idle, batch_id, seconds) or _begin(_opened(engine), batch_id, seconds)
     try:
-        yield connection
-        connection.adbc_connection.set_autocommit(True)
+        with reader.limited(client_limit(seconds)):
+            yield reader.connection
+            reader.connection.adbc_connection.set_autocommit(True)
     except BaseException:
-        connection.close()
+        reader.connection.close()
         raise
-    idle.put(connection)
+    idle.put(reader)
 
 
-def _opened(engine: Engine) -> dbapi.Connection:
-    if connection := _knowing_types(conninfo_of(engine)):
-        return connection
+def _opened(engine: Engine) -> _Reader:
+    if reader := _knowing_types(engine):
+        return reader
     with _without_options():
         # Nothing else reaches a session before the driver asks for the types; poolers refuse it, so only where needed.
-        connection = _knowing_types(conninfo_of(engine, options=_PLAIN_NAMES))
-    if connection is None:
+        reader = _knowing_types(engine, options=_PLAIN_NAMES)
+    if reader is None:
         raise _unknown_types()
-    return connection
+    return reader
 
 
-def _knowing_types(conninfo: str) -> dbapi.Connection | None:
-    connection = dbapi.connect(conninfo, autocommit=True)
+def _knowing_types(engine: Engine, **parameters: str) -> _Reader | None:
+    conninfo = conninfo_of(engine, **parameters)
+    connection, socket = open_watched(lambda: dbapi.connect(conninfo, autocommit=True), ports_of(engine))
+    reader = _Reader(connection, socket, server_of(engine).where)
     try:
-        if _knows_types(connection):
-            return connection
+        with reader.limited(PING_SECONDS):
+            is_fit = _knows_types(connection)
     except BaseException:
         connection.close()
         raise
+    if is_fit:
+        return reader
     connection.close()
     return None
 
@@ -141,32 +184,30 @@ def _knows_types(connection: dbapi.Connection) -> bool:
     return not any(isinstance(one, pa.OpaqueType) for one in types)
 
 
-def _begun(idle: SimpleQueue[dbapi.Connection], batch_id: UUID) -> dbapi.Connection | None:
+def _begun(idle: SimpleQueue[_Reader], batch_id: UUID, seconds: float) -> _Reader | None:
     while True:
         try:
-            connection = idle.get_nowait()
+            reader = idle.get_nowait()
         except Empty:
             return None
-        # The session may have ended, in a restart of PostgreSQL for one: then another connection will do.
-        with suppress(adbc_driver_manager.Error):
-            return _begin(connection, batch_id)
+        # The session may have ended or gone silent, in a restart of PostgreSQL for one: then another will do.
+        with suppress(adbc_driver_manager.Error, TransientError):
+            return _begin(reader, batch_id, seconds)
 
 
-def _begin(connection: dbapi.Connection, batch_id: UUID) -> dbapi.Connection:
-    try:
-        connection.adbc_connection.set_autocommit(False)
-        _run(connection, TRANSACTION)
-        _run(connection, query_text("begin_session").replace(":settings", "$1"), _settings(batch_id))
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _settings(batch_id: UUID) -> str:
-    return session_settings(
-        lock_timeout_seconds=_LOCK_SECONDS, statement_timeout_seconds=_STATEMENT_SECONDS, batch_id=batch_id
+def _begin(reader: _Reader, batch_id: UUID, seconds: float) -> _Reader:
+    settings = session_settings(
+        lock_timeout_seconds=_LOCK_SECONDS, statement_timeout_seconds=seconds, batch_id=batch_id
     )
+    try:
+        with reader.limited(min(PING_SECONDS, client_limit(seconds))):
+            reader.connection.adbc_connection.set_autocommit(False)
+            _run(reader.connection, TRANSACTION)
+            _run(reader.connection, query_text("begin_session").replace(":settings", "$1"), settings)
+    except BaseException:
+        reader.connection.close()
+        raise
+    return reader
 
 
 def _run(connection: dbapi.Connection, statement: str, *parameters: str) -> None:
@@ -178,7 +219,7 @@ def _run(connection: dbapi.Connection, statement: str, *parameters: str) -> None
 def _close_idle(engine: Engine) -> None:
     idle = _idle.pop(engine, SimpleQueue())
     while not idle.empty():
-        idle.get_nowait().close()
+        idle.get_nowait().connection.close()
 
 
 def _in_schema(table: pa.Table) -> pa.Table:

@@ -10,7 +10,7 @@ from outbox_pipeline.batches import Batch
 from outbox_pipeline.clickhouse.proof import proof_of_table
 from outbox_pipeline.clickhouse.reconcile import shown_types
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.reconcile import HeldType, held_types, read_processed
 from outbox_pipeline.reconcile.choose import pieces
 from outbox_pipeline.reconcile.findings import LateEvents
@@ -76,4 +76,7 @@ def _late(stores: Stores, batches: Sequence[Batch], rows: Sequence[HeldType]) ->
 
 def _holds_its_own(stores: Stores, batch: Batch) -> bool:
     """Tell whether outbox.event holds the very events that were proved: then only a clock was set back meanwhile."""
-    return batch.pruned_at is None and proof_of_table(extract_events(stores.engine, batch.batch_id)) == batch.proof
+    if batch.pruned_at is not None:
+        return False
+    events = extract_events(stores.engine, batch.batch_id, seconds=reading_seconds(batch, stores.limits))
+    return proof_of_table(events) == batch.proof

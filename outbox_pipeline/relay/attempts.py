@@ -154,5 +154,6 @@ def error_kind(error: BaseException) -> str:
         ConfigurationError: "configuration",
         BatchDataError: "data",
         ProofError: "proof",
+        LeaseLostError: "silence",
     }
     return next((word for kind, word in kinds.items() if isinstance(error, kind)), "unexpected")

@@ -9,7 +9,7 @@ ClickHouse's own rows.
 import time
 from collections import Counter
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import pyarrow as pa
@@ -24,7 +24,8 @@ from outbox_pipeline.errors import BatchDataError, ProofError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.postgres.extract import extract_events, reading_seconds
+from outbox_pipeline.postgres.watchdog import client_limit
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.stores import Stores
@@ -35,6 +36,9 @@ REFUSED_BY_CLICKHOUSE = "refused_by_clickhouse"
 
 #: Sendings of one batch in one attempt before it gives up; each is the whole row set.
 _MOST_SENDINGS = 3
+
+#: How much longer than a step's own limit its lease is renewed: the step ends it and says so.
+_SLACK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,6 @@ class Delivery:
 
     def __init__(self, stores: Stores, lease: Lease) -> None:
         """Start the heartbeat of a lease that was just taken."""
-        self.stores = stores
         self.lease = lease
         #: Accepted events by type, known where this process validated the batch.
         self.event_types: dict[str, int] | None = None
@@ -103,7 +106,8 @@ class Delivery:
         self._has_sent = False
         self._is_fenced = lease.attempt == 1
         self._is_proven = False
-        self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease).start()
+        self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease, limits=stores.limits).start()
+        self.stores = replace(stores, client=stores.client.telling(self._heartbeat.during))
 
     def close(self) -> None:
         """Stop renewing the lease; without a mark or a failure it then runs out."""
@@ -133,7 +137,7 @@ class Delivery:
         """
         started = time.monotonic()
         batch = self.batch()
-        events = extract_events(self.stores.engine, batch.batch_id)
+        events = self._read(batch)
         expected = batch.event_count - (batch.rejected_count or 0)
         if events.num_rows != expected:
             raise BatchDataError(
@@ -223,8 +227,18 @@ class Delivery:
         return Marked(accepted, quarantined, processed_at, batch.context_bytes, lag, seconds)
 
     def _ledger(self) -> AbstractContextManager[Connection]:
-        # Frozen with its row locked this process would keep the batch for ever: as long as the lease must do.
-        return ledger_transaction(self.stores.engine, idle_seconds=self.stores.settings.lease_seconds)
+        self._heartbeat.get_on()
+        return ledger_transaction(
+            self.stores.engine,
+            # Frozen with its row locked this process would keep the batch for ever: as long as the lease must do.
+            idle_seconds=self.stores.settings.lease_seconds,
+            statement_timeout_seconds=self.stores.limits.statement,
+        )
+
+    def _read(self, batch: Batch) -> pa.Table:
+        seconds = reading_seconds(batch, self.stores.limits)
+        with self._heartbeat.during("reading its events from PostgreSQL", client_limit(seconds) + _SLACK_SECONDS):
+            return extract_events(self.stores.engine, batch.batch_id, seconds=seconds)
 
     def _table(self) -> pa.Table:
         if self._events is None:

@@ -30,6 +30,8 @@ SET status = CASE WHEN judged.failures >= :max_attempts THEN 'parked' ELSE 'requ
     next_attempt_at = NULL,
     requested_at = clock_timestamp(),
     last_error = CASE WHEN judged.went_silent
+        -- The run itself may have said on what it hung.
+        AND NOT (batch.last_error_kind IS NOT DISTINCT FROM 'silence' AND starts_with(batch.last_error, format('Attempt %s ', batch.attempt)))
         THEN format('Attempt %s went silent: its run never started, was killed or lost its connection.', batch.attempt)
         ELSE batch.last_error END,
     last_error_kind = CASE WHEN judged.went_silent THEN 'silence' ELSE batch.last_error_kind END

@@ -1,0 +1,77 @@
+"""The connections of a client: to which proxy they go, and that a limit reaches them.
+
+Invariant: a request made within `outbox_pipeline.limits.limited` has its socket held by that limit, and none is sent
+once the limit is over: the driver would repeat a question whose connection was closed.
+"""
+
+from typing import Any
+
+from clickhouse_connect.driver.httputil import all_managers, check_env_proxy, get_pool_manager
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from outbox_pipeline.limits import current_limit
+from outbox_pipeline.loopback import is_loopback
+
+
+def make_pool(interface: str, host: str, port: int) -> PoolManager:
+    """Return connections for one server: through the environment's proxy, unless it is this machine itself."""
+    # A proxy would get the local engine's statements and events, and the driver would send them to it.
+    proxy = None if is_loopback(host) else _proxy(interface, host, port)
+    # The driver's word for the proxy of either kind of address.
+    pool: PoolManager = get_pool_manager(http_proxy=proxy)
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": EncryptedPool}
+    return pool
+
+
+def close_pool(pool: PoolManager) -> None:
+    """Close what is not in use, and make the driver forget the pool, which it would remember for ever."""
+    pool.clear()
+    all_managers.pop(pool, None)
+
+
+def _proxy(interface: str, host: str, port: int) -> str | None:
+    return check_env_proxy(interface, host, port) or check_env_proxy("http", host, port)
+
+
+class _Held:
+    """A connection whose socket the current limit holds while a request is under way."""
+
+    sock: Any
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self._hold()
+
+    def request(self, *arguments: Any, **keywords: Any) -> None:
+        self._hold()
+        super().request(*arguments, **keywords)  # type: ignore[misc]
+
+    def _hold(self) -> None:
+        limit = current_limit()
+        if limit is None:
+            return
+        if limit.is_over:
+            raise TimeoutError("the request has taken too long")
+        if self.sock is not None:
+            limit.hold(self.sock.fileno())
+
+
+class _Connection(_Held, HTTPConnection):
+    pass
+
+
+class _EncryptedConnection(_Held, HTTPSConnection):
+    pass
+
+
+class PlainPool(HTTPConnectionPool):
+    """Connections over HTTP."""
+
+    ConnectionCls = _Connection
+
+
+class EncryptedPool(HTTPSConnectionPool):
+    """Connections over HTTPS."""
+
+    ConnectionCls = _EncryptedConnection
