@@ -220,9 +220,9 @@ def test_a_lost_answer_is_found_when_the_window_is_overrun(stores: Stores, deliv
     stores.client.run("ALTER TABLE {table:Identifier} MODIFY SETTING non_replicated_deduplication_window = 1")
     delivery.validate()
     delivery._send(delivery.batch(), 0)
-    end_failed(delivery, RuntimeError("killed"))
     publish(stores.engine, 1)
     deliver(start(stores))
+    end_failed(delivery, RuntimeError("killed"))
 
     second = start_unrequested(stores, delivery.lease.batch_id)
     loaded = second.load()
