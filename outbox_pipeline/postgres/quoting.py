@@ -1,8 +1,9 @@
 """SQL that people are told to run: names and texts in it are quoted, since others may have chosen them."""
 
-import re
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
-_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+#: Knows PostgreSQL's reserved words; in text that no driver reads as a template, percent signs mean themselves.
+_NAMES = PGDialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]  # SQLAlchemy gives it none
 
 
 def quoted_text(text: str) -> str:
@@ -15,9 +16,7 @@ def quoted_text(text: str) -> str:
 
 def quoted_name(name: str) -> str:
     """Return *name* as an identifier of PostgreSQL, as it is where that needs no quotes."""
-    if _PLAIN_NAME.fullmatch(name):
-        return name
-    return '"' + name.replace('"', '""') + '"'
+    return str(_NAMES.quote(name))
 
 
 def _escape(one: str) -> str:

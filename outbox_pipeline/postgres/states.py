@@ -23,6 +23,7 @@ class Meaning:
 
 
 _GRANTS = "Check {variable} and grants, then run 'outbox init'."
+_RIGHT = "Run 'outbox doctor' as this role: it names the right that is missing and the statement that grants it."
 _PRIMARY = "let {variable} lead to the primary (several hosts with target_session_attrs=read-write find it)"
 _READ_ONLY = f"It was switched to read only: make it writable again and deliveries go on by themselves, or {_PRIMARY}."
 _POOLER = (
@@ -65,6 +66,7 @@ MEANINGS: dict[str, Meaning] = {
     "3F": Meaning(ConfigurationError, _GRANTS),
     "40": Meaning(TransientError),
     "42": Meaning(ConfigurationError, _GRANTS),
+    "42501": Meaning(ConfigurationError, _RIGHT),
     "42P05": Meaning(ConfigurationError, _POOLER),
     "44": Meaning(ConstraintError, "Nothing was written."),
     "53": Meaning(TransientError),

@@ -19,6 +19,7 @@ from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
+from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
@@ -193,7 +194,8 @@ def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
     if not conditions.can_read_sequence:
         return (
             "This role cannot read the sequence of outbox.event, so it cannot tell which positions exist: "
-            "GRANT SELECT ON SEQUENCE outbox.event_position_seq to it."
+            f"GRANT SELECT ON SEQUENCE outbox.event_position_seq TO {quoted_name(conditions.role_name)}; as the owner "
+            "of outbox.event."
         )
     if conditions.last_drawn < conditions.last_known:
         return (

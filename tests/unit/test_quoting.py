@@ -23,3 +23,5 @@ def test_a_role_is_an_identifier() -> None:
     """A role's name is quoted where it needs that."""
     assert quoted_name("pipeline_1") == "pipeline_1"
     assert quoted_name('Ev"il') == '"Ev""il"'
+    assert quoted_name("50%") == '"50%"'
+    assert quoted_name("user") == '"user"'

@@ -14,9 +14,10 @@ SELECT (SELECT range_agg(stretch)::text
            AND unclaimed.database_oid = database.oid
            AND unclaimed.timeline
                = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS is_own_cluster,
-       has_sequence_privilege('outbox.event_position_seq', 'USAGE')
-           OR has_sequence_privilege('outbox.event_position_seq', 'SELECT') AS can_read_sequence,
-       coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_drawn,
+       has_sequence_privilege('outbox.event_position_seq', 'USAGE, SELECT') AS can_read_sequence,
+       -- Without the right, versions before 17 raise, and later ones have NULL.
+       CASE WHEN has_sequence_privilege('outbox.event_position_seq', 'USAGE, SELECT')
+           THEN coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) ELSE 0 END AS last_drawn,
        coalesce((SELECT max(last_position) FROM outbox.batch), 0) AS last_known,
        (SELECT context_bytes / event_count FROM outbox.batch ORDER BY last_position DESC LIMIT 1) AS bytes_an_event,
        (SELECT seqcache FROM pg_sequence WHERE seqrelid = 'outbox.event_position_seq'::regclass) AS sequence_cache,
