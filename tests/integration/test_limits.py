@@ -171,7 +171,7 @@ def test_the_migration_names_a_table_captured_under_a_longer_name(before_limits:
         connection.exec_driver_sql("CREATE TABLE orders (id int)")
         connection.exec_driver_sql(f"SELECT outbox.capture('orders', {names})")
 
-    with pytest.raises(ConfigurationError, match=r"Table orders is captured with .* call outbox\.capture again"):
+    with pytest.raises(ConfigurationError, match=r"Table public\.orders is captured with .* call outbox\.capture"):
         migrate(before_limits)
 
     with before_limits.begin() as connection:

@@ -151,7 +151,8 @@ def test_only_repeats_cost_more_statements(outbox_engine: Engine) -> None:
         publish_events(connection, [{}] * len(ids), event_type="t", event_ids=ids)
         repeats = len(sent.statements) - one - two_pages
 
-    assert (one, two_pages, repeats) == (1, 2, 6)
+    # One of the last is asked once over each connection, whether a pooler answers.
+    assert (one, two_pages, repeats) == (1, 2, 6 + 1)
 
 
 @pytest.mark.parametrize(

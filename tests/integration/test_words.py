@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, text
 
-from outbox_pipeline.errors import ConstraintError, DefectError, LedgerError, OutboxError, TransientError
+from outbox_pipeline.errors import ConstraintError, DefectError, LedgerError, OutboxError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.relay import delivery
@@ -81,6 +81,6 @@ def test_a_batch_that_cannot_be_read_is_not_quoted(stores: Stores) -> None:
     with pytest.raises(OutboxError) as refused:
         extract_events(stores.engine, request.batch_id)
 
-    assert isinstance(refused.value, TransientError)
+    assert isinstance(refused.value, LedgerError)
     assert "SQLSTATE 22P02" in str(refused.value)
     assert CONTENT not in all_of(refused.value)
