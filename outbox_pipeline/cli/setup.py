@@ -22,12 +22,20 @@ def init() -> None:
     from outbox_pipeline.clickhouse.client import clickhouse_client
     from outbox_pipeline.clickhouse.table import create_table
     from outbox_pipeline.postgres.engine import create_outbox_engine
-    from outbox_pipeline.postgres.schema import migrate
+    from outbox_pipeline.postgres.schema import migrate, missing_roles
     from outbox_pipeline.settings import shown_url
 
     with ready_settings() as settings:
-        version = migrate(create_outbox_engine(settings, pooled=False))
+        engine = create_outbox_engine(settings, pooled=False)
+        version = migrate(engine)
         typer.echo(f"PostgreSQL: outbox schema at version {version} in {shown_url(settings.postgres_url)}")
+        if missing := missing_roles(engine):
+            created = "; ".join(f"CREATE ROLE {name}" for name in missing)
+            typer.echo(
+                f"Missing, because this role may not create roles: {' and '.join(missing)}. As a superuser {created}; "
+                "then SELECT outbox.grant_roles(); as this role.",
+                err=True,
+            )
         with clickhouse_client(settings) as client:
             create_table(client)
             server = client.driver.server_version

@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from sqlalchemy import URL, make_url
+
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state, read_storage_settings
+from outbox_pipeline.postgres.quoting import reset_statements
 from outbox_pipeline.settings import Settings, shown_url
 
 #: Every check of this part, in the order it is made.
@@ -44,21 +47,22 @@ def examine_dagster(settings: Settings, environment: Mapping[str, str]) -> list[
             Check("dagster storage", False, without_secrets(str(error))),
             *skipped(DAGSTER_CHECKS[2:], "dagster storage"),
         ]
-    storage = check_storage(shown_url(settings.dagster_url), unlike)
+    storage = check_storage(make_url(settings.dagster_url.get_secret_value()), unlike)
     if state is None:
         said = "Dagster has not run on this storage yet: 'outbox up' starts it."
         return [home, storage, *(Check(name, None, said) for name in DAGSTER_CHECKS[2:])]
     return [home, storage, check_daemon(state), check_sensors(state), check_queue(state)]
 
 
-def check_storage(shown: str, unlike: Mapping[str, str]) -> Check:
+def check_storage(url: URL, unlike: Mapping[str, str]) -> Check:
     """Find what a role or a database sets for Dagster's sessions and a pooler keeps them from setting otherwise."""
+    shown = shown_url(url.render_as_string(hide_password=False))
     if not unlike:
         return Check("dagster storage", True, f"Dagster's storage at {shown} answers.")
     told = ", ".join(f"{name} = {value}" for name, value in unlike.items())
     said = (
         f"Dagster's storage at {shown} answers, but its sessions begin with {told}, and a pooler passes on nothing to "
-        "set it otherwise: ALTER ROLE … RESET it, and ALTER DATABASE the same; the TimeZone must be UTC."
+        f"set it otherwise: {reset_statements(url, unlike)}; the server's own TimeZone must be UTC."
     )
     return Check("dagster storage", False, said)
 
@@ -118,8 +122,9 @@ def check_sensors(state: DagsterState) -> Check:
         said = f"The latest tick failed: {', '.join(failing)}. Its page under Automation shows the error."
         return Check(name, False, said)
     if state.outbox_tick_age is None or state.outbox_tick_age > _TICKLESS_SECONDS:
-        since = "never" if state.outbox_tick_age is None else f"not for {_duration(state.outbox_tick_age)}"
-        said = f"outbox_sensor has ticked {since}: look whether the daemon runs and Deployment shows the code location."
+        age = state.outbox_tick_age
+        ticked = "never ticked" if age is None else f"not ticked for {_duration(age)}"
+        said = f"outbox_sensor has {ticked}: look whether the daemon runs and Deployment shows the code location."
         return Check(name, False, said)
     return Check(name, True, "outbox_sensor ticks, and nothing is switched off.")
 

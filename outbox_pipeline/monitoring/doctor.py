@@ -22,14 +22,15 @@ from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.extract import require_types
 from outbox_pipeline.postgres.overview import (
+    is_pooled,
     read_future_days,
     read_grants,
     read_server,
     read_switched_off,
     read_vacuum_off,
 )
-from outbox_pipeline.postgres.pooling import is_pooled
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.cut import ledger_problem
@@ -52,6 +53,7 @@ CHECKS = (
     "postgres encoding",
     "postgres durability",
     "postgres vacuum",
+    "bulk read",
     "grants",
     "schema",
     "ledger",
@@ -63,6 +65,7 @@ CHECKS = (
     "clocks",
     *DAGSTER_CHECKS,
 )
+_NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index("future days") + 1]
 
 
 @dataclass(frozen=True)
@@ -140,15 +143,19 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
         version, encoding, way = _read_postgres(engine, clocks)
     except OutboxError as error:
         yield Check("postgres", False, _said(error))
-        needing = ["postgres encoding", "postgres durability", "postgres vacuum", "grants", "schema", "ledger"]
-        yield from skipped([*needing, "future days"], "postgres")
+        yield from skipped(_NEEDING_POSTGRES, "postgres")
         return
     yield check_postgres_version(version, f"{shown_url(settings.postgres_url)}{way}")
     yield check_encoding(encoding)
     yield _outcome("postgres durability", lambda: _check_postgres_durability(engine))
     yield _outcome("postgres vacuum", lambda: _check_vacuum(engine))
-    yield _outcome("grants", lambda: _check_grants(engine))
+    yield _outcome("bulk read", lambda: _check_bulk_read(engine))
+    grants = _outcome("grants", lambda: _check_grants(engine))
+    yield grants
     schema = _outcome("schema", lambda: _check_schema(engine))
+    if not schema.ok and not grants.ok:
+        yield from skipped(["schema", "ledger", "future days"], "grants")
+        return
     yield schema
     if schema.ok:
         yield _outcome("ledger", lambda: _check_ledger(engine))
@@ -205,6 +212,11 @@ def _check_vacuum(engine: Engine) -> str:
     return _fine(problem if off else None, "Autovacuum works on the server and on the outbox's tables.")
 
 
+def _check_bulk_read(engine: Engine) -> str:
+    require_types(engine)
+    return "The driver that reads batches knows PostgreSQL's types."
+
+
 def _check_grants(engine: Engine) -> str:
     with ledger_transaction(engine) as connection:
         grants = read_grants(connection)
@@ -220,7 +232,8 @@ def grants_problem(*, role_name: str, missing: list[str], remedies: list[str], s
     """
     if not missing or not schema_exists:
         return None
-    return f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {', then '.join(remedies)}."
+    said = f"Role {role_name} may not do what delivery needs ({', '.join(missing)}): {', then '.join(remedies)}."
+    return f"{said} Only the role that delivers needs them."
 
 
 def _check_schema(engine: Engine) -> str:

@@ -44,6 +44,12 @@ def read_url(text: str) -> URL:
         )
     url = url.set(query={name: _one_value(name, value) for name, value in url.query.items()})
     _require_plain(url)
+    try:
+        url.get_dialect()().create_connect_args(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            f"{_NAME} names more or fewer ports than hosts: name one port for all of them, or one for each."
+        ) from None
     return url
 
 

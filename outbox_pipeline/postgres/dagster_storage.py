@@ -94,7 +94,8 @@ def storage_connection(url: str) -> Iterator[Connection]:
 
 
 def _engine(url: str) -> Engine:
-    return create_engine(url, poolclass=NullPool, hide_parameters=True)
+    # Each statement by itself, as Dagster asks: nothing here needs two that belong together.
+    return create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from outbox_pipeline.errors import ConfigurationError, LedgerError
+from outbox_pipeline.errors import ConfigurationError, LedgerError, TransientError
 from outbox_pipeline.postgres import watchdog
 from outbox_pipeline.postgres.conninfo import connect_arguments, read_url
 from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.session import IDLE_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, session_settings
+from outbox_pipeline.postgres.states import state_of
 from outbox_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -91,13 +93,28 @@ def ledger_transaction(
         yield connection
 
 
+@contextmanager
+def _ended_by_no_setting_of_others() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if state_of(error.orig) != "57014":
+            raise
+        raise TransientError(
+            "PostgreSQL ended the first statement of a transaction, which sets our limits: it is overloaded, or the "
+            "statement_timeout of the role, the database or the server is shorter than a statement takes at all "
+            "(SHOW statement_timeout, then ALTER ROLE or ALTER DATABASE … RESET statement_timeout)."
+        ) from None
+
+
 def begin_session(connection: Connection, settings: str) -> None:
     """Make a transaction that has just begun ours: set what it depends on and check what only BEGIN can say.
 
     *settings* as `session_settings` returns them. Raises LedgerError when the transaction is not READ COMMITTED and
     read write, ConfigurationError when the database does not know what its bytes mean.
     """
-    began = connection.execute(query("begin_session"), {"settings": settings}).one()
+    with _ended_by_no_setting_of_others():
+        began = connection.execute(query("begin_session"), {"settings": settings}).one()
     if began.encoding == "SQL_ASCII":
         raise ConfigurationError(
             "The database has the encoding SQL_ASCII, in which PostgreSQL does not know what the bytes of a text mean: "

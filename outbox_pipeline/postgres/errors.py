@@ -4,6 +4,7 @@ Invariant: what is raised here is one sentence and an OutboxError, whatever the 
 reach only when none answered. What PostgreSQL says is shown only where it cannot quote a row: DETAIL and CONTEXT never.
 """
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,37 @@ _REFUSALS = (
     "permission denied for database",
     "certificate",
     "SSL was required",
+)
+
+#: Variables that change where a connection leads or how its session begins.
+_VARIABLES = frozenset(
+    [
+        "PGCHANNELBINDING",
+        "PGDATABASE",
+        "PGDATESTYLE",
+        "PGHOST",
+        "PGHOSTADDR",
+        "PGOPTIONS",
+        "PGPASSFILE",
+        "PGPORT",
+        "PGREQUIREAUTH",
+        "PGSERVICE",
+        "PGSERVICEFILE",
+        "PGSSLCERT",
+        "PGSSLKEY",
+        "PGSSLMODE",
+        "PGSSLROOTCERT",
+        "PGTARGETSESSIONATTRS",
+        "PGTZ",
+        "PGUSER",
+    ]
+)
+#: Words of libpq where a server answered and is not what target_session_attrs asks for.
+_OTHER_KIND = (
+    "session is read-only",
+    "session is not read-only",
+    "server is in hot standby mode",
+    "server is not in hot standby mode",
 )
 
 #: States behind which may be that the server is a standby, or that a policy hides rows: it is asked.
@@ -139,11 +171,23 @@ def unreachable(server: Server, said: str) -> OutboxError:
     """Return the error for a connection that broke or was not made; *said* are the words of libpq."""
     if any(words in said for words in _REFUSALS):
         return ConfigurationError(f"{server.where} refuses this: {said}. Check {server.variable}.")
+    if any(words in said for words in _OTHER_KIND):
+        return TransientError(
+            f"{server.where} answers, but none of its hosts is of the kind that target_session_attrs in "
+            f"{server.variable} asks for: {said}."
+        )
     if "FATAL:" in said:
-        return TransientError(f"{server.where} cannot do this now: {said}.")
+        return TransientError(f"{server.where} cannot do this now: {said}.{_from_the_environment()}")
     return TransientError(
         f"{server.where} cannot be reached: check that it runs and {server.variable}. It said: {said}"
+        f"{_from_the_environment()}"
     )
+
+
+def _from_the_environment() -> str:
+    """Name the variables that libpq puts into every connection beside the URL; their values may be secrets."""
+    found = sorted(name for name in os.environ if name in _VARIABLES)
+    return f" {' and '.join(found)} of the environment are part of each connection: check them too." if found else ""
 
 
 def of_the_driver(server: Server, error: Exception) -> OutboxError:

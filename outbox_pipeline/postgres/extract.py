@@ -26,6 +26,7 @@ from outbox_pipeline.limits import StepLimits, limited
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of, translated, unreachable
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.postgres.quoting import reset_statements
 from outbox_pipeline.postgres.session import TRANSACTION, session_settings
 from outbox_pipeline.postgres.states import state_of
 from outbox_pipeline.postgres.watchdog import CLOSED, PING_SECONDS, client_limit, open_watched, ports_of
@@ -128,14 +129,23 @@ def _transaction(engine: Engine, batch_id: UUID, seconds: float) -> Iterator[dba
     idle.put(reader)
 
 
+def require_types(engine: Engine) -> None:
+    """Raise ConfigurationError when the bulk driver cannot know PostgreSQL's types in the engine's sessions."""
+    with translated(engine):
+        try:
+            _opened(engine).connection.close()
+        except adbc_driver_manager.Error as error:
+            raise _translated(error, engine) from None
+
+
 def _opened(engine: Engine) -> _Reader:
     if reader := _knowing_types(engine):
         return reader
-    with _without_options():
+    with _without_options(engine):
         # Nothing else reaches a session before the driver asks for the types; poolers refuse it, so only where needed.
         reader = _knowing_types(engine, options=_PLAIN_NAMES)
     if reader is None:
-        raise _unknown_types()
+        raise _unknown_types(engine)
     return reader
 
 
@@ -156,20 +166,20 @@ def _knowing_types(engine: Engine, **parameters: str) -> _Reader | None:
 
 
 @contextmanager
-def _without_options() -> Iterator[None]:
+def _without_options(engine: Engine) -> Iterator[None]:
     try:
         yield
     except adbc_driver_manager.Error as error:
         # A failed connect has no state; these are the words of PgBouncer.
         if "unsupported startup parameter" in str(error):
-            raise _unknown_types() from None
+            raise _unknown_types(engine) from None
         raise
 
 
-def _unknown_types() -> ConfigurationError:
+def _unknown_types(engine: Engine) -> ConfigurationError:
     return ConfigurationError(
         "The bulk driver does not know PostgreSQL's types in the sessions of this role, and a pooler keeps it from "
-        "setting more: run ALTER ROLE … RESET quote_all_identifiers and search_path, and ALTER DATABASE the same."
+        f"setting more: {reset_statements(engine.url, ['quote_all_identifiers', 'search_path'])}."
     )
 
 

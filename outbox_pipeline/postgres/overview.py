@@ -5,6 +5,7 @@ Invariant: nothing here locks or changes a row, so an operator may ask as often 
 
 from collections.abc import Sequence
 from datetime import date, datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Date, cast, func, select
@@ -60,6 +61,13 @@ def read_server(connection: Connection) -> tuple[int, str, datetime]:
         )
     ).one()
     return int(row[0]), str(row[1]), row[2]
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Tell whether a pooler stands between: another process answered the login than runs the statements."""
+    driver: Any = connection.connection.driver_connection
+    own_pid: int = driver.info.backend_pid
+    return bool(connection.scalar(select(func.pg_backend_pid())) != own_pid)
 
 
 def read_grants(connection: Connection) -> RowMapping:

@@ -6,9 +6,6 @@ ledger, and an event would not share its business data's.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from sqlalchemy import Connection, text
 
 #: pgbouncer's words with `pool_mode = statement`, where it refuses every BEGIN. Their SQLSTATE, 08P01, says less.
 _NO_TRANSACTIONS = "transaction blocks not allowed in statement pooling mode"
@@ -23,13 +20,6 @@ ADVICE = (
 def is_without_transactions(said: str) -> bool:
     """Tell whether what a server *said* comes from a pooler that lets no transaction through."""
     return _NO_TRANSACTIONS in said
-
-
-def is_pooled(connection: Connection) -> bool:
-    """Tell whether another program answered the login than runs the statements. Needs psycopg's connection."""
-    driver: Any = connection.connection.driver_connection
-    own_pid: int = driver.info.backend_pid
-    return bool(connection.scalar(text("SELECT pg_backend_pid()")) != own_pid)
 
 
 @contextmanager

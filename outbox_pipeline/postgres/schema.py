@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
-from outbox_pipeline.postgres.engine import begin_session
+from outbox_pipeline.postgres.engine import begin_session, ledger_transaction
 from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.migrations.files import (
     LOCK_HOLDERS,
@@ -58,6 +58,13 @@ def _bring_up_to_date(connection: Connection) -> None:
     if rights.schema_owner is None:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     _upgrade(connection)
+
+
+def missing_roles(engine: Engine) -> list[str]:
+    """Return the group roles that the migrations could not create, because their role may not create any."""
+    with ledger_transaction(engine) as connection:
+        names = ["outbox_producer", "outbox_pipeline"]
+        return [name for name in names if connection.scalar(select(func.to_regrole(name))) is None]
 
 
 def check_version(connection: Connection) -> None:

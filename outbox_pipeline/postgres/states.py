@@ -34,6 +34,10 @@ _ENCODING = (
     "An event has a character, or bytes that are none, in which the database's encoding and UTF-8 do not meet: correct "
     "or remove it, or move the outbox into a database with ENCODING 'UTF8'."
 )
+_LOCKED = (
+    "Another session keeps what is needed locked: SELECT pid, usename, query FROM pg_stat_activity WHERE pid IN "
+    "(SELECT pid FROM pg_locks WHERE granted AND relation::regclass::text LIKE 'outbox.%') shows which."
+)
 _SETUP = "Set the server up as it says, then run 'outbox doctor'."
 _LIMIT = "A limit of the server is in the way: raise it."
 _DAMAGE = "Its files are damaged or cannot be read: look into PostgreSQL's own log, and repair or restore it."
@@ -75,7 +79,7 @@ MEANINGS: dict[str, Meaning] = {
     "54": Meaning(ConfigurationError, _LIMIT),
     "55": Meaning(ConfigurationError, _SETUP),
     "55006": Meaning(TransientError),
-    "55P03": Meaning(TransientError),
+    "55P03": Meaning(TransientError, _LOCKED),
     # Cancelled, out of time, shut down, starting.
     "57": Meaning(TransientError),
     "57P04": Meaning(ConfigurationError, _GRANTS),

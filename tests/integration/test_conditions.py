@@ -1,5 +1,6 @@
 """The conditions the ledger rests on: each is enforced, and a ledger that cannot be trusted stops with a sentence."""
 
+import json
 from collections.abc import Callable, Iterator
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import LedgerError, TransientError
-from outbox_pipeline.postgres.engine import PREPARE_THRESHOLD, create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.engine import PREPARE_THRESHOLD, begin_session, create_outbox_engine, ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
@@ -218,3 +219,13 @@ def test_what_the_ledger_repeats_is_prepared(outbox_engine: Engine) -> None:
         prepared = connection.scalars(text("SELECT statement FROM pg_prepared_statements")).all()
 
     assert "SELECT 'repeated'" in prepared
+
+
+def test_a_limit_that_ends_even_what_sets_ours_is_named(outbox_engine: Engine) -> None:
+    """A role's statement_timeout counts until ours is set; when it is too short for that, the sentence says so."""
+    more_than_a_millisecond = json.dumps({f"outbox.setting_{nth}": "on" for nth in range(20_000)})
+
+    with outbox_engine.connect() as connection:
+        connection.exec_driver_sql("SET LOCAL statement_timeout = '1ms'")
+        with pytest.raises(TransientError, match="RESET statement_timeout"):
+            begin_session(connection, more_than_a_millisecond)

@@ -205,8 +205,12 @@ def test_types_that_a_pooler_hides_are_named(through: Through, stores: Stores) -
     with stores.engine.begin() as connection:
         connection.exec_driver_sql(f"{database} SET quote_all_identifiers = on")
 
-    with pytest.raises(ConfigurationError, match="RESET quote_all_identifiers"):
-        extract_events(through().engine, batch.batch_id)
+    here = through()
+    with pytest.raises(ConfigurationError, match=r"RESET quote_all_identifiers.*RECONNECT"):
+        extract_events(here.engine, batch.batch_id)
+    finding = next(check for check in examine(here.settings) if check.name == "bulk read")
+    assert not finding.ok
+    assert "RESET quote_all_identifiers" in finding.message
 
     with stores.engine.begin() as connection:
         connection.exec_driver_sql(f"{database} RESET quote_all_identifiers")

@@ -181,6 +181,7 @@ def test_both_look_for_a_socket_in_the_same_place(monkeypatch: pytest.MonkeyPatc
         ("connect_timeout=soon", "names connect_timeout, and not as a whole number"),
         ("port=abc", "names port, and not as a whole number"),
         ("host=a:1&host=b:2&port=3", "names ports beside its hosts"),
+        ("host=a,b,c&port=1,2", "names more or fewer ports than hosts"),
         ("options=a%00b", "NUL character"),
     ],
 )

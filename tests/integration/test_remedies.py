@@ -163,8 +163,21 @@ def test_a_member_that_does_not_inherit_is_told_how(stores: Stores, pipeline: St
     before = complaint(pipeline.engine)
     assert before is not None
 
-    follow(stores.engine, before)
+    done = follow(stores.engine, before)
 
+    assert len(done) == 1
+    assert complaint(pipeline.engine) is None
+
+
+def test_a_role_that_is_no_member_is_told_to_be_one(stores: Stores, pipeline: Stores) -> None:
+    """Where the group has its rights they are not granted again."""
+    execute(stores.engine, f"REVOKE outbox_pipeline FROM {role_of(pipeline)}")
+    before = complaint(pipeline.engine)
+    assert before is not None
+
+    done = follow(stores.engine, before)
+
+    assert [statement.split()[:2] for statement in done] == [["GRANT", "outbox_pipeline"]]
     assert complaint(pipeline.engine) is None
 
 

@@ -11,7 +11,9 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, make_url
+from typer.testing import CliRunner
 
+from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import clickhouse_client
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError
@@ -116,6 +118,26 @@ def test_the_schemas_owner_needs_no_right_on_the_database(place: Place, tool: To
     tool(place.url)
     tool(place.url)
     init(place.url)
+
+
+def test_an_owner_who_may_not_create_roles_is_told(
+    place: Place, clickhouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The schema is made without them, and `outbox init` names what is missing and what to run."""
+    place.execute("CREATE SCHEMA outbox AUTHORIZATION " + place.role)
+    hidden = f"renamed_{uuid4().hex[:8]}"
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", place.url)
+    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", clickhouse_url)
+    place.execute(f"ALTER ROLE outbox_pipeline RENAME TO {hidden}")
+    try:
+        done = CliRunner().invoke(app, ["init"])
+    finally:
+        place.execute(f"ALTER ROLE {hidden} RENAME TO outbox_pipeline")
+
+    assert done.exit_code == 0
+    assert "Missing, because this role may not create roles: outbox_pipeline." in done.stderr
+    assert "CREATE ROLE outbox_pipeline; then SELECT outbox.grant_roles()" in done.stderr
+    assert "Missing" not in CliRunner().invoke(app, ["init"]).stderr
 
 
 def test_the_schemas_owner_brings_an_older_schema_up_to_date(place: Place, tool: Tool) -> None:

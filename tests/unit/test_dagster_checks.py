@@ -42,8 +42,8 @@ def test_a_working_dagster_has_no_finding() -> None:
         ),
         (check_sensors(replace(WELL, sensors={"x_sensor": "STOPPED"})), ["Switched off: x_sensor", "Automation"]),
         (check_sensors(replace(WELL, last_ticks={"health_sensor": "FAILURE"})), ["health_sensor", "shows the error"]),
-        (check_sensors(replace(WELL, outbox_tick_age=600.0)), ["not for 10 min", "code location"]),
-        (check_sensors(replace(WELL, outbox_tick_age=None)), ["has ticked never"]),
+        (check_sensors(replace(WELL, outbox_tick_age=600.0)), ["not ticked for 10 min", "code location"]),
+        (check_sensors(replace(WELL, outbox_tick_age=None)), ["has never ticked"]),
         (
             check_queue(replace(WELL, queued_seconds=1200.0)),
             ["3 runs are queued, the oldest for 20 min", "0b5c", "max_concurrent_runs"],

@@ -16,20 +16,27 @@ needed (nth, relation, privilege) AS (
         ('event_status', 'SELECT'), ('schema_version', 'SELECT')
     ) AS list (relation, privilege)
 ),
+pipeline AS (
+    SELECT to_regrole('outbox_pipeline') AS oid
+),
 missing AS (
-    SELECT 0 AS nth, 'USAGE on schema outbox' AS grant_name
-    FROM schema WHERE NOT has_schema_privilege(schema.oid, 'USAGE')
+    SELECT 0 AS nth, 'USAGE on schema outbox' AS grant_name,
+           coalesce(has_schema_privilege(pipeline.oid, schema.oid, 'USAGE'), false) AS is_granted
+    FROM pipeline, schema WHERE NOT has_schema_privilege(schema.oid, 'USAGE')
     UNION ALL
-    SELECT nth, format('%s on outbox.%s', privilege, relation)
-    FROM needed JOIN pg_class ON relname = relation JOIN schema ON schema.oid = relnamespace
+    SELECT nth, format('%s on outbox.%s', privilege, relation),
+           coalesce(has_table_privilege(pipeline.oid, pg_class.oid, privilege), false)
+    FROM pipeline, needed JOIN pg_class ON relname = relation JOIN schema ON schema.oid = relnamespace
     WHERE NOT has_table_privilege(pg_class.oid, privilege)
     UNION ALL
-    SELECT 100, 'SELECT on sequence outbox.event_position_seq'
-    FROM pg_class JOIN schema ON schema.oid = relnamespace
+    SELECT 100, 'SELECT on sequence outbox.event_position_seq',
+           coalesce(has_sequence_privilege(pipeline.oid, pg_class.oid, 'SELECT, USAGE'), false)
+    FROM pipeline, pg_class JOIN schema ON schema.oid = relnamespace
     WHERE relname = 'event_position_seq' AND NOT has_sequence_privilege(pg_class.oid, 'SELECT, USAGE')
     UNION ALL
-    SELECT 101, format('EXECUTE on function outbox.%s', proname)
-    FROM pg_proc JOIN schema ON schema.oid = pronamespace
+    SELECT 101, format('EXECUTE on function outbox.%s', proname),
+           coalesce(has_function_privilege(pipeline.oid, pg_proc.oid, 'EXECUTE'), false)
+    FROM pipeline, pg_proc JOIN schema ON schema.oid = pronamespace
     WHERE proname IN ('publish', 'event_differs', 'advance_positions') AND NOT has_function_privilege(pg_proc.oid, 'EXECUTE')
 ),
 missing_temporary AS (
@@ -45,18 +52,19 @@ granting AS (
 ),
 membership AS (
     SELECT current_setting('server_version_num')::integer >= 160000 AS inherits_by_grant, rolinherit,
-           coalesce(pg_has_role((SELECT oid FROM pg_roles WHERE rolname = 'outbox_pipeline'), 'USAGE'), false) AS inherits
+           coalesce(pg_has_role((SELECT oid FROM pg_roles WHERE rolname = 'outbox_pipeline'), 'USAGE'), false) AS inherits,
+           coalesce(pg_has_role((SELECT oid FROM pg_roles WHERE rolname = 'outbox_pipeline'), 'MEMBER'), false) AS is_member
     FROM pg_roles WHERE rolname = current_user
 ),
 remedies AS (
     SELECT 0 AS nth, 'CREATE ROLE outbox_pipeline; as a superuser' AS remedy
     WHERE to_regrole('outbox_pipeline') IS NULL AND EXISTS (SELECT FROM missing)
     UNION ALL
-    SELECT 1, remedy FROM granting WHERE EXISTS (SELECT FROM missing)
+    SELECT 1, remedy FROM granting WHERE EXISTS (SELECT FROM missing WHERE NOT is_granted)
     UNION ALL
     SELECT 2, format('GRANT outbox_pipeline TO %I%s; as a superuser', current_user,
                      CASE WHEN inherits_by_grant THEN ' WITH INHERIT TRUE' ELSE '' END)
-    FROM membership WHERE NOT inherits AND EXISTS (SELECT FROM missing)
+    FROM membership WHERE NOT inherits AND (inherits_by_grant OR NOT is_member) AND EXISTS (SELECT FROM missing)
     UNION ALL
     SELECT 3, format('ALTER ROLE %I INHERIT; as a superuser', current_user)
     FROM membership WHERE NOT rolinherit AND NOT inherits_by_grant AND EXISTS (SELECT FROM missing)

@@ -82,4 +82,4 @@ def test_doctor_finds_a_dagster_that_has_stopped(instance: dg.DagsterInstance, d
     assert found["dagster queue"].ok is False
     assert "runs are queued, the oldest for 60 min" in found["dagster queue"].message
     assert found["dagster sensors"].ok is False
-    assert "has ticked never" in found["dagster sensors"].message
+    assert "has never ticked" in found["dagster sensors"].message
