@@ -51,6 +51,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "texts": {"array_nulls": "off", "transform_null_equals": "on", "standard_conforming_strings": "off"},
     "names": {"quote_all_identifiers": "on", "search_path": "''", "lc_messages": "C"},
     "shadows": {"search_path": "shadow, pg_catalog", "check_function_bodies": "off"},
+    "types": {"search_path": "shadow_types, pg_catalog"},
     "rights": {"role": "outbox_pipeline", "search_path": "nowhere", "session_replication_role": "replica"},
     "snapshots": {"default_transaction_isolation": "'repeatable read'", "synchronous_commit": "off"},
     "read only": {
@@ -153,7 +154,9 @@ def walk(servers: Servers, migrated_template: str) -> Iterator[Walk]:
             connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'; GRANT outbox_pipeline TO {role}")
             # What an operator or a function of ours would be taken for, were it found by its name alone.
             connection.exec_driver_sql(
-                "CREATE SCHEMA shadow; GRANT USAGE ON SCHEMA shadow TO PUBLIC;"
+                "CREATE SCHEMA shadow_types; GRANT USAGE ON SCHEMA shadow_types TO PUBLIC;"
+                " CREATE DOMAIN shadow_types.text AS integer;"
+                " CREATE SCHEMA shadow; GRANT USAGE ON SCHEMA shadow TO PUBLIC;"
                 " CREATE TABLE shadow.pg_locks (virtualtransaction text);"
                 " CREATE FUNCTION shadow.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS 'SELECT $2'"
             )

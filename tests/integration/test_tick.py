@@ -110,6 +110,19 @@ def test_a_failure_in_the_future_makes_no_batch_probe(stores: Stores) -> None:
     assert (found.is_probing, len(found.requests)) == (False, 3)
 
 
+def test_a_probe_that_went_silent_is_followed_by_another(stores: Stores) -> None:
+    """A request whose lease is over counts no longer as being at work, so probing goes on without it."""
+    publish(stores.engine, 1)
+    fail(stores, tick(stores).requests[0], TransientError("ClickHouse is away"))
+    assert len(tick(stores).requests) == 1
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET lease_until = clock_timestamp() - interval '1 s'"))
+
+    found = tick(stores)
+
+    assert (found.is_probing, len(found.requests)) == (True, 1)
+
+
 def test_a_success_in_the_future_does_not_keep_batches_from_probing(stores: Stores) -> None:
     """A mark from under a clock that was ahead is not taken for a success after each outage since."""
     publish(stores.engine, 1)
