@@ -143,9 +143,10 @@ def test_what_a_session_shows_is_named(dagster_url: str) -> None:
     unlike = read_storage_settings(own.render_as_string(hide_password=False))
 
     assert unlike == {"TimeZone": "Asia/Kolkata", "statement_timeout": "300ms"}
-    check = check_storage("postgresql+psycopg2://h", unlike)
+    check = check_storage(own, unlike)
     assert check.ok is False
     assert "begin with TimeZone = Asia/Kolkata, statement_timeout = 300ms" in check.message
+    assert "RESET TimeZone; ALTER ROLE" in check.message
 
 
 @dg.op
