@@ -28,8 +28,8 @@ def reset_statements(url: URL, names: Iterable[str]) -> str:
     resets = "; ".join(f"ALTER ROLE {role} RESET {name}" for name in names)
     database = "" if url.database is None else f" {quoted_name(url.database)}"
     return (
-        f"{resets}; the same with ALTER DATABASE{database} where the database sets it; then let the pooler open new "
-        "sessions (pgbouncer: RECONNECT)"
+        f"{resets}; the same with ALTER ROLE {role} IN DATABASE{database} and ALTER DATABASE{database}, wherever it is "
+        "set; then let the pooler open new sessions (pgbouncer: RECONNECT)"
     )
 
 

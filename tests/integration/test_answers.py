@@ -1,12 +1,13 @@
 """Whatever PostgreSQL or a driver answers with, the caller gets one sentence of this package, sorted on purpose."""
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from structlog.testing import capture_logs
 
 from outbox_pipeline import publish_event
@@ -361,3 +362,48 @@ def test_a_failure_without_a_connection_is_logged(stores: Stores, login_url: Log
     relay(Stores(engine, stores.client, settings), until_empty=True)
     engine.dispose()
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def ask_once(settings: Settings) -> None:
+    """Open a transaction of the ledger and end it."""
+    with ledger_transaction(create_outbox_engine(settings, pooled=False)):
+        pass
+
+
+def in_the_ledger_at_once(engine: Engine) -> None:
+    """Ask for a row that somebody else has locked, and do not wait for it."""
+    with ledger_transaction(engine, lock_timeout_seconds=0.05) as connection:
+        connection.execute(text("SELECT FROM outbox.unclaimed"))
+
+
+def test_a_server_of_another_kind_is_no_server_out_of_reach(servers: Servers) -> None:
+    """A primary where the URL asks for a standby has answered: the sentence says what the URL asks for."""
+    url = make_url(servers.postgres_url).update_query_dict({"target_session_attrs": "standby"})
+    settings = Settings(postgres_url=SecretStr(url.render_as_string(hide_password=False)))
+
+    with pytest.raises(TransientError, match="answers, but none of its hosts is of the kind") as told:
+        ask_once(settings)
+
+    assert "cannot be reached" not in str(told.value)
+
+
+def test_a_variable_that_is_part_of_the_connection_is_named(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the environment spoils a connection, nobody looks for the fault in the URL alone."""
+    monkeypatch.setenv("PGTZ", "Mars/Phobos")
+
+    with pytest.raises(TransientError, match="PGTZ of the environment"):
+        ask_once(Settings(postgres_url=SecretStr(servers.postgres_url)))
+
+
+def test_who_keeps_the_ledger_locked_is_found_by_what_the_sentence_says(outbox_engine: Engine) -> None:
+    """The statement in the sentence lists the session that holds the lock."""
+    with outbox_engine.connect() as other:
+        holder = other.scalar(text("SELECT pg_backend_pid()"))
+        other.exec_driver_sql("LOCK outbox.unclaimed")
+        with pytest.raises(TransientError, match="55P03") as told:
+            in_the_ledger_at_once(outbox_engine)
+        (statement,) = re.findall(r"SELECT pid.*\)", str(told.value).partition("locked: ")[2])
+        with outbox_engine.connect() as asking:
+            found = asking.exec_driver_sql(statement.replace("%", "%%")).all()
+
+    assert holder in [row.pid for row in found]
