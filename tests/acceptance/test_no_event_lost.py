@@ -71,10 +71,17 @@ def test_every_committed_event_is_in_exactly_one_batch(outbox_engine: Engine) ->
         counted = connection.scalar(text("SELECT sum(event_count) FROM outbox.batch"))
         held = connection.scalar(text("SELECT count(*) FROM outbox.gap"))
         last = connection.scalar(text("SELECT max(position) FROM outbox.event"))
-        unclaimed = connection.scalar(text("SELECT positions::text FROM outbox.unclaimed"))
+        drawn = connection.scalar(text("SELECT last_value FROM outbox.event_position_seq"))
+        # One stretch without an end. Where the last ones drawn were rolled back it may begin behind them.
+        unclaimed = connection.scalar(
+            text(
+                "SELECT lower(positions) FROM outbox.unclaimed"
+                " WHERE upper_inf(positions) AND positions = range_merge(positions)::int8multirange"
+            )
+        )
 
     assert committed_ids(outbox_engine) == expected
     assert {row.batches for row in rows} == {1}
     assert counted == len(expected)
     assert held == 0
-    assert unclaimed == f"{{[{(last or 0) + 1},)}}"
+    assert last < unclaimed <= drawn + 1
