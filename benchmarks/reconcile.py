@@ -22,10 +22,10 @@ from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.logs import configure_logs
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.reconcile.repair import repair
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.schema import migrate
-from outbox_pipeline.reconcile.compare import reconcile
-from outbox_pipeline.reconcile.repair import repair
 from outbox_pipeline.relay.loop import RelayResult, relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings

@@ -25,13 +25,13 @@ from sqlalchemy import Engine, text
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.logs import configure_logs
+from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.retention import prune_events
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores, open_stores
-from outbox_pipeline.retention import prune
 from outbox_pipeline.settings import Settings
 
 _PUBLISH = text(

@@ -10,7 +10,7 @@ from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.adopt import Adoption
+    from outbox_pipeline.operations.adopt import Adoption
     from outbox_pipeline.relay.stores import Stores
 
 _OWN = "The ledger is this cluster's own: there is nothing to adopt."
@@ -47,7 +47,7 @@ def adopt(
 
 
 def _adopt(stores: "Stores", *, is_confirmed: bool, dry_run: bool) -> "Adoption":
-    from outbox_pipeline.adopt import adopt as adopt_ledger
+    from outbox_pipeline.operations.adopt import adopt as adopt_ledger
 
     if not (is_confirmed or dry_run):
         found = adopt_ledger(stores, dry_run=True)

@@ -21,8 +21,8 @@ from outbox_pipeline.names import shortened
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from outbox_pipeline.operations.quarantine import Requeued, Shown
     from outbox_pipeline.postgres.quarantine import Filter, QuarantinedEvent
-    from outbox_pipeline.quarantine import Requeued, Shown
 
 #: A person reads this much of a context in a terminal; `--json` has all of it.
 _CONTEXT_SHOWN = 4000
@@ -73,8 +73,8 @@ def list_events(
 
     Example: `outbox quarantine list --reason context_too_large --since 2026-03-01`
     """
+    from outbox_pipeline.operations.quarantine import list_held, parse_filter
     from outbox_pipeline.postgres.quarantine import QuarantineStatus
-    from outbox_pipeline.quarantine import list_held, parse_filter
 
     with right_use():
         wanted = parse_filter(event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
@@ -102,8 +102,8 @@ def show(
 
     Example: `outbox quarantine show 412d8176-416a-5d43-8b59-333d72dce3f0`
     """
-    from outbox_pipeline.quarantine import parse_filter
-    from outbox_pipeline.quarantine import show as show_event
+    from outbox_pipeline.operations.quarantine import parse_filter
+    from outbox_pipeline.operations.quarantine import show as show_event
 
     with right_use():
         wanted = parse_filter([name])
@@ -133,8 +133,8 @@ def requeue(
 
     Example: `outbox quarantine requeue --reason context_too_large`
     """
-    from outbox_pipeline.quarantine import parse_filter
-    from outbox_pipeline.quarantine import requeue as requeue_events
+    from outbox_pipeline.operations.quarantine import parse_filter
+    from outbox_pipeline.operations.quarantine import requeue as requeue_events
 
     with right_use():
         wanted = parse_filter(
@@ -164,8 +164,8 @@ def discard(
 
     Example: `outbox quarantine discard --type smoke_test --note "sent by a test client"`
     """
-    from outbox_pipeline.quarantine import discard as discard_events
-    from outbox_pipeline.quarantine import parse_filter
+    from outbox_pipeline.operations.quarantine import discard as discard_events
+    from outbox_pipeline.operations.quarantine import parse_filter
 
     with right_use():
         wanted = parse_filter(
@@ -207,7 +207,7 @@ def _asked_note() -> str:
 
 def _confirmed(engine: "Engine", wanted: "Filter", *, verb: str, yes: bool) -> "Filter":
     """Return exactly the events that were counted and agreed to; named ones need no question."""
-    from outbox_pipeline.quarantine import preview
+    from outbox_pipeline.operations.quarantine import preview
 
     found = preview(engine, wanted)
     if yes or wanted.has_ids:

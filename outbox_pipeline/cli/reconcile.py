@@ -13,10 +13,10 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
-    from outbox_pipeline.reconcile.choose import Chosen
-    from outbox_pipeline.reconcile.findings import Reconciled, Window
-    from outbox_pipeline.reconcile.repair import Repaired
-    from outbox_pipeline.relay.replay import Replayed
+    from outbox_pipeline.operations.reconcile.choose import Chosen
+    from outbox_pipeline.operations.reconcile.findings import Reconciled, Window
+    from outbox_pipeline.operations.reconcile.repair import Repaired
+    from outbox_pipeline.operations.replay import Replayed
     from outbox_pipeline.relay.stores import Stores
 
 #: Differing batches and days that are printed one by one.
@@ -50,8 +50,8 @@ def reconcile(
 
     Example: `outbox reconcile --from 2026-03-01 --to 2026-03-07 --repair`
     """
-    from outbox_pipeline.reconcile import compare
-    from outbox_pipeline.reconcile import repair as repairs
+    from outbox_pipeline.operations.reconcile import compare
+    from outbox_pipeline.operations.reconcile import repair as repairs
     from outbox_pipeline.relay.stores import open_stores
 
     window = _window(first_day, last_day)
@@ -91,7 +91,7 @@ def replay(
 
     Example: `outbox replay --from 2026-03-01 --to 2026-03-01 --reload --dry-run`
     """
-    from outbox_pipeline.reconcile.choose import Choice, choose, count
+    from outbox_pipeline.operations.reconcile.choose import Choice, choose, count
     from outbox_pipeline.relay.stores import open_stores
 
     if not (first_day or last_day or event_type or batch_id):
@@ -109,8 +109,8 @@ def replay(
 
 
 def _window(first_day: str, last_day: str) -> "Window":
-    from outbox_pipeline.reconcile.findings import ALL_DAYS, Window
-    from outbox_pipeline.reconcile.repair import parse_day
+    from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
+    from outbox_pipeline.operations.reconcile.repair import parse_day
 
     try:
         first = parse_day(first_day, "--from") if first_day else ALL_DAYS.first_day
@@ -125,7 +125,7 @@ def _window(first_day: str, last_day: str) -> "Window":
 def _replay(stores: "Stores", batches: list[Any], *, reload: bool) -> "list[Replayed]":
     from outbox_pipeline.cli.output import progress
     from outbox_pipeline.logs import configure_logs
-    from outbox_pipeline.relay.replay import replay as replay_batches
+    from outbox_pipeline.operations.replay import replay as replay_batches
 
     done = []
     with progress("batches") as display:

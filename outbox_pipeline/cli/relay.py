@@ -134,7 +134,7 @@ def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:
 
 def _record_completeness(stores: "Stores") -> None:
     # Analysts are told how far each day is delivered; that they are not is no failure of a delivery.
-    from outbox_pipeline.completeness import record_completeness
+    from outbox_pipeline.operations.completeness import record_completeness
 
     try:
         record_completeness(stores)

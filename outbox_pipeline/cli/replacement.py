@@ -17,7 +17,7 @@ from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
     from outbox_pipeline.events import EventRow
-    from outbox_pipeline.quarantine import Content
+    from outbox_pipeline.operations.quarantine import Content
 
 
 def add_to(family: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def replace(
 
     Example: `outbox quarantine replace 412d8176-416a-5d43-8b59-333d72dce3f0 --with corrected.json`
     """
-    from outbox_pipeline import quarantine
+    from outbox_pipeline.operations import quarantine
     from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with right_use():

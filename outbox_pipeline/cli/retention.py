@@ -9,8 +9,8 @@ from outbox_pipeline.cli.failures import complain
 from outbox_pipeline.cli.output import AsJson, print_facts, print_json, progress
 
 if TYPE_CHECKING:
+    from outbox_pipeline.operations.retention import Pruned
     from outbox_pipeline.relay.stores import Stores
-    from outbox_pipeline.retention import Pruned
 
 _MOST_NAMED = 10
 
@@ -51,8 +51,8 @@ def prune(
 
 
 def _prune(stores: "Stores", *, dry_run: bool, seconds: float | None) -> "Pruned":
-    from outbox_pipeline import retention
     from outbox_pipeline.logs import configure_logs
+    from outbox_pipeline.operations import retention
 
     with progress("batches", "events") as display:
         configure_logs(stores.settings)

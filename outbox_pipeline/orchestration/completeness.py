@@ -5,8 +5,8 @@ It starts no runs and nothing waits for it; while it is off or fails, the table 
 
 import dagster as dg
 
-from outbox_pipeline.completeness import record_completeness
 from outbox_pipeline.errors import OutboxError, first_line
+from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.orchestration.resources import PipelineResource
 
 _INTERVAL_SECONDS = 60

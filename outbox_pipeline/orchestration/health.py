@@ -22,8 +22,8 @@ from typing import Any
 
 import dagster as dg
 
-from outbox_pipeline import quarantine
 from outbox_pipeline.monitoring.health import Answer, Health, judge_gaps, judge_lag, judge_ledger, read_health
+from outbox_pipeline.operations import quarantine
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, told

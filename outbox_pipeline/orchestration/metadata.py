@@ -8,13 +8,13 @@ import dagster as dg
 from outbox_pipeline.monitoring.health import Answer
 from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.names import shortened
+from outbox_pipeline.operations.quarantine import Held, Requeued
+from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference, Reconciled, Window
+from outbox_pipeline.operations.reconcile.repair import Repaired
+from outbox_pipeline.operations.replay import Outcome, Replayed
+from outbox_pipeline.operations.retention import Pruned
 from outbox_pipeline.orchestration.history import Purged
-from outbox_pipeline.quarantine import Held, Requeued
-from outbox_pipeline.reconcile.findings import DayTotals, Difference, Reconciled, Window
-from outbox_pipeline.reconcile.repair import Repaired
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
-from outbox_pipeline.relay.replay import Outcome, Replayed
-from outbox_pipeline.retention import Pruned
 
 Metadata = Mapping[str, dg.MetadataValue[Any] | int | float | str | bool]
 

@@ -14,6 +14,9 @@ import dagster as dg
 
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.errors import ProofError
+from outbox_pipeline.operations.reconcile.findings import Window
+from outbox_pipeline.operations.reconcile.repair import prove_days
+from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, replay
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.partitions import days_of
 from outbox_pipeline.orchestration.requests import RECORDED_ON_TAG
@@ -23,10 +26,7 @@ from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, deliveri
 from outbox_pipeline.orchestration.summary import of_batch, of_day
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
-from outbox_pipeline.reconcile.findings import Window
-from outbox_pipeline.reconcile.repair import prove_days
 from outbox_pipeline.relay.attempts import end_failed
-from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_days, replay
 
 EVENT_LOG = dg.AssetKey("event_log")
 OUTBOX_KEY = dg.AssetKey(["postgres", "outbox"])

@@ -6,8 +6,8 @@ The jobs change nothing before somebody turns their dry run off. health_sensor r
 import dagster as dg
 from pydantic import Field
 
-from outbox_pipeline import quarantine
 from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.operations import quarantine
 from outbox_pipeline.orchestration import metadata
 from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import dagster as dg
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.partitions import nearest_day
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 from outbox_pipeline.relay.delivery import Marked, count_reasons
-from outbox_pipeline.relay.replay import Outcome, Replayed
 
 _NAMES_SHOWN = 5
 _NAME_LENGTH = 60

@@ -1,4 +1,4 @@
-"""Statements that write another life's deliveries into this ledger, all in one transaction of `outbox_pipeline.adopt`.
+"""Statements that write the deliveries of a lost ledger into this one, all in one transaction of `operations.adopt`.
 
 What ClickHouse shows travels through a temporary table, so that sets are built by PostgreSQL and no row of the event
 log stays in Python. The caller holds the lock on `unclaimed` from the first statement to the last.

@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from outbox_pipeline.adopt import adopt
 from outbox_pipeline.cli import main
+from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from tests.fixtures.events import publish

@@ -11,16 +11,16 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from outbox_pipeline.adopt import adopt
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.clickhouse import load, own_rows
 from outbox_pipeline.errors import FencedError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.replay import Outcome, replay
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.relay.attempts import request_batches, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
-from outbox_pipeline.relay.replay import Outcome, replay
 from outbox_pipeline.relay.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
 from tests.fixtures.lives import Restore, all_batches, assert_whole, back_up, cloned, mixed_lives, value

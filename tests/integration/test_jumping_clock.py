@@ -8,15 +8,15 @@ from itertools import count
 import pytest
 
 from outbox_pipeline.clickhouse.delivered import read_delivered
-from outbox_pipeline.completeness import record_completeness
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, TransientError
 from outbox_pipeline.monitoring.doctor import examine
+from outbox_pipeline.operations.completeness import record_completeness
+from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
 from outbox_pipeline.relay.attempts import end_failed, start_requested
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import Tick, plan_tick
-from outbox_pipeline.retention import prune
 from tests.fixtures.clock import Clock
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 

@@ -20,23 +20,23 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from outbox_pipeline import publish_event
-from outbox_pipeline.adopt import adopt
 from outbox_pipeline.cli.main import app
-from outbox_pipeline.completeness import record_completeness
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.monitoring.status import read_status
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.completeness import record_completeness
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.postgres.tables import batch as batch_table
-from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores, open_stores
-from outbox_pipeline.retention import prune
 from outbox_pipeline.settings import Settings
 from tests.fixtures import sessions
 from tests.fixtures.django_project import on_database

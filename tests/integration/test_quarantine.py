@@ -11,16 +11,16 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 
 from outbox_pipeline.errors import QuarantineError, TransientError
+from outbox_pipeline.operations.quarantine import count_held, discard, list_held, parse_filter, preview, requeue, show
+from outbox_pipeline.operations.replay import Outcome, Replayed, replay
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.quarantine import Filter, QuarantineStatus
 from outbox_pipeline.postgres.tables import batch
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.quarantine import count_held, discard, list_held, parse_filter, preview, requeue, show
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
-from outbox_pipeline.relay.replay import Outcome, Replayed, replay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, quarantined_ids

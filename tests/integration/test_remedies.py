@@ -15,7 +15,6 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, make_url
 
-from outbox_pipeline.adopt import adopt
 from outbox_pipeline.clickhouse.delivered import delivered_problem
 from outbox_pipeline.clickhouse.table import create_table, durability_problem, table_problem
 from outbox_pipeline.errors import ConfigurationError
@@ -23,6 +22,7 @@ from outbox_pipeline.monitoring.check import Check
 from outbox_pipeline.monitoring.dagster_checks import check_home, examine_dagster
 from outbox_pipeline.monitoring.doctor import check_start_date, check_variables, examine, grants_problem
 from outbox_pipeline.monitoring.encryption import check_encryption
+from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.overview import read_grants
 from outbox_pipeline.postgres.schema import migrate

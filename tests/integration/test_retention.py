@@ -16,12 +16,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from outbox_pipeline import quarantine
 from outbox_pipeline.clickhouse.fences import FIRST, old_fences
 from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.errors import BatchDataError, LedgerError
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.trace import trace_event
+from outbox_pipeline.operations import quarantine
+from outbox_pipeline.operations.replay import Outcome, batches_of_days, rechecks_due, replay
+from outbox_pipeline.operations.retention import MOST_REFUSED, Pruned, Reason, prune
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.quarantine import Filter
@@ -29,9 +31,7 @@ from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver as deliver_batch
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.replay import Outcome, batches_of_days, rechecks_due, replay
 from outbox_pipeline.relay.stores import Stores
-from outbox_pipeline.retention import MOST_REFUSED, Pruned, Reason, prune
 from outbox_pipeline.settings import Settings, today
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
@@ -460,7 +460,7 @@ def test_a_prune_stops_when_its_time_is_over(stores: Stores) -> None:
 
 def test_a_prune_gives_up_after_many_refusals(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """When ClickHouse shows batch after batch differently, somebody must look before more time is spent."""
-    monkeypatch.setattr("outbox_pipeline.retention.MOST_REFUSED", 2)
+    monkeypatch.setattr("outbox_pipeline.operations.retention.MOST_REFUSED", 2)
     for _ in range(3):
         deliver(stores, 1)
     stores.client.run("DELETE FROM {table:Identifier} WHERE 1", settings={"mutations_sync": 2})

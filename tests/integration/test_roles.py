@@ -14,17 +14,18 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
 
-from outbox_pipeline import publish_event, publish_events, quarantine
-from outbox_pipeline.adopt import adopt
+from outbox_pipeline import publish_event, publish_events
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.monitoring.doctor import Check, examine
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.monitoring.trace import trace_event
+from outbox_pipeline.operations import quarantine
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.reconcile.repair import repair
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.schema import latest_version, migrate
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.reconcile.compare import reconcile
-from outbox_pipeline.reconcile.repair import repair
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores

@@ -9,20 +9,20 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline import publish_event
-from outbox_pipeline.adopt import adopt
-from outbox_pipeline.completeness import record_completeness
 from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.health import read_health
 from outbox_pipeline.monitoring.status import read_status
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.completeness import record_completeness
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.postgres.engine import create_outbox_engine
-from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
-from outbox_pipeline.retention import prune
 from tests.fixtures.events import assert_each_exactly_once, publish, publish_in
 from tests.fixtures.roles import LoginUrl
 

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.monitoring.status import read_status
+from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores

@@ -8,21 +8,21 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from outbox_pipeline.adopt import adopt
-from outbox_pipeline.completeness import record_completeness
 from outbox_pipeline.errors import LedgerError, OutboxError, TransientError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.monitoring.trace import trace_event
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.completeness import record_completeness
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import resume_parked
-from outbox_pipeline.reconcile.compare import reconcile
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
-from outbox_pipeline.retention import prune
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.standby import follow, promote, standby_of
 

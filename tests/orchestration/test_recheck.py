@@ -4,8 +4,8 @@ import dagster as dg
 import pytest
 from sqlalchemy import text
 
+from outbox_pipeline.operations.replay import rechecks_due
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.relay.replay import rechecks_due
 from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
 from tests.fixtures.clock import shift

@@ -4,9 +4,9 @@ from datetime import UTC, date, datetime
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.summary import of_batch, of_day
 from outbox_pipeline.relay.delivery import Marked
-from outbox_pipeline.relay.replay import Outcome, Replayed
 
 AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
 BATCH = Batch(

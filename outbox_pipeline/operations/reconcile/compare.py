@@ -15,11 +15,8 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, Proof
 from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
 from outbox_pipeline.clickhouse.shown import shown_batches
-from outbox_pipeline.postgres import reconcile as ledger
-from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import note_proved
-from outbox_pipeline.reconcile.examine import examine
-from outbox_pipeline.reconcile.findings import (
+from outbox_pipeline.operations.reconcile.examine import examine
+from outbox_pipeline.operations.reconcile.findings import (
     ALL_DAYS,
     DayTotals,
     Difference,
@@ -30,8 +27,11 @@ from outbox_pipeline.reconcile.findings import (
     Window,
     checksum,
 )
-from outbox_pipeline.reconcile.strays import find_strays
-from outbox_pipeline.reconcile.types import compare_types, late_events
+from outbox_pipeline.operations.reconcile.strays import find_strays
+from outbox_pipeline.operations.reconcile.types import compare_types, late_events
+from outbox_pipeline.postgres import reconcile as ledger
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import note_proved
 from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.loop import require_ready
 from outbox_pipeline.relay.stores import Stores

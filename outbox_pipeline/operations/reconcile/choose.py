@@ -11,11 +11,11 @@ from sqlalchemy import ColumnElement, true
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.reconcile import shown_types
+from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batch, read_batches
 from outbox_pipeline.postgres.reconcile import batches_with_type
 from outbox_pipeline.postgres.tables import batch as batch_table
-from outbox_pipeline.reconcile.findings import ALL_DAYS, Window
 from outbox_pipeline.relay.stores import Stores
 
 _MOST_EVENTS = 1_000_000

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from outbox_pipeline.batches import Proof
 from outbox_pipeline.clickhouse.reconcile import shown_positions
+from outbox_pipeline.operations.reconcile.findings import Difference
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_stretches
-from outbox_pipeline.reconcile.findings import Difference
 from outbox_pipeline.relay.stores import Stores
 
 _WORDS = {"id_sum": "ids", "time_sum": "event times", "context_sum": "contexts"}

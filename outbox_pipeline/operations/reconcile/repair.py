@@ -10,12 +10,12 @@ from datetime import date
 
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled, Window
+from outbox_pipeline.operations.reconcile.strays import put_back
+from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_processed
-from outbox_pipeline.reconcile.compare import reconcile
-from outbox_pipeline.reconcile.findings import Difference, Reconciled, Window
-from outbox_pipeline.reconcile.strays import put_back
-from outbox_pipeline.relay.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
 from outbox_pipeline.relay.stores import Stores
 
 
