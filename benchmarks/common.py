@@ -31,8 +31,8 @@ from outbox_pipeline.embedded.postgres import running_postgres
 from outbox_pipeline.logs import configure_logs
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.relay.stores import Stores, open_stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores, open_stores
 
 #: Where the figures that docs/benchmarks.md quotes are kept.
 RESULTS = Path(__file__).parent / "results"

@@ -13,7 +13,7 @@ import pandas as pd
 from sqlalchemy import BigInteger, DateTime, Text, Uuid, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: What ClickHouse needs beside its usual rights to read PostgreSQL itself.
 NATIVE_GRANTS = ("READ ON POSTGRES",)

@@ -34,7 +34,7 @@ from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import EVENT_SCHEMA
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _WARM_UP = 20_000
 #: A pass of the relay that delivered as many may have left some.

@@ -42,8 +42,8 @@ from outbox_pipeline import publish_events
 from outbox_pipeline.demo.arrivals import watching_arrivals
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 
 _SIZE = 300
 _TRANSACTIONS_PER_SECOND = 100

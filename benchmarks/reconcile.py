@@ -27,8 +27,8 @@ from outbox_pipeline.operations.reconcile.repair import repair
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.relay.loop import RelayResult, relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 
 _BATCH_EVENTS = 200_000
 

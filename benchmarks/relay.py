@@ -33,7 +33,7 @@ from benchmarks.common import (
 from benchmarks.stages import watched_stages
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.memory import keep_freed_memory
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _CONTEXTS = ["300:1000000", "3000:300000", "30000:50000"]
 

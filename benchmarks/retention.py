@@ -31,8 +31,8 @@ from outbox_pipeline.postgres.retention import prune_events
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores, open_stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores, open_stores
 
 _PUBLISH = text(
     "INSERT INTO outbox.event (event_type, environment, event_context)"

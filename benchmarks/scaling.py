@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import text
 
 from benchmarks.common import count_delivered, fresh_stores, last_position, publish, save, vacuum, wait_for_merges
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _RELAY = [sys.executable, "-m", "outbox_pipeline.cli.main", "relay", "--until-empty", "--json"]
 

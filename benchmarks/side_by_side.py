@@ -32,7 +32,7 @@ from benchmarks.contenders import (
 from benchmarks.with_dlt import BACKENDS, HOW_TO_INSTALL, is_installed, run_dlt
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.memory import keep_freed_memory
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _NO_PROOF = "validation, proof; a crash between INSERT and COMMIT delivers a portion twice"
 _NATIVE_LACKS = "validation, proof, knowing what is pending; a crash in the middle leaves an unknown part"

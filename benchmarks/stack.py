@@ -23,7 +23,7 @@ from outbox_pipeline.orchestration.instance import prepare_dagster_home
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 from outbox_pipeline.orchestration.stack import DagsterStack, dagster_stack
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _SAMPLE_SECONDS = 0.2
 _UNFINISHED = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES])

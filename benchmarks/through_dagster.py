@@ -34,7 +34,7 @@ from benchmarks.stack import (
 )
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.memory import keep_freed_memory
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Slowest delivery that is still waited for, in events a second, and a stack's start.
 _SLOWEST = 2_000

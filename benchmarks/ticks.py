@@ -24,8 +24,8 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.overview import read_metrics
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.stores import Stores
 
 _EVER = (date.min, date.max)
 _REPEATS = 7

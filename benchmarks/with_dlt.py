@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Said when this contender cannot take part; the dependency group `bench` in pyproject.toml names what it needs.
 HOW_TO_INSTALL = "dlt is not measured, it is not installed: uv pip install --group bench."

@@ -11,7 +11,7 @@ from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from outbox_pipeline.operations.adopt import Adoption
-    from outbox_pipeline.relay.stores import Stores
+    from outbox_pipeline.stores import Stores
 
 _OWN = "The ledger is this cluster's own: there is nothing to adopt."
 
@@ -34,7 +34,7 @@ def adopt(
 
     Example: `outbox adopt --dry-run`
     """
-    from outbox_pipeline.relay.stores import open_stores
+    from outbox_pipeline.stores import open_stores
 
     with ready_settings() as settings, open_stores(settings) as stores:
         result = _adopt(stores, is_confirmed=is_confirmed, dry_run=dry_run)

@@ -44,7 +44,7 @@ def delivered(*, from_day: FromDay = None, until_day: UntilDay = None, as_json: 
     """
     from outbox_pipeline.clickhouse.delivered import FIRST_DAY, LAST_DAY, read_delivered
     from outbox_pipeline.operations.completeness import record_completeness
-    from outbox_pipeline.relay.stores import open_stores
+    from outbox_pipeline.stores import open_stores
 
     bounds = (from_day.date() if from_day else FIRST_DAY, until_day.date() if until_day else LAST_DAY)
     if bounds[0] > bounds[1]:

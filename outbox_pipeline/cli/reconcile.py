@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from outbox_pipeline.operations.reconcile.findings import Reconciled, Window
     from outbox_pipeline.operations.reconcile.repair import Repaired
     from outbox_pipeline.operations.replay import Replayed
-    from outbox_pipeline.relay.stores import Stores
+    from outbox_pipeline.stores import Stores
 
 #: Differing batches and days that are printed one by one.
 _MOST_SHOWN = 20
@@ -52,7 +52,7 @@ def reconcile(
     """
     from outbox_pipeline.operations.reconcile import compare
     from outbox_pipeline.operations.reconcile import repair as repairs
-    from outbox_pipeline.relay.stores import open_stores
+    from outbox_pipeline.stores import open_stores
 
     window = _window(first_day, last_day)
     with ready_settings() as settings, open_stores(settings) as stores:
@@ -92,7 +92,7 @@ def replay(
     Example: `outbox replay --from 2026-03-01 --to 2026-03-01 --reload --dry-run`
     """
     from outbox_pipeline.operations.reconcile.choose import Choice, choose, count
-    from outbox_pipeline.relay.stores import open_stores
+    from outbox_pipeline.stores import open_stores
 
     if not (first_day or last_day or event_type or batch_id):
         raise typer.BadParameter("say which batches: give --from and --to, --type or --batch")

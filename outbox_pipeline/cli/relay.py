@@ -15,7 +15,7 @@ from outbox_pipeline.errors import ConfigurationError, OutboxError
 if TYPE_CHECKING:
     from outbox_pipeline.batches import Batch
     from outbox_pipeline.relay.loop import RelayResult
-    from outbox_pipeline.relay.stores import Stores
+    from outbox_pipeline.stores import Stores
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def relay(
     Example: `outbox relay --until-empty`
     """
     from outbox_pipeline.relay.memory import keep_freed_memory
-    from outbox_pipeline.relay.stores import open_stores
+    from outbox_pipeline.stores import open_stores
 
     if until_empty:
         keep_freed_memory()

@@ -10,7 +10,7 @@ from outbox_pipeline.cli.output import AsJson, print_facts, print_json, progress
 
 if TYPE_CHECKING:
     from outbox_pipeline.operations.retention import Pruned
-    from outbox_pipeline.relay.stores import Stores
+    from outbox_pipeline.stores import Stores
 
 _MOST_NAMED = 10
 
@@ -35,7 +35,7 @@ def prune(
 
     Example: `outbox prune --dry-run`
     """
-    from outbox_pipeline.relay.stores import open_stores
+    from outbox_pipeline.stores import open_stores
 
     with ready_settings() as settings, open_stores(settings) as stores:
         done = _prune(stores, dry_run=dry_run, seconds=None if minutes is None else minutes * 60)

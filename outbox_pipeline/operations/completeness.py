@@ -28,7 +28,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.postgres.watermark import LedgerDay, Wanted, observe, read_days
 from outbox_pipeline.relay.cut import require_sound
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Changes older than the last write by less than this are looked at again: a transaction's times are a little older
 #: than its commit.

@@ -21,7 +21,7 @@ from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.loop import deliver
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Batches proved again in one go; the next go takes the next ones.
 MOST_RECHECKED = 50

@@ -28,7 +28,7 @@ from outbox_pipeline.postgres.leases import note_proved, read_batch
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.delivery import proof_differences
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Batches that ClickHouse shows differently before a prune gives up: a person must look, and proving costs time.
 MOST_REFUSED = 100

@@ -20,8 +20,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transac
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.relay.attempts import start_requested, start_unrequested
 from outbox_pipeline.relay.delivery import Delivery
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings, load_settings
+from outbox_pipeline.stores import Stores
 
 
 class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own usage leaves it open

@@ -31,8 +31,8 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.points import Point, announce
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 
 #: Kinds of failure that a server's recovery ends, in the ledger's words.
 PASSING_KINDS = ("transient", "in_doubt")

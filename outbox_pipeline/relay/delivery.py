@@ -28,7 +28,7 @@ from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.watchdog import client_limit
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.points import Point, announce
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from outbox_pipeline.validation import Rules, validate_events
 
 #: Reason code of events that ClickHouse itself refused; its words follow after a colon.

@@ -17,8 +17,8 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Marked
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
 #: as fast, and those in memory are small.

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from outbox_pipeline.cli import main
 from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives
 

@@ -4,7 +4,7 @@ import pytest
 
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.points import Point
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.children import Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.pgbouncer import Through, left_behind, url_to

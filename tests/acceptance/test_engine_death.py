@@ -18,8 +18,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.processes import ProcessIdentity, wait_until
 from outbox_pipeline.relay.points import Point
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.children import Child, Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.proxy import Fault, FaultyProxy, through

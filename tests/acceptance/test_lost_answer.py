@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.children import Children, recover
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
 from tests.fixtures.proxy import DELETE, FENCE, Fault, FaultyProxy, through

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once
 
 _MOST_BYTES = 1_000_000

@@ -21,8 +21,8 @@ from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish, publish_in
 
 _PREPARED = ("commit", "roll back", "commit", "roll back")

@@ -21,7 +21,7 @@ from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.relay.attempts import request_batches, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
 from tests.fixtures.lives import Restore, all_batches, assert_whole, back_up, cloned, mixed_lives, value
 from tests.fixtures.servers import Servers

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.points import Point
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.children import PATIENCE_SECONDS, Child, Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish, quarantined_ids
 from tests.fixtures.proxy import DELETE, INSERT, Fault, FaultyProxy, through

@@ -13,7 +13,7 @@ from benchmarks.contenders import NATIVE_GRANTS, create_tables
 from benchmarks.side_by_side import contenders, run_round, summarise
 from benchmarks.stages import watched_stages
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 
 @pytest.mark.embedded_only  # ClickHouse reads from PostgreSQL's socket

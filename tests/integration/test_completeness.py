@@ -24,7 +24,7 @@ from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement

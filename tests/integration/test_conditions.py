@@ -13,8 +13,8 @@ from outbox_pipeline.errors import LedgerError, TransientError
 from outbox_pipeline.postgres.engine import PREPARE_THRESHOLD, begin_session, create_outbox_engine, ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish, publish_in
 
 

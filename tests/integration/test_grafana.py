@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.unit.test_docs import COMMANDS
 

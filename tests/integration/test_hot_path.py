@@ -20,8 +20,8 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.points import Point, listen
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
 

@@ -15,8 +15,8 @@ from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
 from outbox_pipeline.relay.attempts import end_failed, start_requested
 from outbox_pipeline.relay.loop import deliver, relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import Tick, plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import Clock
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 
 _RELAY_THEN_ALLOCATE = """

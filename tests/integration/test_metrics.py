@@ -22,8 +22,8 @@ from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.relay.attempts import request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.integration.test_plans import fragmented, rows_read
 

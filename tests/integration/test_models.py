@@ -10,7 +10,7 @@ from sqlalchemy import text
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 MODELS = """

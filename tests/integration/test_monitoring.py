@@ -39,8 +39,8 @@ from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import forget
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.servers import Servers

@@ -12,7 +12,7 @@ from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 
 _WRITES = ("INSERT", "UPDATE", "DELETE", "WITH", "ALTER")

@@ -36,8 +36,8 @@ from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores, open_stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores, open_stores
 from tests.fixtures import sessions
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish

@@ -21,8 +21,8 @@ from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, quarantined_ids
 from tests.integration.test_cut_interleaved import at_statement
 

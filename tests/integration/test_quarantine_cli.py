@@ -18,7 +18,7 @@ from outbox_pipeline.operations.quarantine import count_held, show
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish, publish_unlimited
 
 Outbox = Callable[..., Result]

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import BREAKAGES, change, copy_to_unknown_batch, deliver_batches, prune, read_all
 from tests.fixtures.events import assert_each_exactly_once, publish
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import RelayResult, relay
 from outbox_pipeline.relay.points import Point, listen
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 _PATIENCE_SECONDS = 30

@@ -27,8 +27,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.overview import read_grants
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, identifier, url_of

@@ -12,7 +12,7 @@ from outbox_pipeline import EventId, publish_event, publish_events
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.publish.pages import PAGE_ROWS
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.measured import traffic
 
 _PUBLISH = text("SELECT outbox.publish(:event_type, CAST(:context AS json), event_id => :event_id)")

@@ -18,7 +18,7 @@ from outbox_pipeline.postgres.adoption import create_stage
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import at_statement
 

@@ -21,8 +21,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.migrations.files import file_names, known_versions, script
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.proxy import FaultyProxy, through

@@ -21,8 +21,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish, publish_in
 from tests.fixtures.roles import LoginUrl
 

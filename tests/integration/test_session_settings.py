@@ -19,8 +19,8 @@ from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import OWN_IDENTITY, fresh_clickhouse, fresh_database, url_of

@@ -30,8 +30,8 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.proxy import INSERT, Fault, FaultyProxy, through

@@ -21,8 +21,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transac
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import resume_parked
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.standby import follow, promote, standby_of
 

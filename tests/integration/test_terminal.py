@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 
 #: Red, a new title for the window, the one-letter form of ESC [, and a mark that turns the direction of writing.

@@ -10,8 +10,8 @@ from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientErr
 from outbox_pipeline.relay.attempts import end_failed, start_requested, start_unrequested
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import Tick, plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
 

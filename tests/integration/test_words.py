@@ -12,8 +12,8 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.relay import delivery
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 
 CONTENT = "ada@example.org"

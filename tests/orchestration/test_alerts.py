@@ -18,8 +18,8 @@ from outbox_pipeline.postgres.leases import resume_parked
 from outbox_pipeline.relay.attempts import end_failed, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import load_settings, today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.webhook import Receiver
 from tests.orchestration import test_quarantine_jobs

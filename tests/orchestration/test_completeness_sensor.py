@@ -4,7 +4,7 @@ import dagster as dg
 
 from outbox_pipeline.clickhouse.delivered import read_delivered
 from outbox_pipeline.orchestration.completeness import completeness_sensor
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.orchestration.test_sensor import pipeline
 

@@ -14,7 +14,7 @@ from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.orchestration import runs
 from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.relay import delivery
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.orchestration.test_op_graph import batch_row, execute, requested
 

@@ -26,7 +26,7 @@ from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish, publish_in
 from tests.orchestration.test_sensor import NOWHERE, pipeline
 

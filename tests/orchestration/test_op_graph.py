@@ -15,9 +15,9 @@ from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
 

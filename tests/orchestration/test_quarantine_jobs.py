@@ -13,8 +13,8 @@ from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.orchestration.test_health import latest_check, tick
 

@@ -11,8 +11,8 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.reconcile import RECONCILED, ReconcileConfig
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import (
     BREAKAGES,
     copy_to_unknown_batch,

@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.orchestration.test_sensor import pipeline, tick
 

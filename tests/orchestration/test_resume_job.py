@@ -4,8 +4,8 @@ import dagster as dg
 from sqlalchemy import text
 
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.orchestration.test_op_graph import EVER, execute, run_config
 

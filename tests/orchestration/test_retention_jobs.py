@@ -16,8 +16,8 @@ from outbox_pipeline.orchestration.history import LOCATION_TAG, OWN_LOCATION, PU
 from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE
 from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, publish
 from tests.orchestration.test_op_graph import deliver_job, requested
 

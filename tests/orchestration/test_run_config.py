@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import today
+from outbox_pipeline.stores import Stores
 
 VARIABLE = "OUTBOX_TEST_SECRET"
 SECRET = "s3cret-4711"

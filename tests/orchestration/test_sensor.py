@@ -13,8 +13,8 @@ from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.sensors import outbox_sensor
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings, load_settings, today
+from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
 

@@ -24,8 +24,8 @@ from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.postgres.tables import event
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.relay.stores import Stores
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once
 from tests.soak.faults import Chaos, clickhouse_outage, home_of
 from tests.soak.traffic import Journal, start_producers

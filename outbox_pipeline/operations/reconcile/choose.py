@@ -16,7 +16,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batch, read_batches
 from outbox_pipeline.postgres.reconcile import batches_with_type
 from outbox_pipeline.postgres.tables import batch as batch_table
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _MOST_EVENTS = 1_000_000
 

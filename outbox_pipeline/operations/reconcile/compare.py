@@ -34,7 +34,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_proved
 from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.loop import require_ready
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Batches and rows compared by one query of ClickHouse.
 _MOST_BATCHES = 200

@@ -11,7 +11,7 @@ from outbox_pipeline.clickhouse.reconcile import shown_positions
 from outbox_pipeline.operations.reconcile.findings import Difference
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_stretches
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 _WORDS = {"id_sum": "ids", "time_sum": "event times", "context_sum": "contexts"}
 

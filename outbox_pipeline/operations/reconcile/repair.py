@@ -16,7 +16,7 @@ from outbox_pipeline.operations.reconcile.strays import put_back
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_processed
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from outbox_pipeline.postgres.claim import lock_unclaimed
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import StrayEvents
 from outbox_pipeline.relay.cut import require_own_cluster
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Positions looked at in one statement.
 _SLICE = 2_000_000

@@ -14,7 +14,7 @@ from outbox_pipeline.operations.reconcile.findings import LateEvents
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.reconcile import HeldType, held_types, read_processed
-from outbox_pipeline.relay.stores import Stores
+from outbox_pipeline.stores import Stores
 
 #: Count and sum of positions of each event type.
 Types = dict[str, tuple[int, int]]
