@@ -16,7 +16,7 @@ from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, running_da
 if TYPE_CHECKING:
     from outbox_pipeline.demo.day import Look, ShopDay
     from outbox_pipeline.demo.report import Report
-    from outbox_pipeline.orchestration.stack import DagsterStack
+    from outbox_pipeline.orchestration.host.stack import DagsterStack
     from outbox_pipeline.settings import Settings
 
 #: What a person reads where the name in the JSON does not say it.

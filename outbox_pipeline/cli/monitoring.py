@@ -65,7 +65,7 @@ def trace(
 
 
 def _with_ui(settings: "Settings") -> "Settings":
-    from outbox_pipeline.orchestration.stack import running_stack
+    from outbox_pipeline.orchestration.host.stack import running_stack
 
     if settings.dagster_ui_url is not None:
         return settings

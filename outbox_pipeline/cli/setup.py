@@ -56,7 +56,7 @@ def env() -> None:
             f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "
             "Start the engines with 'outbox up', or set what is missing."
         )
-    from outbox_pipeline.orchestration.instance import prepare_dagster_home
+    from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
 
     values["OUTBOX_HOME"] = str(settings.home)
     values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))

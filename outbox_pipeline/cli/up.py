@@ -14,7 +14,7 @@ from outbox_pipeline.cli.setup import quoted
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.orchestration.stack import DagsterStack
+    from outbox_pipeline.orchestration.host.stack import DagsterStack
     from outbox_pipeline.settings import Settings
 
 #: Where the UI is unless something else listens there.
@@ -60,7 +60,7 @@ def up(
 @contextmanager
 def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "DagsterStack | None"]]:
     """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block."""
-    from outbox_pipeline.orchestration.stack import dagster_stack, running_stack
+    from outbox_pipeline.orchestration.host.stack import dagster_stack, running_stack
 
     url = running_stack(settings.home)
     if url is not None:

@@ -13,7 +13,7 @@ import sys
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
-from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE
+from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
 
 #: What every run imports: the definitions, the storage, the function a run starts with, and what these import only when
 #: they are used.

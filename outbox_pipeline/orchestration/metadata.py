@@ -13,7 +13,7 @@ from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference,
 from outbox_pipeline.operations.reconcile.repair import Repaired
 from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.operations.retention import Pruned
-from outbox_pipeline.orchestration.history import Purged
+from outbox_pipeline.orchestration.host.history import Purged
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated
 
 Metadata = Mapping[str, dg.MetadataValue[Any] | int | float | str | bool]

@@ -10,7 +10,7 @@ from pydantic import Field
 from outbox_pipeline.errors import OutboxError, TransientError, first_line
 from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.history import purge_history
+from outbox_pipeline.orchestration.host.history import purge_history
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.settings import load_settings

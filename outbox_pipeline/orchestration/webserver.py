@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from outbox_pipeline.errors import SettingsError
-from outbox_pipeline.orchestration.door import Door
+from outbox_pipeline.orchestration.host.door import Door
 from outbox_pipeline.settings import load_settings
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.instance import DEFINITIONS_MODULE, LOCATION_NAME
+from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE, LOCATION_NAME
 from outbox_pipeline.orchestration.ops import EVENT_LOG
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse
 from outbox_pipeline.embedded.homes import Home, locked
 from outbox_pipeline.embedded.postgres import running_postgres, start_postgres
-from outbox_pipeline.orchestration.stack import DagsterStack
+from outbox_pipeline.orchestration.host.stack import DagsterStack
 from outbox_pipeline.postgres.tables import batch
 from outbox_pipeline.processes import ProcessIdentity, wait_until
 

@@ -19,7 +19,7 @@ from sqlalchemy import select, text
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.embedded.engines import embedded_engines
-from outbox_pipeline.orchestration.stack import DagsterStack, dagster_stack
+from outbox_pipeline.orchestration.host.stack import DagsterStack, dagster_stack
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.postgres.tables import event

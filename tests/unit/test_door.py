@@ -15,8 +15,8 @@ from dagster_webserver.webserver import DagsterWebserver
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from outbox_pipeline.errors import SettingsError
-from outbox_pipeline.orchestration.door import DATA_PATHS, Door, Message, Receive, Scope, Send
-from outbox_pipeline.orchestration.instance import WEBSERVER_MODULE
+from outbox_pipeline.orchestration.host.door import DATA_PATHS, Door, Message, Receive, Scope, Send
+from outbox_pipeline.orchestration.host.instance import WEBSERVER_MODULE
 from outbox_pipeline.orchestration.webserver import guard
 from outbox_pipeline.settings import load_settings
 

@@ -8,8 +8,8 @@ import pytest
 from outbox_pipeline.embedded.engines import running_engines
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.folders import can_hold_socket, known_socket_folder, private_home, socket_folder
-from outbox_pipeline.orchestration.instance import prepare_dagster_home
-from outbox_pipeline.orchestration.stack import running_stack
+from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
+from outbox_pipeline.orchestration.host.stack import running_stack
 from tests.fixtures.accounts import LONG, OWNER, needs_root
 from tests.fixtures.folders import mode
 

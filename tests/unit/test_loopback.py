@@ -5,7 +5,7 @@ from pydantic import SecretStr
 
 from outbox_pipeline.loopback import is_loopback
 from outbox_pipeline.monitoring.webhook import post_json
-from outbox_pipeline.orchestration.stack import _answers
+from outbox_pipeline.orchestration.host.stack import _answers
 from tests.fixtures.contacts import Contacts
 from tests.fixtures.webhook import receiving
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from outbox_pipeline.orchestration.instance import LOCATION_NAME
+from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from tests.fixtures.stack import Running
 
 LAUNCH = """

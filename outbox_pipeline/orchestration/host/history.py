@@ -17,7 +17,7 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy import and_, column, delete, or_, select, table
 
 from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.orchestration.instance import LOCATION_NAME
+from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 
 #: Types of events that only tell how a run went step by step.
 PURGED_TYPES = (

@@ -23,7 +23,7 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.folders import private_home, require_own, socket_folder
 from outbox_pipeline.logs import log
 from outbox_pipeline.loopback import url_opener
-from outbox_pipeline.orchestration.instance import (
+from outbox_pipeline.orchestration.host.instance import (
     CODE_SERVER_MODULE,
     DEFINITIONS_MODULE,
     LOCATION_NAME,
