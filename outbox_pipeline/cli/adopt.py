@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.output import AsJson, print_json, shown
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 
 if TYPE_CHECKING:
     from outbox_pipeline.clickhouse.delivered import DeliveredDay

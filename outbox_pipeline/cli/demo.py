@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.failures import complain
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json, progress
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.failures import complain
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
 from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, running_dagster, watch
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from outbox_pipeline.cli.output import AsJson, print_json, print_table
+from outbox_pipeline.cli.support.output import AsJson, print_json, print_table
 
 if TYPE_CHECKING:
     from outbox_pipeline.registry import DescribedModel

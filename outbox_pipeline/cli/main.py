@@ -12,16 +12,16 @@ from outbox_pipeline.cli import (
     events,
     metrics,
     monitoring,
+    prune,
     publish,
     quarantine,
     reconcile,
     relay,
-    retention,
     setup,
     sql,
     up,
 )
-from outbox_pipeline.cli.failures import OutboxGroup, show_defect
+from outbox_pipeline.cli.support.failures import OutboxGroup, show_defect
 
 #: Modules with an `add_to(app)`, in the order of the help page.
 FAMILIES = (
@@ -36,7 +36,7 @@ FAMILIES = (
     metrics,
     reconcile,
     quarantine,
-    retention,
+    prune,
     adopt,
     sql,
 )

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.failures import complain
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.up import interruptible
 
 #: Not 9187: postgres_exporter is often there already.

@@ -5,8 +5,8 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.engines import engine_settings, ready_settings
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.cli.support.engines import engine_settings, ready_settings
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.names import shortened
 

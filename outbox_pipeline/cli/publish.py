@@ -11,9 +11,9 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.failures import complain
-from outbox_pipeline.cli.output import AsJson, print_json, progress
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.failures import complain
+from outbox_pipeline.cli.support.output import AsJson, print_json, progress
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from outbox_pipeline.cli import replacement
-from outbox_pipeline.cli.asking import ask, has_terminal, require_agreement, right_use
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.failures import complain
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.cli.support.asking import ask, has_terminal, require_agreement, right_use
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.failures import complain
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.logs import escaped
 from outbox_pipeline.names import shortened

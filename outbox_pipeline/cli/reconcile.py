@@ -6,9 +6,9 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.failures import complain
-from outbox_pipeline.cli.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.failures import complain
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.names import shortened
 
@@ -123,7 +123,7 @@ def _window(first_day: str, last_day: str) -> "Window":
 
 
 def _replay(stores: "Stores", batches: list[Any], *, reload: bool) -> "list[Replayed]":
-    from outbox_pipeline.cli.output import progress
+    from outbox_pipeline.cli.support.output import progress
     from outbox_pipeline.logs import configure_logs
     from outbox_pipeline.operations.replay import replay as replay_batches
 

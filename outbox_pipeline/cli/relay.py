@@ -7,9 +7,9 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.failures import complain
-from outbox_pipeline.cli.output import AsJson, print_json, progress
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.failures import complain
+from outbox_pipeline.cli.support.output import AsJson, print_json, progress
 from outbox_pipeline.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.asking import require_agreement, right_use
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.output import AsJson, print_json, shown
+from outbox_pipeline.cli.support.asking import require_agreement, right_use
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.names import shortened
 

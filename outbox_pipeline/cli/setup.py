@@ -2,7 +2,7 @@
 
 import typer
 
-from outbox_pipeline.cli.engines import given_urls, ready_settings, running_settings
+from outbox_pipeline.cli.support.engines import given_urls, ready_settings, running_settings
 from outbox_pipeline.errors import ConfigurationError
 
 

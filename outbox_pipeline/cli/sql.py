@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from outbox_pipeline.cli.engines import ready_settings
-from outbox_pipeline.cli.output import AsJson, copy_to_terminal, print_table
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.output import AsJson, copy_to_terminal, print_table
 from outbox_pipeline.errors import OutboxError, PermanentError, first_line
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from outbox_pipeline.cli.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.embedded.engines import embedded_engines, leads_to, running_engines
 from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.embedded.places import data_folders

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
-from outbox_pipeline.cli.failures import complain
+from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.errors import QuarantineError
 
 
