@@ -3,7 +3,7 @@
 import re
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.delivered import create_delivered
+from outbox_pipeline.clickhouse.completeness import create_delivered
 from outbox_pipeline.errors import ConfigurationError
 
 #: Column names and types in the table's order; the first five are what readers of an event log query.

@@ -13,7 +13,7 @@ from itertools import combinations
 from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
-from outbox_pipeline.clickhouse.delivered import delivered_problem
+from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped

@@ -23,7 +23,8 @@ from outbox_pipeline.clickhouse.shown import ShownBatch, fenced_attempts, rows_b
 from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
-from outbox_pipeline.postgres import adoption, claim
+from outbox_pipeline.postgres import adopt as adoption
+from outbox_pipeline.postgres import claim
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from outbox_pipeline.clickhouse.delivered import (
+from outbox_pipeline.clickhouse.completeness import (
     DeliveredDay,
     as_row,
     delivered_problem,
@@ -24,9 +24,9 @@ from outbox_pipeline.clickhouse.delivered import (
 )
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.claim import read_conditions
+from outbox_pipeline.postgres.completeness import LedgerDay, Wanted, observe, read_days
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.postgres.watermark import LedgerDay, Wanted, observe, read_days
 from outbox_pipeline.relay.cut import require_sound
 from outbox_pipeline.stores import Stores
 

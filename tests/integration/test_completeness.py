@@ -11,13 +11,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, func, select, text
 
-from outbox_pipeline.clickhouse.delivered import DeliveredDay, delivered_problem, read_delivered, write_days
+from outbox_pipeline.clickhouse.completeness import DeliveredDay, delivered_problem, read_delivered, write_days
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError, LedgerError
 from outbox_pipeline.operations import completeness
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.quarantine import discard, requeue
-from outbox_pipeline.postgres import watermark
+from outbox_pipeline.postgres import completeness as watermark
 from outbox_pipeline.postgres.claim import read_holders
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query

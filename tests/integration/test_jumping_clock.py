@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from outbox_pipeline.clickhouse.delivered import read_delivered
+from outbox_pipeline.clickhouse.completeness import read_delivered
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, TransientError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.completeness import record_completeness

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, make_url
 
-from outbox_pipeline.clickhouse.delivered import delivered_problem
+from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.table import create_table, durability_problem, table_problem
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.check import Check

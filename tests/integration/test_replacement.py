@@ -14,7 +14,7 @@ from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import QuarantineError, TransientError
 from outbox_pipeline.events import EventRow, prepare_event
 from outbox_pipeline.operations.quarantine import count_held, discard, replace, requeue, show
-from outbox_pipeline.postgres.adoption import create_stage
+from outbox_pipeline.postgres.adopt import create_stage
 from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.relay.loop import relay

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from outbox_pipeline.clickhouse.delivered import read_delivered
+from outbox_pipeline.clickhouse.completeness import read_delivered
 from outbox_pipeline.orchestration.completeness import completeness_sensor
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish

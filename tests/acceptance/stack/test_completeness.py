@@ -1,6 +1,6 @@
 """What Dagster delivers is told to analysts by itself, and each event leads to its run."""
 
-from outbox_pipeline.clickhouse.delivered import read_delivered
+from outbox_pipeline.clickhouse.completeness import read_delivered
 from outbox_pipeline.monitoring.trace import trace_event
 from tests.fixtures.events import publish
 from tests.fixtures.stack import Running
