@@ -29,7 +29,7 @@ from sqlalchemy import Connection, text
 
 from benchmarks.common import fresh_stores, publish, save, vacuum
 from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
-from outbox_pipeline.postgres.claim import read_conditions
+from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import EVENT_SCHEMA

@@ -160,6 +160,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class HeldType:
+    """What outbox.event holds of one batch and type; `late_count` of them were recorded after the batch was cut."""
+
+    batch_id: UUID
+    event_type: str
+    event_count: int
+    position_sum: int
+    late_count: int
+
+
+@dataclass(frozen=True)
 class BatchRequest:
     """A batch that a run is now asked to deliver, under this attempt number."""
 

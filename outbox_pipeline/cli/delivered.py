@@ -9,7 +9,7 @@ from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 
 if TYPE_CHECKING:
-    from outbox_pipeline.clickhouse.completeness import DeliveredDay
+    from outbox_pipeline.days import DeliveredDay
 
 # Optional[] and not `| None`: typer then shows the bare type in its usage line.
 FromDay = Annotated[
@@ -42,7 +42,8 @@ def delivered(*, from_day: FromDay = None, until_day: UntilDay = None, as_json: 
 
     Example: `outbox delivered --from 2026-03-01 --to 2026-03-31`
     """
-    from outbox_pipeline.clickhouse.completeness import FIRST_DAY, LAST_DAY, read_delivered
+    from outbox_pipeline.clickhouse.completeness import read_delivered
+    from outbox_pipeline.days import FIRST_DAY, LAST_DAY
     from outbox_pipeline.operations.completeness import record_completeness
     from outbox_pipeline.stores import open_stores
 

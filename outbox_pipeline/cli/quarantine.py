@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from outbox_pipeline.operations.quarantine import Requeued, Shown
-    from outbox_pipeline.postgres.quarantine import Filter, QuarantinedEvent
+    from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 
 #: A person reads this much of a context in a terminal; `--json` has all of it.
 _CONTEXT_SHOWN = 4000
@@ -74,7 +74,7 @@ def list_events(
     Example: `outbox quarantine list --reason context_too_large --since 2026-03-01`
     """
     from outbox_pipeline.operations.quarantine import list_held, parse_filter
-    from outbox_pipeline.postgres.quarantine import QuarantineStatus
+    from outbox_pipeline.quarantined import QuarantineStatus
 
     with right_use():
         wanted = parse_filter(event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)

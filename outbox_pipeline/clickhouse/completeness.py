@@ -6,11 +6,12 @@ Invariant: of a day the row with the latest `written_at` counts, in whatever ord
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.days import FIRST_DAY, LAST_DAY, DeliveredDay
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS {completeness:Identifier} (
@@ -62,29 +63,6 @@ _DROP = """
 DELETE FROM {completeness:Identifier}
 WHERE day IN {days:Array(Date)} AND written_at > {written_after:DateTime64(6, 'UTC')}
 """
-
-#: Days that ClickHouse's type Date can hold.
-FIRST_DAY = date(1970, 1, 1)
-LAST_DAY = date(2149, 6, 5)
-
-
-@dataclass(frozen=True)
-class DeliveredDay:
-    """One day as analysts see it; see the comments of the table's columns."""
-
-    day: date
-    complete_through: datetime
-    event_count: int
-    batch_count: int
-    undelivered_count: int
-    quarantined_count: int
-    discarded_count: int
-    replaced_count: int
-    id_sum: int
-    position_sum: int
-    context_sum: int
-    written_at: datetime
-    is_complete: bool
 
 
 def create_delivered(client: EventLogClient, present: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.monitoring.status import read_status
-from outbox_pipeline.postgres.claim import read_conditions
+from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import require_types
 from outbox_pipeline.postgres.overview import (
@@ -33,7 +33,6 @@ from outbox_pipeline.postgres.overview import (
 )
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
-from outbox_pipeline.relay.cut import ledger_problem
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
 
 #: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.

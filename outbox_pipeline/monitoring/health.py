@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from outbox_pipeline.monitoring.status import Status
-from outbox_pipeline.postgres.claim import LedgerConditions, read_conditions
+from outbox_pipeline.postgres.conditions import LedgerConditions, ledger_problem, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.overview import read_gap_holders, read_ledger_breaches, read_overview
 from outbox_pipeline.postgres.quoting import quoted_text
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.relay.cut import ledger_problem
 
 #: Pending events are counted up to here; more would make a look of every half minute expensive in a backlog.
 MOST_COUNTED = 100_000

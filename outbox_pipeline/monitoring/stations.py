@@ -13,8 +13,9 @@ from uuid import UUID
 from sqlalchemy import Connection, select
 from sqlalchemy.engine import RowMapping
 
-from outbox_pipeline.postgres.quarantine import Filter, QuarantinedEvent, read_history, read_replaced
+from outbox_pipeline.postgres.quarantine import read_history, read_replaced
 from outbox_pipeline.postgres.tables import batch, event
+from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 
 #: Each run of a batch has its id under this tag.
 BATCH_ID_TAG = "outbox/batch_id"

@@ -15,9 +15,10 @@ from outbox_pipeline.monitoring.stations import Station, in_order, read_stations
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.overview import read_event_life
-from outbox_pipeline.postgres.quarantine import Filter, QuarantinedEvent, read_history
+from outbox_pipeline.postgres.quarantine import read_history
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.postgres.tables import batch as batch_table
+from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 from outbox_pipeline.settings import Settings
 
 _COLUMNS = "SELECT event_type, batch_id, generation, position, loaded_at FROM {table:Identifier}"

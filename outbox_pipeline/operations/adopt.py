@@ -25,6 +25,7 @@ from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import adopt as adoption
 from outbox_pipeline.postgres import claim
+from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
@@ -98,7 +99,7 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:
         check_version(connection)
         claim.lock_unclaimed(connection)
-        conditions = claim.read_conditions(connection)
+        conditions = read_conditions(connection)
         if conditions.hidden_tables:
             raise LedgerError(hidden_sentence(conditions.role_name, conditions.hidden_tables))
         if conditions.is_own_cluster:

@@ -14,20 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from outbox_pipeline.clickhouse.completeness import (
-    DeliveredDay,
-    as_row,
-    delivered_problem,
-    drop_days,
-    read_delivered,
-    write_days,
-)
+from outbox_pipeline.clickhouse.completeness import as_row, delivered_problem, drop_days, read_delivered, write_days
+from outbox_pipeline.days import DeliveredDay
 from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.postgres.claim import read_conditions
 from outbox_pipeline.postgres.completeness import LedgerDay, Wanted, observe, read_days
+from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.relay.cut import require_sound
 from outbox_pipeline.stores import Stores
 
 #: Changes older than the last write by less than this are looked at again: a transaction's times are a little older

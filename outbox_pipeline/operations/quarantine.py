@@ -21,9 +21,10 @@ from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import quarantine as store
 from outbox_pipeline.postgres.claim import lock_unclaimed
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.quarantine import Filter, LockedEvent, QuarantinedEvent, QuarantineStatus
+from outbox_pipeline.postgres.quarantine import LockedEvent
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.publish import insert_events
+from outbox_pipeline.quarantined import Filter, QuarantinedEvent, QuarantineStatus
 
 _MOST_NAMED = 5
 _LARGEST_NUMBER = 2**63 - 1

@@ -23,10 +23,10 @@ from outbox_pipeline.clickhouse.fences import FIRST, drop_fences, old_fences
 from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import retention as store
+from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_proved, read_batch
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.stores import Stores
 

@@ -13,7 +13,7 @@ from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.runs import one_sentence
-from outbox_pipeline.postgres.quarantine import Filter
+from outbox_pipeline.quarantined import Filter
 
 QUARANTINE_EMPTY = "quarantine_empty"
 

@@ -20,29 +20,6 @@ MOST_STRETCHES = 10_000
 
 
 @dataclass(frozen=True)
-class LedgerConditions:
-    """What the ledger found about itself, its cluster and its table.
-
-    `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
-    """
-
-    unclaimed: str
-    stretch_count: int
-    is_own_cluster: bool
-    can_read_sequence: bool
-    last_drawn: int
-    last_known: int
-    bytes_an_event: int | None
-    sequence_cache: int
-    identity_kind: str
-    table_kind: str
-    has_children: bool
-    is_subscribed: bool
-    role_name: str
-    hidden_tables: list[str]
-
-
-@dataclass(frozen=True)
 class PickedEvents:
     """Visible events chosen for one batch; sets of positions are int8multirange text."""
 
@@ -61,12 +38,6 @@ class PickedEvents:
 def lock_unclaimed(connection: Connection) -> None:
     """Take the lock that lets one cutter at a time change the sets; nothing is read by it."""
     connection.execute(select(unclaimed.c.is_only_row).with_for_update())
-
-
-def read_conditions(connection: Connection) -> LedgerConditions:
-    """Read the unclaimed set and everything its meaning depends on. Changes nothing."""
-    found = connection.execute(query("ledger_conditions"), {"most_stretches": MOST_STRETCHES})
-    return LedgerConditions(**found.one()._mapping)
 
 
 def pick_events(

@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import Connection, cast, select, text, update
 from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
 
-from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.batches import Batch, BatchStatus, HeldType
+from outbox_pipeline.days import StrayEvents
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, unclaimed
@@ -28,26 +29,6 @@ class LedgerDay:
     open_batches: int
     parked_batches: int
     held_events: int
-
-
-@dataclass(frozen=True)
-class StrayEvents:
-    """Events of one UTC day that are in no place, and where they stand."""
-
-    day: date
-    event_count: int
-    positions: str
-
-
-@dataclass(frozen=True)
-class HeldType:
-    """What outbox.event holds of one batch and type; `late_count` of them were recorded after the batch was cut."""
-
-    batch_id: UUID
-    event_type: str
-    event_count: int
-    position_sum: int
-    late_count: int
 
 
 def read_days(connection: Connection, first_day: date, last_day: date) -> list[LedgerDay]:

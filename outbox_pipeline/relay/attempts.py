@@ -27,8 +27,8 @@ from outbox_pipeline.errors import (
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
+from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings

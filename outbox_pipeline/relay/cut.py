@@ -14,12 +14,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
-from outbox_pipeline.errors import ConstraintError, LedgerError
+from outbox_pipeline.errors import ConstraintError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.errors import hidden_sentence
-from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
@@ -109,7 +108,7 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     # event that commits in between. Who could fill a position that the sequence had drawn by `conditions` either is
     # among the holders read next or has ended before the events are looked for, which then shows what it committed.
     claim.lock_unclaimed(connection)
-    conditions = claim.read_conditions(connection)
+    conditions = read_conditions(connection)
     require_sound(conditions)
     holding = claim.read_holders(connection)
     unclaimed, is_whole = _settle(connection, conditions, holding)
@@ -138,7 +137,7 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     return _Look(is_whole, batch)
 
 
-def _settle(connection: Connection, conditions: claim.LedgerConditions, holding: list[str]) -> tuple[str, bool]:
+def _settle(connection: Connection, conditions: LedgerConditions, holding: list[str]) -> tuple[str, bool]:
     """Settle a portion of the gaps that are due; return what to look at, and whether that is all there is."""
     if conditions.stretch_count >= claim.MOST_STRETCHES and gaps.set_aside(
         connection, beyond=claim.MOST_STRETCHES, last_drawn=conditions.last_drawn, holders=holding
@@ -151,7 +150,7 @@ def _settle(connection: Connection, conditions: claim.LedgerConditions, holding:
     return settled.unclaimed or conditions.unclaimed, settled.is_whole
 
 
-def _most_to_look_at(conditions: claim.LedgerConditions, settings: Settings) -> int:
+def _most_to_look_at(conditions: LedgerConditions, settings: Settings) -> int:
     # As many as fit at the size of the last batch's events: to choose among those looked at takes three times as long
     # as to take them all. Where events have become smaller, a batch or two are smaller than they could be.
     if not conditions.bytes_an_event:
@@ -165,51 +164,3 @@ def _should_linger(picked: claim.PickedEvents, settings: Settings, most: int) ->
     is_full = picked.event_count >= most or picked.event_count < picked.looked_count
     # A negative age (a clock set back) waits for nothing.
     return not is_full and 0 <= picked.oldest_age_seconds < settings.linger_seconds
-
-
-def require_sound(conditions: claim.LedgerConditions) -> None:
-    """Raise LedgerError naming the first condition of the ledger that does not hold."""
-    problem = ledger_problem(conditions)
-    if problem is not None:
-        raise LedgerError(problem)
-
-
-def require_own_cluster(connection: Connection) -> None:
-    """Raise LedgerError where an attempt must not begin: another life may deliver it too, or rows are hidden."""
-    conditions = claim.read_conditions(connection)
-    if not conditions.is_own_cluster or conditions.hidden_tables:
-        require_sound(conditions)
-
-
-def ledger_problem(conditions: claim.LedgerConditions) -> str | None:
-    """Return the sentence for the first condition that does not hold, None when the ledger is sound."""
-    if not conditions.is_own_cluster:
-        return (
-            "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the "
-            "other one may have delivered the same events. Nothing is cut or delivered here until you stop the other "
-            "one for good and run 'outbox adopt' on this one."
-        )
-    if conditions.hidden_tables:
-        return hidden_sentence(conditions.role_name, conditions.hidden_tables)
-    if not conditions.can_read_sequence:
-        return (
-            "This role cannot read the sequence of outbox.event, so it cannot tell which positions exist: "
-            f"GRANT SELECT ON SEQUENCE outbox.event_position_seq TO {quoted_name(conditions.role_name)}; as the owner "
-            "of outbox.event."
-        )
-    if conditions.last_drawn < conditions.last_known:
-        return (
-            f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} "
-            "that the ledger knows: new events would hide in old batches. Set it forward with "
-            f"SELECT setval('outbox.event_position_seq', {conditions.last_known}); as the owner of outbox.event."
-        )
-    if conditions.identity_kind != "a" or conditions.sequence_cache != 1:
-        return (
-            "outbox.event.position must be GENERATED ALWAYS AS IDENTITY with CACHE 1: ALTER TABLE outbox.event "
-            "ALTER COLUMN position SET GENERATED ALWAYS SET CACHE 1; as the owner of outbox.event."
-        )
-    if conditions.table_kind != "r" or conditions.has_children:
-        return "outbox.event must be one plain table: partitions and inheritance hide who still inserts."
-    if conditions.is_subscribed:
-        return "outbox.event is fed by logical replication, which hides who still inserts: publish into it directly."
-    return None

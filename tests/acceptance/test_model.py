@@ -16,6 +16,7 @@ from sqlalchemy import Engine, create_engine
 
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Loaded, Marked
@@ -75,7 +76,7 @@ def cut_with_early_holders(engine: Engine, settings: Settings, *, most: int) -> 
         claim.lock_unclaimed(connection)
         holders = claim.read_holders(connection)
         gaps.settle_gaps(connection, gaps.gaps_to_settle(connection, holders), holding=holders)
-        conditions = claim.read_conditions(connection)
+        conditions = read_conditions(connection)
         picked = claim.pick_events(
             connection,
             conditions.unclaimed,

@@ -11,16 +11,17 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, func, select, text
 
-from outbox_pipeline.clickhouse.completeness import DeliveredDay, delivered_problem, read_delivered, write_days
+from outbox_pipeline.clickhouse.completeness import delivered_problem, read_delivered, write_days
 from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.days import DeliveredDay
 from outbox_pipeline.errors import ConfigurationError, LedgerError
 from outbox_pipeline.operations import completeness
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.quarantine import discard, requeue
 from outbox_pipeline.postgres import completeness as watermark
 from outbox_pipeline.postgres.claim import read_holders
-from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay

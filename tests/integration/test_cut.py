@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
@@ -189,7 +190,7 @@ def test_a_position_put_back_by_hand_does_not_stop_cutting(outbox_engine: Engine
 
 
 def _cut_with(connection: Connection, picked: claim.PickedEvents, *, holders: list[str]) -> None:
-    conditions = claim.read_conditions(connection)
+    conditions = read_conditions(connection)
     claim.take_positions(
         connection,
         picked,

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.monitoring.health import Answer, judge_gaps, judge_lag, judge_ledger, read_health
 from outbox_pipeline.operations.quarantine import requeue
-from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay

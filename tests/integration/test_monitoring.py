@@ -34,8 +34,8 @@ from outbox_pipeline.operations.quarantine import replace, requeue
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.repair import repair
 from outbox_pipeline.orchestration import requests as orchestration_requests
-from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay

@@ -15,9 +15,9 @@ from outbox_pipeline.operations.quarantine import count_held, discard, list_held
 from outbox_pipeline.operations.replay import Outcome, Replayed, replay
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.leases import read_batches
-from outbox_pipeline.postgres.quarantine import Filter, QuarantineStatus
 from outbox_pipeline.postgres.tables import batch
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.quarantined import Filter, QuarantineStatus
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.operations.quarantine import count_held, show
-from outbox_pipeline.postgres.quarantine import Filter
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores

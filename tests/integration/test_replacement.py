@@ -15,8 +15,8 @@ from outbox_pipeline.errors import QuarantineError, TransientError
 from outbox_pipeline.events import EventRow, prepare_event
 from outbox_pipeline.operations.quarantine import count_held, discard, replace, requeue, show
 from outbox_pipeline.postgres.adopt import create_stage
-from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish

@@ -26,7 +26,7 @@ from outbox_pipeline.operations.replay import Outcome, batches_of_days, rechecks
 from outbox_pipeline.operations.retention import MOST_REFUSED, Pruned, Reason, prune
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.leases import read_batch
-from outbox_pipeline.postgres.quarantine import Filter
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver as deliver_batch

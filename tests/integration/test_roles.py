@@ -23,9 +23,9 @@ from outbox_pipeline.operations import quarantine
 from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.repair import repair
-from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.postgres.schema import latest_version, migrate
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings

@@ -30,9 +30,9 @@ from outbox_pipeline.operations.reconcile.findings import (
 from outbox_pipeline.operations.reconcile.strays import find_strays
 from outbox_pipeline.operations.reconcile.types import compare_types, late_events
 from outbox_pipeline.postgres import reconcile as ledger
+from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_proved
-from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.relay.loop import require_ready
 from outbox_pipeline.stores import Stores
 

@@ -6,7 +6,7 @@ from functools import reduce
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
-from outbox_pipeline.postgres.reconcile import StrayEvents
+from outbox_pipeline.days import StrayEvents
 
 
 @dataclass(frozen=True)

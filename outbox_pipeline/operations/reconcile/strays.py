@@ -10,13 +10,13 @@ from datetime import date
 
 from sqlalchemy import Connection
 
+from outbox_pipeline.days import StrayEvents
 from outbox_pipeline.logs import log
 from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.claim import lock_unclaimed
+from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.reconcile import StrayEvents
-from outbox_pipeline.relay.cut import require_own_cluster
 from outbox_pipeline.stores import Stores
 
 #: Positions looked at in one statement.

@@ -6,14 +6,14 @@ Both read the events themselves in PostgreSQL, a million at a time.
 from collections.abc import Iterator, Sequence
 from uuid import UUID
 
-from outbox_pipeline.batches import Batch
+from outbox_pipeline.batches import Batch, HeldType
 from outbox_pipeline.clickhouse.proof import proof_of_table
 from outbox_pipeline.clickhouse.reconcile import shown_types
 from outbox_pipeline.operations.reconcile.choose import pieces
 from outbox_pipeline.operations.reconcile.findings import LateEvents
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events, reading_seconds
-from outbox_pipeline.postgres.reconcile import HeldType, held_types, read_processed
+from outbox_pipeline.postgres.reconcile import held_types, read_processed
 from outbox_pipeline.stores import Stores
 
 #: Count and sum of positions of each event type.

@@ -6,8 +6,8 @@ import pytest
 
 from outbox_pipeline.operations.quarantine import count_held, discard
 from outbox_pipeline.orchestration.health import health_checks
-from outbox_pipeline.postgres.quarantine import Filter
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.settings import today
 from tests.fixtures.events import publish
 from tests.fixtures.stack import PATIENCE_SECONDS, Running

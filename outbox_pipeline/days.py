@@ -1,0 +1,39 @@
+"""UTC days as data: which there can be, how far one is delivered, and its events that have no place.
+
+A day is the one on which PostgreSQL stored an event. Nothing here asks a store.
+"""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+#: Days that ClickHouse's type Date can hold.
+FIRST_DAY = date(1970, 1, 1)
+LAST_DAY = date(2149, 6, 5)
+
+
+@dataclass(frozen=True)
+class DeliveredDay:
+    """One day as analysts see it; see the comments of the table's columns."""
+
+    day: date
+    complete_through: datetime
+    event_count: int
+    batch_count: int
+    undelivered_count: int
+    quarantined_count: int
+    discarded_count: int
+    replaced_count: int
+    id_sum: int
+    position_sum: int
+    context_sum: int
+    written_at: datetime
+    is_complete: bool
+
+
+@dataclass(frozen=True)
+class StrayEvents:
+    """Events of one UTC day that are in no place, and where they stand."""
+
+    day: date
+    event_count: int
+    positions: str

@@ -1,0 +1,92 @@
+"""What the ledger must be before it is relied on: this cluster's own, readable whole, its sequence never set back.
+
+Invariant: nothing is cut, delivered or pruned where a condition does not hold that it rests on; the sentence of each
+says what to do.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from outbox_pipeline.errors import LedgerError
+from outbox_pipeline.postgres import claim
+from outbox_pipeline.postgres.errors import hidden_sentence
+from outbox_pipeline.postgres.queries import query
+from outbox_pipeline.postgres.quoting import quoted_name
+
+
+@dataclass(frozen=True)
+class LedgerConditions:
+    """What the ledger found about itself, its cluster and its table.
+
+    `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
+    """
+
+    unclaimed: str
+    stretch_count: int
+    is_own_cluster: bool
+    can_read_sequence: bool
+    last_drawn: int
+    last_known: int
+    bytes_an_event: int | None
+    sequence_cache: int
+    identity_kind: str
+    table_kind: str
+    has_children: bool
+    is_subscribed: bool
+    role_name: str
+    hidden_tables: list[str]
+
+
+def read_conditions(connection: Connection) -> LedgerConditions:
+    """Read the unclaimed set and everything its meaning depends on. Changes nothing."""
+    found = connection.execute(query("ledger_conditions"), {"most_stretches": claim.MOST_STRETCHES})
+    return LedgerConditions(**found.one()._mapping)
+
+
+def require_sound(conditions: LedgerConditions) -> None:
+    """Raise LedgerError naming the first condition of the ledger that does not hold."""
+    problem = ledger_problem(conditions)
+    if problem is not None:
+        raise LedgerError(problem)
+
+
+def require_own_cluster(connection: Connection) -> None:
+    """Raise LedgerError where an attempt must not begin: another life may deliver it too, or rows are hidden."""
+    conditions = read_conditions(connection)
+    if not conditions.is_own_cluster or conditions.hidden_tables:
+        require_sound(conditions)
+
+
+def ledger_problem(conditions: LedgerConditions) -> str | None:
+    """Return the sentence for the first condition that does not hold, None when the ledger is sound."""
+    if not conditions.is_own_cluster:
+        return (
+            "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the "
+            "other one may have delivered the same events. Nothing is cut or delivered here until you stop the other "
+            "one for good and run 'outbox adopt' on this one."
+        )
+    if conditions.hidden_tables:
+        return hidden_sentence(conditions.role_name, conditions.hidden_tables)
+    if not conditions.can_read_sequence:
+        return (
+            "This role cannot read the sequence of outbox.event, so it cannot tell which positions exist: "
+            f"GRANT SELECT ON SEQUENCE outbox.event_position_seq TO {quoted_name(conditions.role_name)}; as the owner "
+            "of outbox.event."
+        )
+    if conditions.last_drawn < conditions.last_known:
+        return (
+            f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} "
+            "that the ledger knows: new events would hide in old batches. Set it forward with "
+            f"SELECT setval('outbox.event_position_seq', {conditions.last_known}); as the owner of outbox.event."
+        )
+    if conditions.identity_kind != "a" or conditions.sequence_cache != 1:
+        return (
+            "outbox.event.position must be GENERATED ALWAYS AS IDENTITY with CACHE 1: ALTER TABLE outbox.event "
+            "ALTER COLUMN position SET GENERATED ALWAYS SET CACHE 1; as the owner of outbox.event."
+        )
+    if conditions.table_kind != "r" or conditions.has_children:
+        return "outbox.event must be one plain table: partitions and inheritance hide who still inserts."
+    if conditions.is_subscribed:
+        return "outbox.event is fed by logical replication, which hides who still inserts: publish into it directly."
+    return None
