@@ -10,11 +10,11 @@ from datetime import datetime
 from urllib.parse import quote
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.engine import RowMapping
 
+from outbox_pipeline.postgres.overview import read_batch_times, read_recorded_at
 from outbox_pipeline.postgres.quarantine import read_history, read_replaced
-from outbox_pipeline.postgres.tables import batch, event
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 
 #: Each run of a batch has its id under this tag.
@@ -42,10 +42,7 @@ def read_stations(
     """Return what the ledger knows of an event's way, first to last; *batch_id* is the batch it is in now."""
     stays = read_history(connection, Filter(event_ids=frozenset({event_id})))
     batch_ids = {stay.batch_id for stay in stays} | ({batch_id} if batch_id else set())
-    statement = select(
-        batch.c.batch_id, batch.c.cut_at, batch.c.started_at, batch.c.processed_at, batch.c.attempt, batch.c.run_id
-    ).where(batch.c.batch_id.in_(batch_ids))
-    batches = {row["batch_id"]: row for row in connection.execute(statement).mappings()}
+    batches = {row["batch_id"]: row for row in read_batch_times(connection, batch_ids)}
     stations = [*_recorded(connection, event_id)]
     for found in batches.values():
         stations += _of_batch(found, ui_url)
@@ -71,7 +68,7 @@ def runs_url(ui_url: str | None, batch_id: UUID) -> str | None:
 
 
 def _recorded(connection: Connection, event_id: UUID) -> Iterator[Station]:
-    recorded_at = connection.scalar(select(event.c.recorded_at).where(event.c.event_id == event_id))
+    recorded_at = read_recorded_at(connection, event_id)
     original = read_replaced(connection, event_id)
     if recorded_at is not None:
         yield Station(recorded_at, f"recorded in place of {original}" if original else "recorded in the outbox")

@@ -13,11 +13,10 @@ from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.stations import Station, in_order, read_stations, run_url, runs_url
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import read_batches
+from outbox_pipeline.postgres.leases import find_batch
 from outbox_pipeline.postgres.overview import read_event_life
 from outbox_pipeline.postgres.quarantine import read_history
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.postgres.tables import batch as batch_table
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 from outbox_pipeline.settings import Settings
 
@@ -143,11 +142,10 @@ def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> li
 
 def _without_event(engine: Engine, settings: Settings, event_id: UUID, *, rows: list[TracedRow]) -> Trace:
     with ledger_transaction(engine) as connection:
-        batches = read_batches(connection, batch_table.c.batch_id == rows[0].batch_id)
-    if not batches:
+        found = find_batch(connection, rows[0].batch_id)
+    if found is None:
         said = "The outbox does not hold this event, and the ledger does not know its batch: another database sent it."
         return Trace(event_id, "gone", said, rows=rows)
-    (found,) = batches
     batch = _batch(vars(found), settings.dagster_ui_url)
     said = "The outbox no longer holds this event: its row was deleted."
     if found.pruned_at is not None:

@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.errors import BatchDataError, LeaseLostError, OutboxError
+from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch, read_batches
-from outbox_pipeline.postgres.tables import batch as batch_table
+from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.loop import deliver
@@ -50,7 +50,7 @@ class Replayed:
 def batches_of_days(engine: Engine, first_day: date, last_day: date) -> list[Batch]:
     """Return the batches of the UTC days from one to another, both included, in the order they were cut."""
     with ledger_transaction(engine) as connection:
-        return read_batches(connection, batch_table.c.recorded_on.between(first_day, last_day))
+        return ledger.batches_of_days(connection, first_day, last_day)
 
 
 def replay(

@@ -247,10 +247,16 @@ def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
 
 def read_batch(connection: Connection, batch_id: UUID) -> Batch:
     """Return the ledger's row of a batch. Raises ConfigurationError when there is none."""
-    row = connection.execute(select(*_SHOWN).where(batch.c.batch_id == batch_id)).mappings().one_or_none()
-    if row is None:
+    found = find_batch(connection, batch_id)
+    if found is None:
         raise ConfigurationError(f"The ledger knows no batch {batch_id}: 'outbox trace' names the batch of an event.")
-    return _as_batch(row)
+    return found
+
+
+def find_batch(connection: Connection, batch_id: UUID) -> Batch | None:
+    """Return the ledger's row of a batch, None when there is none."""
+    row = connection.execute(select(*_SHOWN).where(batch.c.batch_id == batch_id)).mappings().one_or_none()
+    return None if row is None else _as_batch(row)
 
 
 def read_batches(connection: Connection, where: ColumnElement[bool], *, most: int | None = None) -> list[Batch]:

@@ -3,7 +3,7 @@
 Invariant: nothing here locks or changes a row, so an operator may ask as often as they like while batches are cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from outbox_pipeline.postgres.dagster_storage import require_room, storage_conne
 from outbox_pipeline.postgres.errors import translated_of
 from outbox_pipeline.postgres.gaps import MOST_STRETCHES
 from outbox_pipeline.postgres.queries import query
-from outbox_pipeline.postgres.tables import batch
+from outbox_pipeline.postgres.tables import batch, event
 
 
 def read_overview(connection: Connection, *, most: int) -> RowMapping:
@@ -42,6 +42,19 @@ def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float
 def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None:
     """Return what the ledger knows of an event, None when the outbox does not hold it."""
     return connection.execute(query("event_life"), {"event_id": event_id}).mappings().one_or_none()
+
+
+def read_recorded_at(connection: Connection, event_id: UUID) -> datetime | None:
+    """Return when PostgreSQL stored an event, None when the outbox does not hold it."""
+    return connection.scalar(select(event.c.recorded_at).where(event.c.event_id == event_id))
+
+
+def read_batch_times(connection: Connection, batch_ids: Collection[UUID]) -> Sequence[RowMapping]:
+    """Return when each of the batches was cut, started and processed, with its latest attempt and run."""
+    statement = select(
+        batch.c.batch_id, batch.c.cut_at, batch.c.started_at, batch.c.processed_at, batch.c.attempt, batch.c.run_id
+    ).where(batch.c.batch_id.in_(batch_ids))
+    return connection.execute(statement).mappings().all()
 
 
 def read_future_days(connection: Connection) -> tuple[int, date | None]:

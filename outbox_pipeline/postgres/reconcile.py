@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, cast, select, text, update
+from sqlalchemy import Connection, cast, select, text, true, update
 from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
 
 from outbox_pipeline.batches import Batch, BatchStatus, HeldType
@@ -35,6 +35,14 @@ def read_days(connection: Connection, first_day: date, last_day: date) -> list[L
     """Return the days of a window that have batches, oldest first."""
     rows = connection.execute(query("ledger_days"), {"first_day": first_day, "last_day": last_day})
     return [LedgerDay(**row._mapping) for row in rows]
+
+
+def batches_of_days(
+    connection: Connection, first_day: date, last_day: date, *, batch_id: UUID | None = None
+) -> list[Batch]:
+    """Return the batches of the UTC days from one to another, oldest first; only the one named, if one is."""
+    condition = batch.c.recorded_on.between(first_day, last_day)
+    return read_batches(connection, condition & (true() if batch_id is None else batch.c.batch_id == batch_id))
 
 
 def processed_batches(connection: Connection, first_day: date, last_day: date) -> list[tuple[UUID, int]]:

@@ -4,15 +4,14 @@ The ledger is the truth and the tick is not: evaluating one twice, or losing its
 """
 
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 
-from sqlalchemy import Engine, and_, func, not_, select
+from sqlalchemy import Engine
 
-from outbox_pipeline.batches import IN_FLIGHT, BatchRequest, BatchStatus
+from outbox_pipeline.batches import BatchRequest
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import is_over
+from outbox_pipeline.postgres.in_flight import OpenBatches, count_open
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.postgres.tables import batch
 from outbox_pipeline.relay.attempts import PASSING_KINDS, request_batches
 from outbox_pipeline.relay.cut import CutResult, cut_batches
 from outbox_pipeline.settings import Settings
@@ -57,17 +56,6 @@ class Tick:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class _Open:
-    """What is not processed, before the tick does anything."""
-
-    in_flight: int
-    running: int
-    parked: int
-    other_day: int
-    is_probing: bool
-
-
 def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) -> Tick:
     """Cut what is pending unless too much is in flight, then draw attempts for due batches, of whatever day.
 
@@ -100,21 +88,7 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
     )
 
 
-def _read_open(engine: Engine, days: tuple[date, date]) -> _Open:
-    is_new = batch.c.processed_at.is_(None)
-    is_running = and_(batch.c.status.in_([BatchStatus.REQUESTED, BatchStatus.DELIVERING]), is_new)
-    # A time in the future says nothing of what came last; it would decide that for as long as the clock was ahead.
-    now = func.statement_timestamp()
-    last_success = select(func.max(batch.c.processed_at)).where(batch.c.processed_at <= now).scalar_subquery()
-    is_passing = and_(batch.c.last_error_kind.in_(PASSING_KINDS), is_new, batch.c.failed_at <= now)
-    last_failure = func.max(batch.c.failed_at).filter(is_passing)
-    statement = select(
-        func.count().filter(batch.c.status.in_(IN_FLIGHT), is_new),
-        func.count().filter(is_running, not_(is_over(batch.c.lease_until))),
-        func.count().filter(batch.c.status == BatchStatus.PARKED),
-        func.count().filter(batch.c.status.in_(IN_FLIGHT), not_(batch.c.recorded_on.between(*days))),
-        func.coalesce(last_failure > func.coalesce(last_success, last_failure - timedelta(days=1)), False),
-    ).where(batch.c.status != BatchStatus.PROCESSED)
+def _read_open(engine: Engine, days: tuple[date, date]) -> OpenBatches:
     with ledger_transaction(engine) as connection:
         check_version(connection)
-        return _Open(*connection.execute(statement).one())
+        return count_open(connection, days=days, passing_kinds=PASSING_KINDS)

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, true
-
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.reconcile import shown_types
 from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import read_batch, read_batches
-from outbox_pipeline.postgres.reconcile import batches_with_type
-from outbox_pipeline.postgres.tables import batch as batch_table
+from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.postgres.reconcile import batches_of_days, batches_with_type
 from outbox_pipeline.stores import Stores
 
 _MOST_EVENTS = 1_000_000
@@ -46,7 +43,8 @@ def choose(stores: Stores, choice: Choice) -> list[Batch]:
     with ledger_transaction(stores.engine) as connection:
         if choice.batch_id is not None:
             read_batch(connection, choice.batch_id)
-        batches = read_batches(connection, _condition(choice))
+        first_day, last_day = choice.window.first_day, choice.window.last_day
+        batches = batches_of_days(connection, first_day, last_day, batch_id=choice.batch_id)
     if choice.event_type is None:
         return batches
     wanted = set(_with_type(stores, batches, choice.event_type))
@@ -74,11 +72,6 @@ def pieces(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
             piece = []
     if piece:
         yield piece
-
-
-def _condition(choice: Choice) -> ColumnElement[bool]:
-    condition = batch_table.c.recorded_on.between(choice.window.first_day, choice.window.last_day)
-    return condition & (true() if choice.batch_id is None else batch_table.c.batch_id == choice.batch_id)
 
 
 def _with_type(stores: Stores, batches: Sequence[Batch], event_type: str) -> Iterator[UUID]:
