@@ -16,9 +16,9 @@ from uuid import UUID
 import pyarrow as pa
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.clickhouse.batch_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import FENCED_WORDS
-from outbox_pipeline.clickhouse.own_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.errors import InDoubtError
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 from isal.isal_zlib import crc32
 
 from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.clickhouse.batch_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.own_rows import OWN_ROWS, own_windows
 
 # Mixing constants of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 _GOLDEN = 0x9E3779B97F4A7C15

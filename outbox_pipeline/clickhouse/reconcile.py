@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.clickhouse.batch_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.own_rows import OWN_ROWS, own_windows
 from outbox_pipeline.clickhouse.proof import HASHES, SUMS
 
 #: Above this much memory a grouping goes on in files of the server.

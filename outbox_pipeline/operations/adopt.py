@@ -16,10 +16,16 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.clickhouse.batch_contents import (
+    ShownBatch,
+    fenced_attempts,
+    rows_beyond,
+    shown_batches,
+    shown_rows,
+)
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
-from outbox_pipeline.clickhouse.shown import ShownBatch, fenced_attempts, rows_beyond, shown_batches, shown_rows
 from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchStatus
-from outbox_pipeline.clickhouse import load, own_rows
+from outbox_pipeline.clickhouse import batch_rows as own_rows
+from outbox_pipeline.clickhouse import load
 from outbox_pipeline.errors import FencedError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.adopt import adopt

@@ -13,8 +13,8 @@ from functools import reduce
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.clickhouse.batch_contents import shown_batches
 from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
-from outbox_pipeline.clickhouse.shown import shown_batches
 from outbox_pipeline.operations.reconcile.examine import examine
 from outbox_pipeline.operations.reconcile.findings import (
     ALL_DAYS,
