@@ -82,7 +82,7 @@ def measure_space(stores: Stores, *, events: int, cycles: int) -> None:
     days: list[list[object]] = []
     for cycle in range(1, cycles + 1):
         publish(stores.engine, events)
-        while cut_batches(stores.engine, stores.settings, most=8).batches:
+        while cut_batches(stores.engine, stores.settings, limit=8).batches:
             pass
         with stores.engine.begin() as connection:
             days.append(list(connection.execute(_MARK).scalars()))

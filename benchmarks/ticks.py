@@ -115,7 +115,7 @@ class Bench:
     def metrics(self) -> None:
         """One scrape."""
         with ledger_transaction(self.engine) as connection:
-            read_metrics(connection, most=MOST_COUNTED, quantiles=QUANTILES)
+            read_metrics(connection, limit=MOST_COUNTED, quantiles=QUANTILES)
 
     def timed(self, act: Callable[[], object], repeats: int = _REPEATS) -> float:
         """Return the median of the milliseconds it takes."""
@@ -156,7 +156,7 @@ class Bench:
             first = self.burn(span)
         self.sql(_FRAGMENT, first=first, last=first + span - 1)
         if visible:
-            self.note_cut(f"{self.given.fragments} fragments, all visible", most=100)
+            self.note_cut(f"{self.given.fragments} fragments, all visible", limit=100)
         else:
             state = f"{self.given.fragments} fragments, none visible"
             self.figures[f"{state}, the first ticks"] = {
@@ -197,7 +197,7 @@ class Bench:
     def cut_one(self) -> None:
         """Publish an event, cut and mark it."""
         self.sql(str(_BURN), count=1)
-        cut_batches(self.engine, self.stores.settings, most=1)
+        cut_batches(self.engine, self.stores.settings, limit=1)
         self.process_open()
 
     def process_open(self) -> None:
@@ -207,13 +207,13 @@ class Bench:
             " accepted_count = event_count, rejected = '{}', proof = '{}' WHERE status <> 'processed'"
         )
 
-    def note_cut(self, state: str, *, most: int = 1) -> None:
+    def note_cut(self, state: str, *, limit: int = 1) -> None:
         """Cut what is there, deliver the first batch step by step, and keep the times."""
         cuts: list[float] = []
         counts: list[int] = []
-        for _ in range(most):
+        for _ in range(limit):
             started = time.perf_counter()
-            found = cut_batches(self.engine, self.stores.settings, most=1)
+            found = cut_batches(self.engine, self.stores.settings, limit=1)
             cuts.append(round((time.perf_counter() - started) * 1e3, 1))
             counts.append(found.event_count)
             if not found.batches:
@@ -236,7 +236,7 @@ class Bench:
 
     def drain(self) -> None:
         """Settle everything, so that the next state begins with one stretch."""
-        cut_batches(self.engine, self.stores.settings, most=1_000)
+        cut_batches(self.engine, self.stores.settings, limit=1_000)
         self.process_open()
         self.sql("DELETE FROM outbox.gap")
         next_position = self.last_drawn() + 1

@@ -127,7 +127,7 @@ class Lease:
 class Batch:
     """One ledger row, without its positions.
 
-    `foreign_positions` are half-open stretches in order, empty unless the batch was adopted from another life.
+    `foreign_positions` are half-open stretches in order, empty unless the batch was adopted from the old instance.
     """
 
     batch_id: UUID

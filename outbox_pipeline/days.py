@@ -32,7 +32,7 @@ class DeliveredDay:
 
 @dataclass(frozen=True)
 class StrayEvents:
-    """Events of one UTC day that are in no place, and where they stand."""
+    """Events of one UTC day that are untracked: in no batch, gap or queue."""
 
     day: date
     event_count: int

@@ -81,7 +81,7 @@ def list_events(
         if status not in list(QuarantineStatus):
             raise QuarantineError(f"{status!r} is no status: it is held, requeued, discarded or replaced.")
     with _outbox() as (engine, _):
-        events = list_held(engine, wanted, status=QuarantineStatus(status), most=limit + 1)
+        events = list_held(engine, wanted, status=QuarantineStatus(status), limit=limit + 1)
     if as_json:
         print_json([vars(event) for event in events[:limit]])
         return

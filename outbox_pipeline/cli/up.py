@@ -105,8 +105,8 @@ def _require_embedded_url() -> None:
 def _require_servers(settings: "Settings") -> None:
     # Dagster's own processes would answer a server that is away with pages of traceback.
     from outbox_pipeline.clickhouse.client import require_answer
+    from outbox_pipeline.postgres.dagster_storage import require_storage
     from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-    from outbox_pipeline.postgres.overview import require_storage
     from outbox_pipeline.postgres.schema import check_version
 
     with ledger_transaction(create_outbox_engine(settings, pooled=False)) as connection:

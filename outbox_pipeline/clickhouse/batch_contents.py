@@ -1,6 +1,6 @@
-"""What the event log holds batch by batch, whoever wrote it: what a ledger that has lost part of its past asks.
+"""What ClickHouse holds of each batch, whichever instance wrote it: used where the ledger has lost part of its past.
 
-Nothing here changes a row. Answers are streamed block by block; whoever reads them keeps only what it needs.
+Nothing here changes a row. Answers are streamed block by block; the caller keeps only what it needs.
 """
 
 from collections.abc import Iterator
@@ -51,15 +51,15 @@ def shown_rows(client: EventLogClient, shown: ShownBatch, *, up_to: int) -> Iter
         yield [(int(position), event_id) for position, event_id in block]
 
 
-def rows_beyond(client: EventLogClient, shown: ShownBatch, *, position: int, most: int) -> list[tuple[int, UUID]]:
-    """Return position and event id of at most *most* of a batch's rows above a position, lowest first."""
+def rows_beyond(client: EventLogClient, shown: ShownBatch, *, position: int, limit: int) -> list[tuple[int, UUID]]:
+    """Return position and event id of at most *limit* of a batch's rows above a position, lowest first."""
     rows = client.rows(
-        f"{_ROWS} ORDER BY position LIMIT {{most:UInt32}}",
+        f"{_ROWS} ORDER BY position LIMIT {{limit:UInt32}}",
         {
             "batch_id": str(shown.batch_id),
             "first_position": position + 1,
             "last_position": shown.last_position,
-            "most": most,
+            "limit": limit,
         },
     )
     return [(int(row["position"]), row["event_id"]) for row in rows]

@@ -1,4 +1,4 @@
-"""Which rows of the event log a batch answers for: the one condition that proofs and deletes share.
+"""Which rows of the event log are a batch's own: the one condition that proofs and deletes share.
 
 Invariant: under the id of an adopted batch there may be rows of events that this outbox does not have; they are neither
 counted for the batch nor touched on its behalf. Any other row under a batch's id is its own, wherever it stands.
@@ -10,10 +10,10 @@ from typing import Any
 from outbox_pipeline.batches import LAST_POSITION, Batch
 
 #: Stretches of foreign positions named in one statement; they travel in the request's address, which has an end.
-MOST_STRETCHES = 500
+MAX_FOREIGN_STRETCHES = 500
 
-#: The condition; its parameters come from `own_windows`.
-OWN_ROWS = """
+#: The condition; its parameters come from `windows_of_batch`.
+ROWS_OF_BATCH = """
 batch_id = {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
 AND NOT arrayExists(
     (since, until) -> position >= since AND position < until,
@@ -22,11 +22,11 @@ AND NOT arrayExists(
 """.strip()
 
 
-def own_windows(batch: Batch, first: int = 0, last: int = LAST_POSITION) -> Iterator[dict[str, Any]]:
-    """Yield parameters of `OWN_ROWS` that cover each own row between two positions once; nearly always one set."""
+def windows_of_batch(batch: Batch, first: int = 0, last: int = LAST_POSITION) -> Iterator[dict[str, Any]]:
+    """Yield parameters of `ROWS_OF_BATCH` that cover each own row between two positions once; nearly always one set."""
     foreign = tuple(stretch for stretch in batch.foreign_positions if stretch[0] <= last and stretch[1] > first)
-    while len(foreign) > MOST_STRETCHES:
-        here, foreign = foreign[:MOST_STRETCHES], foreign[MOST_STRETCHES:]
+    while len(foreign) > MAX_FOREIGN_STRETCHES:
+        here, foreign = foreign[:MAX_FOREIGN_STRETCHES], foreign[MAX_FOREIGN_STRETCHES:]
         end = here[-1][1]
         yield _window(batch, (first, end - 1), here)
         first = end

@@ -70,7 +70,7 @@ class EventLogClient:
         self._during: During = lambda _doing, _seconds: nullcontext()
 
     def telling(self, during: During) -> "EventLogClient":
-        """Return this client, which is asked by others too, with somebody who is told of the requests made here."""
+        """Return this client, which is asked by others too, with a listener that is told of the requests made here."""
         mine = copy(self)
         mine._during = during
         return mine

@@ -27,18 +27,18 @@ from outbox_pipeline.errors import (
 
 #: The server did nothing and may do it later: too busy, too many parts, read-only for a moment, Keeper away.
 TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
-#: Credentials, grants, names, settings and syntax: nothing changes until somebody changes it.
+#: Credentials, grants, names, settings and syntax: nothing changes until a person changes it.
 CONFIGURATION_CODES = frozenset(
     {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 291, 344, 452, 495, 497, 516, 620}
 )
-#: `throwIf`, and the words by which the fence in our inserts is told from anybody else's.
+#: `throwIf`, and the words by which the fence in our inserts is told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
 VIOLATED_CONSTRAINT = 469
 #: The codes whose words are shown, because they speak of the server alone: how busy it is, its limits, accounts and
-#: grants, the names of tables, columns and settings. Of all others a function in somebody's view may say them, and
+#: grants, the names of tables, columns and settings. Of all others a function in a user's view may say them, and
 #: quote what it was given: BAD_ARGUMENTS (36) of a time zone, NOT_IMPLEMENTED (48), SYNTAX_ERROR (62) of `formatQuery`.
 TELLING_CODES = frozenset(
     {

@@ -17,20 +17,20 @@ WHERE batch_id > {after:UUID}
 GROUP BY batch_id
 HAVING max(fenced_at) < least(now64(6, 'UTC'), {now:DateTime64(6, 'UTC')}) - toIntervalDay({days:UInt32})
 ORDER BY batch_id
-LIMIT {most:UInt32}
+LIMIT {limit:UInt32}
 """
 
 #: Below every id that a batch can have.
 FIRST = UUID(int=0)
 
 
-def old_fences(client: EventLogClient, *, now: datetime, days: int, after: UUID, most: int) -> list[UUID]:
-    """Return up to *most* batches whose last fence is older than *days*, in ClickHouse's own order after *after*.
+def old_fences(client: EventLogClient, *, now: datetime, days: int, after: UUID, limit: int) -> list[UUID]:
+    """Return up to *limit* batches whose last fence is older than *days*, in ClickHouse's own order after *after*.
 
     Old by ClickHouse's clock and by *now*.
     """
     at = now.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-    rows = client.rows(_OLD, {"now": at, "after": str(after), "days": days, "most": most})
+    rows = client.rows(_OLD, {"now": at, "after": str(after), "days": days, "limit": limit})
     return [row["batch_id"] for row in rows]
 
 

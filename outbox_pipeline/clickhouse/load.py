@@ -16,7 +16,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from outbox_pipeline.batches import Batch
-from outbox_pipeline.clickhouse.batch_rows import OWN_ROWS, own_windows
+from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import FENCED_WORDS
 from outbox_pipeline.clickhouse.table import COLUMNS
@@ -51,7 +51,7 @@ WHERE throwIf(
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
-_DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {OWN_ROWS} AND generation < {{generation:UInt32}}"  # noqa: S608
+_DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {ROWS_OF_BATCH} AND generation < {{generation:UInt32}}"  # noqa: S608
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
 
     A run frozen before this statement can wake up an hour later and do no harm: newer rows are out of its reach.
     """
-    for window in own_windows(batch):
+    for window in windows_of_batch(batch):
         client.run(
             _DELETE_OLDER,
             {**window, "generation": generation},

@@ -15,7 +15,7 @@ from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
 from outbox_pipeline.errors import BatchDataError
 
 #: Requests in one go, so that a run shows progress; some ninety refused events scattered over a large batch.
-_MOST_REQUESTS = 2_000
+_MAX_REQUESTS = 2_000
 
 _INSERT = f"INSERT INTO {{probe:Identifier}} ({', '.join(SENT_COLUMNS)}) FORMAT Arrow"
 
@@ -24,14 +24,14 @@ def find_refused(client: EventLogClient, events: pa.Table, batch_id: UUID) -> di
     """Return the positions ClickHouse refuses and what it says about each; empty when it takes them all.
 
     About two requests for each halving down to a refused event; after 2,000 requests what was found until then is
-    returned, and the caller, who leaves these out, comes back for the rest.
+    returned, and the caller, which leaves these out, comes back for the rest.
     """
     refused: dict[int, str] = {}
     with _probe_table(client, batch_id) as probe:
         waiting, requests = [events], 0
         while waiting:
             part, requests = waiting.pop(), requests + 1
-            if requests > _MOST_REQUESTS:
+            if requests > _MAX_REQUESTS:
                 break
             said = _refusal(client, probe, part, batch_id)
             if said is None:

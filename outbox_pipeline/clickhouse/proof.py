@@ -12,7 +12,7 @@ import pyarrow as pa
 from isal.isal_zlib import crc32
 
 from outbox_pipeline.batches import Batch, Proof
-from outbox_pipeline.clickhouse.batch_rows import OWN_ROWS, own_windows
+from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
 
 # Mixing constants of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
@@ -50,7 +50,7 @@ _QUERY = f"""
 SELECT {SUMS},
     countIf(generation != {{generation:UInt32}}) AS foreign_count
 FROM {{table:Identifier}}
-WHERE {OWN_ROWS}
+WHERE {ROWS_OF_BATCH}
 """  # noqa: S608 - see above
 
 
@@ -74,7 +74,7 @@ def proof_in_clickhouse(client: EventLogClient, batch: Batch, *, generation: int
     One query over the granules of the batch's positions (the bounds it was cut with), about a millisecond a million
     rows skipped.
     """
-    windows = own_windows(batch, batch.first_position, batch.last_position)
+    windows = windows_of_batch(batch, batch.first_position, batch.last_position)
     found = [client.rows(_QUERY, {**window, "generation": generation})[0] for window in windows]
     foreign_count = sum(int(row.pop("foreign_count")) for row in found)
     proofs = (Proof(**{name: int(value) for name, value in row.items()}) for row in found)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
-from outbox_pipeline.clickhouse.batch_rows import OWN_ROWS, own_windows
+from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.proof import HASHES, SUMS
 
@@ -42,7 +42,7 @@ GROUP BY batch_id, event_type
 _POSITIONS = f"""
 SELECT position, countIf(generation = {{generation:UInt32}}), countIf(generation != {{generation:UInt32}})
 FROM {{table:Identifier}}
-WHERE {OWN_ROWS}
+WHERE {ROWS_OF_BATCH}
 GROUP BY position
 SETTINGS max_bytes_before_external_group_by = {_SPILL_BYTES}
 """  # noqa: S608 - see above
@@ -60,7 +60,7 @@ SELECT count() AS row_count
 FROM {table:Identifier}
 WHERE batch_id != {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
     AND (position, event_id) IN (
-        SELECT position, event_id FROM {table:Identifier} WHERE batch_id = {batch_id:UUID} LIMIT {most:UInt32}
+        SELECT position, event_id FROM {table:Identifier} WHERE batch_id = {batch_id:UUID} LIMIT {limit:UInt32}
     )
 """
 
@@ -113,7 +113,7 @@ def shown_types(client: EventLogClient, batches: Sequence[Batch]) -> list[ShownT
 
 def shown_positions(client: EventLogClient, batch: Batch) -> Iterator[tuple[int, int, int]]:
     """Yield each position under a batch's id with its rows of the current generation and of others."""
-    for window in own_windows(batch):
+    for window in windows_of_batch(batch):
         for block in client.blocks(_POSITIONS, {**window, "generation": batch.generation}):
             for position, current, other in block:
                 yield int(position), int(current), int(other)
@@ -134,7 +134,7 @@ def count_copies(client: EventLogClient, rows: UnknownRows) -> int:
         "batch_id": str(rows.batch_id),
         "first_position": rows.first_position,
         "last_position": rows.last_position,
-        "most": SAMPLE_ROWS,
+        "limit": SAMPLE_ROWS,
     }
     return int(client.rows(_COPIES, parameters)[0]["row_count"])
 
@@ -147,8 +147,8 @@ def _rows(
     if together:
         yield from _ask(client, statement, _BATCHES, _bounds(together))
     for batch in alone:
-        for window in own_windows(batch):
-            yield from _ask(client, statement, OWN_ROWS, window)
+        for window in windows_of_batch(batch):
+            yield from _ask(client, statement, ROWS_OF_BATCH, window)
 
 
 def _ask(client: EventLogClient, statement: str, rows: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -90,7 +90,7 @@ def read_health(engine: Engine) -> Health:
     with ledger_transaction(engine) as connection:
         check_version(connection)
         return Health(
-            Status(**read_overview(connection, most=MOST_COUNTED)),
+            Status(**read_overview(connection, limit=MOST_COUNTED)),
             tuple(GapHolder(**row) for row in read_gap_holders(connection)),
             tuple(Breach(**row) for row in read_ledger_breaches(connection)),
             read_conditions(connection),

@@ -123,7 +123,7 @@ class LedgerCollector(Collector):
     def _read(self) -> RowMapping:
         with ledger_transaction(self.engine, statement_timeout_seconds=_STATEMENT_SECONDS) as connection:
             check_version(connection)
-            return read_metrics(connection, most=MOST_COUNTED, quantiles=QUANTILES)
+            return read_metrics(connection, limit=MOST_COUNTED, quantiles=QUANTILES)
 
 
 def metrics_app(settings: Settings | None = None) -> AsgiApp:

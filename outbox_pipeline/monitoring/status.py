@@ -70,4 +70,4 @@ def read_status(engine: Engine) -> Status:
     """
     with ledger_transaction(engine) as connection:
         check_version(connection)
-        return Status(**read_overview(connection, most=MOST_COUNTED))
+        return Status(**read_overview(connection, limit=MOST_COUNTED))

@@ -1,11 +1,11 @@
 """Let a ledger go on in another cluster than the one it was written in: after a restore, a failover, or in a clone.
 
-The life that went on elsewhere delivered events that are still pending here. ClickHouse knows them: what stands there
-under the same position and the same event id as here is delivered, and becomes a batch of this ledger; what does not
-is reported and never touched.
+The old instance, which went on elsewhere, delivered events that are still pending here. ClickHouse knows them: what
+stands there under the same position and the same event id as here is delivered, and becomes a batch of this ledger;
+what does not is reported and never touched.
 
 Invariant: everything happens in one ledger transaction, identity last. Until it commits the ledger stays stopped.
-What is written to ClickHouse before that only refuses late inserts of the other life.
+What is written to ClickHouse before that only refuses late inserts of the old instance.
 """
 
 from collections.abc import Iterator
@@ -39,11 +39,11 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.stores import Stores
 
 #: Rows of each kind that a report names.
-MOST_SAMPLES = 10
+MAX_SAMPLES = 10
 
 
 @dataclass(frozen=True)
-class StrangeRow:
+class UnmatchedRow:
     """A row in ClickHouse that no event here answers for."""
 
     position: int
@@ -55,10 +55,10 @@ class StrangeRow:
 class Adoption:
     """What adopting found and did, or with `is_dry_run` would do.
 
-    `adopted_*`: batches of the other life with events that are pending here, now processed; `unfinished_batches`:
+    `adopted_*`: batches of the old instance with events that are pending here, now processed; `unfinished_batches`:
     those of them that ClickHouse does not show whole, left to a run. `raised_batches`: batches whose attempt or
-    generation the other life had carried further. `incomplete_batches`: processed here, but ClickHouse shows fewer rows
-    or none; a replay delivers them again. `strange_*`: rows of unknown batches that match no event here.
+    generation the old instance had carried further. `incomplete_batches`: processed here, but ClickHouse shows fewer
+    rows or none; a replay delivers them again. `strange_*`: rows of unknown batches that match no event here.
     `doubled_*`: events that another batch here delivers as well. `gap_count`: gaps the next cut settles.
     `sequence_*`: where the sequence stood and stands. `last_loaded_at`: the newest row of an unknown batch.
     """
@@ -72,7 +72,7 @@ class Adoption:
     incomplete_batches: int = 0
     strange_batches: int = 0
     strange_rows: int = 0
-    strange_samples: list[StrangeRow] = field(default_factory=list)
+    strange_samples: list[UnmatchedRow] = field(default_factory=list)
     doubled_events: int = 0
     doubled_samples: list[UUID] = field(default_factory=list)
     gap_count: int = 0
@@ -82,7 +82,7 @@ class Adoption:
 
 
 @dataclass
-class _Survey:
+class _Scan:
     """What one pass over the event log leaves to look into; grows with the batches that are not as this ledger says."""
 
     unknown: dict[UUID, ShownBatch] = field(default_factory=dict)
@@ -95,9 +95,9 @@ class _Survey:
 def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     """Make the ledger this cluster's own; with *dry_run* only find out what that would do.
 
-    Does nothing when the ledger is its own already. The other life must be stopped: what it delivers later is not seen.
-    Raises ConfigurationError or TransientError when either side is not ready, InDoubtError while the other life still
-    inserts, LedgerError while policies may hide rows; the ledger is then as it was.
+    Does nothing when the ledger is its own already. The old instance must be stopped: what it delivers later is not
+    seen. Raises ConfigurationError or TransientError when either side is not ready, InDoubtError while the old instance
+    still inserts, LedgerError while policies may hide rows; the ledger is then as it was.
     """
     check_table(stores.client)
     # It waits for ClickHouse's answers between its statements, and they may take long.
@@ -121,13 +121,13 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
 
 def _adopt(connection: Connection, stores: Stores, *, dry_run: bool) -> Adoption:
     adoption.create_stage(connection)
-    survey = _survey(connection, stores.client)
-    result = _stage_unknown(connection, stores.client, survey)
+    scan = _scan(connection, stores.client)
+    result = _stage_unknown(connection, stores.client, scan)
     doubled = adoption.disown_settled(connection)
     gap_count = adoption.release_positions(connection)
-    raised_count = _catch_up(connection, stores.client, survey)
+    raised_count = _catch_up(connection, stores.client, scan)
     staged = adoption.read_staged(connection)
-    unfinished = [one for one in staged if not _insert(connection, stores, survey, staged=one, dry_run=dry_run)]
+    unfinished = [one for one in staged if not _insert(connection, stores, scan, staged=one, dry_run=dry_run)]
     before = claim.read_last_drawn(connection)
     return replace(
         result,
@@ -137,81 +137,81 @@ def _adopt(connection: Connection, stores: Stores, *, dry_run: bool) -> Adoption
         unfinished_batches=len(unfinished),
         raised_batches=raised_count,
         doubled_events=len(doubled),
-        doubled_samples=[event_id for _, event_id in doubled[:MOST_SAMPLES]],
+        doubled_samples=[event_id for _, event_id in doubled[:MAX_SAMPLES]],
         gap_count=gap_count,
         sequence_before=before,
-        sequence_after=_set_sequence(connection, before, survey.highest_position, dry_run=dry_run),
+        sequence_after=_set_sequence(connection, before, scan.highest_position, dry_run=dry_run),
     )
 
 
-def _survey(connection: Connection, client: EventLogClient) -> _Survey:
-    survey = _Survey(incomplete_count=adoption.count_delivered(connection))
+def _scan(connection: Connection, client: EventLogClient) -> _Scan:
+    scan = _Scan(incomplete_count=adoption.count_delivered(connection))
     for block in shown_batches(client):
         known = adoption.read_known(connection, [shown.batch_id for shown in block])
         for shown in block:
-            survey.highest_position = max(survey.highest_position, shown.last_position)
-            _sort(survey, shown, known.get(shown.batch_id))
-    return survey
+            scan.highest_position = max(scan.highest_position, shown.last_position)
+            _sort(scan, shown, known.get(shown.batch_id))
+    return scan
 
 
-def _sort(survey: _Survey, shown: ShownBatch, known: adoption.KnownBatch | None) -> None:
+def _sort(scan: _Scan, shown: ShownBatch, known: adoption.KnownBatch | None) -> None:
     if known is None:
-        survey.unknown[shown.batch_id] = shown
+        scan.unknown[shown.batch_id] = shown
         return
     if shown.generation > known.generation:
-        survey.further[shown.batch_id] = shown.generation
+        scan.further[shown.batch_id] = shown.generation
     if known.status == BatchStatus.PROCESSED and 0 < (known.accepted_count or 0) <= shown.row_count:
-        survey.incomplete_count -= 1
+        scan.incomplete_count -= 1
 
 
-def _stage_unknown(connection: Connection, client: EventLogClient, survey: _Survey) -> Adoption:
+def _stage_unknown(connection: Connection, client: EventLogClient, scan: _Scan) -> Adoption:
     highest = adoption.highest_position(connection)
-    samples: list[StrangeRow] = []
+    samples: list[UnmatchedRow] = []
     strange_batches = strange_rows = 0
-    for shown in survey.unknown.values():
-        found = list(_stage_batch(connection, client, shown=shown, up_to=highest, most=MOST_SAMPLES - len(samples)))
-        samples += [StrangeRow(position, event_id, shown.batch_id) for position, event_id in found]
+    for shown in scan.unknown.values():
+        found = list(_stage_batch(connection, client, shown=shown, up_to=highest, limit=MAX_SAMPLES - len(samples)))
+        samples += [UnmatchedRow(position, event_id, shown.batch_id) for position, event_id in found]
         strange = shown.row_count - adoption.drop_unmatched(connection, shown.batch_id)
         strange_rows += strange
         strange_batches += strange > 0
     return Adoption(
         strange_batches=strange_batches,
         strange_rows=strange_rows,
-        strange_samples=samples[:MOST_SAMPLES],
-        incomplete_batches=survey.incomplete_count,
-        last_loaded_at=max((shown.loaded_at for shown in survey.unknown.values()), default=None),
+        strange_samples=samples[:MAX_SAMPLES],
+        incomplete_batches=scan.incomplete_count,
+        last_loaded_at=max((shown.loaded_at for shown in scan.unknown.values()), default=None),
     )
 
 
 def _stage_batch(
-    connection: Connection, client: EventLogClient, *, shown: ShownBatch, up_to: int, most: int
+    connection: Connection, client: EventLogClient, *, shown: ShownBatch, up_to: int, limit: int
 ) -> Iterator[tuple[int, UUID]]:
     """Stage the rows that may stand here, and yield some that do not; no event here lies beyond *up_to*."""
     if shown.first_position <= up_to:
         for rows in shown_rows(client, shown, up_to=up_to):
-            yield from adoption.stage_rows(connection, shown.batch_id, rows, most=most)
-    if shown.last_position > up_to and most > 0:
-        yield from rows_beyond(client, shown, position=up_to, most=most)
+            yield from adoption.stage_rows(connection, shown.batch_id, rows, limit=limit)
+    if shown.last_position > up_to and limit > 0:
+        yield from rows_beyond(client, shown, position=up_to, limit=limit)
 
 
-def _catch_up(connection: Connection, client: EventLogClient, survey: _Survey) -> int:
-    raised = adoption.raise_generations(connection, survey.further)
+def _catch_up(connection: Connection, client: EventLogClient, scan: _Scan) -> int:
+    raised = adoption.raise_generations(connection, scan.further)
     for fenced in fenced_attempts(client):
         raised += adoption.raise_attempts(connection, fenced)
-        survey.fenced.update({batch_id: fenced[batch_id] for batch_id in fenced.keys() & survey.unknown.keys()})
+        scan.fenced.update({batch_id: fenced[batch_id] for batch_id in fenced.keys() & scan.unknown.keys()})
     adoption.make_open_look_first(connection)
     return raised
 
 
 def _insert(
-    connection: Connection, stores: Stores, survey: _Survey, *, staged: adoption.StagedBatch, dry_run: bool
+    connection: Connection, stores: Stores, scan: _Scan, *, staged: adoption.StagedBatch, dry_run: bool
 ) -> bool:
-    """Write a batch of the other life into the ledger; tell whether ClickHouse shows it whole, so that it is processed.
+    """Write a batch of the old instance into the ledger; tell whether ClickHouse shows it whole: then it is processed.
 
-    The fence comes before the look: what the other life may still send under this id is refused when it arrives.
+    The fence comes before the look: what the old instance may still send under this id is refused when it arrives.
     """
-    shown = survey.unknown[staged.batch_id]
-    attempt = survey.fenced.get(staged.batch_id, 1) + 1
+    shown = scan.unknown[staged.batch_id]
+    attempt = scan.fenced.get(staged.batch_id, 1) + 1
     adoption.insert_adopted(
         connection,
         staged.batch_id,
@@ -226,12 +226,12 @@ def _insert(
     proof, older_count = proof_in_clickhouse(stores.client, batch, generation=batch.generation)
     if proof.row_count != staged.row_count:
         raise InDoubtError(
-            f"Batch {staged.batch_id} changes in ClickHouse while it is adopted: the other life still works. Nothing "
+            f"Batch {staged.batch_id} changes in ClickHouse while it is adopted: the old instance still works. Nothing "
             "was changed here; stop its relays and Dagster, then run 'outbox adopt' again."
         )
     is_whole = older_count == 0 and (proof.row_count, proof.position_sum) == (staged.event_count, staged.position_sum)
     if is_whole:
-        # In this same transaction, so nobody ever sees the batch cut.
+        # In this same transaction, so the batch is never seen as cut.
         adoption.mark_adopted(connection, staged.batch_id, proof)
     return is_whole
 

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from outbox_pipeline.clickhouse.completeness import as_row, delivered_problem, drop_days, read_delivered, write_days
 from outbox_pipeline.days import DeliveredDay
 from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.postgres.completeness import LedgerDay, Wanted, observe, read_days
+from outbox_pipeline.postgres.completeness import DayCompleteness, Wanted, observe, read_day_completeness
 from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
@@ -37,7 +37,7 @@ class Recorded:
 
     watermark: datetime
     written_at: datetime
-    days: tuple[LedgerDay, ...]
+    days: tuple[DayCompleteness, ...]
     retold_count: int = 0
 
     def summary(self) -> str:
@@ -68,7 +68,7 @@ def record_completeness(stores: Stores) -> Recorded:
         today = written_at.astimezone(UTC).date()
         known = {day.day: day for day in told if day.written_at <= written_at}
         retold = [day.day for day in told if day.written_at > written_at]
-        found = read_days(
+        found = read_day_completeness(
             connection,
             _wanted(known, retold, today),
             watermark=watermark,
@@ -94,7 +94,7 @@ def _wanted(known: Mapping[date, DeliveredDay], retold: Sequence[date], today: d
     return Wanted(max(past), frozenset({*incomplete, *missing, *retold}), since)
 
 
-def _is_news(day: LedgerDay, known: DeliveredDay | None, today: date) -> bool:
+def _is_news(day: DayCompleteness, known: DeliveredDay | None, today: date) -> bool:
     if day.day > today and not _has_events(day):
         return False
     if known is None or not known.is_complete:
@@ -103,6 +103,6 @@ def _is_news(day: LedgerDay, known: DeliveredDay | None, today: date) -> bool:
     return any(told[name] != value for name, value in asdict(day).items())
 
 
-def _has_events(day: LedgerDay) -> bool:
+def _has_events(day: DayCompleteness) -> bool:
     counts = (day.event_count, day.undelivered_count, day.quarantined_count, day.discarded_count, day.replaced_count)
     return any(counts)

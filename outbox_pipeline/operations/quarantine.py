@@ -26,7 +26,7 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.publish import insert_events
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent, QuarantineStatus
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 _LARGEST_NUMBER = 2**63 - 1
 
 
@@ -97,12 +97,12 @@ class Requeued:
 
 
 def list_held(
-    engine: Engine, wanted: Filter, *, status: QuarantineStatus = QuarantineStatus.HELD, most: int | None = None
+    engine: Engine, wanted: Filter, *, status: QuarantineStatus = QuarantineStatus.HELD, limit: int | None = None
 ) -> list[QuarantinedEvent]:
     """Return matching events, latest first: those held, unless another *status* is asked for."""
     with ledger_transaction(engine) as connection:
         check_version(connection)
-        return store.read_quarantined(connection, wanted, status=status, most=most)
+        return store.read_quarantined(connection, wanted, status=status, limit=limit)
 
 
 def count_held(engine: Engine, wanted: Filter | None = None) -> Held:
@@ -302,5 +302,5 @@ def _names(wanted: Filter) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:_MOST_NAMED])
-    return shown if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more"
+    shown = ", ".join(list(names)[:_MAX_NAMED])
+    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"

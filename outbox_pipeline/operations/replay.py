@@ -24,7 +24,7 @@ from outbox_pipeline.relay.loop import deliver
 from outbox_pipeline.stores import Stores
 
 #: Batches proved again in one go; the next go takes the next ones.
-MOST_RECHECKED = 50
+MAX_RECHECKED = 50
 
 
 class Outcome(StrEnum):
@@ -73,7 +73,7 @@ def rechecks_due(stores: Stores) -> list[Batch]:
     Nothing is known that could still change their rows; this look would notice what is not known.
     """
     with ledger_transaction(stores.engine) as connection:
-        return due_for_recheck(connection, delay=stores.settings.recheck, most=MOST_RECHECKED)
+        return due_for_recheck(connection, delay=stores.settings.recheck, limit=MAX_RECHECKED)
 
 
 def left_alone(batch: Batch) -> str:

@@ -1,10 +1,10 @@
 """Keep the outbox small: delete events that were delivered OUTBOX_RETENTION_DAYS ago, a batch at a time.
 
 Invariant: an event goes only when its batch is processed, ClickHouse has just shown exactly the batch's rows, and
-nobody has sent the batch again since that look. What is old is so by the clock of PostgreSQL, ClickHouse and this host.
-What is unclaimed, in a gap, in flight, parked or held stays; the trigger on `outbox.event` refuses to delete it whoever
-asks. Each batch is one short transaction, so a prune that is killed has pruned some batches whole and the others not at
-all.
+the batch was not sent again since that look. What is old is so by the clock of PostgreSQL, ClickHouse and this host.
+What is unclaimed, in a gap, in flight, parked or held stays; the trigger on `outbox.event` refuses to delete it for
+any role. Each batch is one short transaction, so a prune that is killed has pruned some batches whole and the others
+not at all.
 """
 
 import time
@@ -31,7 +31,7 @@ from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.stores import Stores
 
 #: Batches that ClickHouse shows differently before a prune gives up: a person must look, and proving costs time.
-MOST_REFUSED = 100
+MAX_REFUSED = 100
 
 #: Rest after each step, in times of what it took: deleting is faster than delivering and must not crowd it out.
 _REST = 4.0
@@ -119,7 +119,7 @@ def prune(
         if on_progress is not None:
             on_progress(result)
         is_over = seconds is not None and time.monotonic() - started >= seconds
-        if is_over or len(result.refused) >= MOST_REFUSED:
+        if is_over or len(result.refused) >= MAX_REFUSED:
             result = replace(result, is_finished=False)
             break
     with ledger_transaction(stores.engine) as connection:
@@ -173,7 +173,7 @@ def _old_batches(stores: Stores, age: _Age) -> Iterator[Batch]:
     after: store.Place | None = None
     while True:
         with ledger_transaction(stores.engine) as connection:
-            places = store.old_batches(connection, now=age.now, days=age.days, after=after, most=_BATCHES_A_LOOK)
+            places = store.old_batches(connection, now=age.now, days=age.days, after=after, limit=_BATCHES_A_LOOK)
         for after in places:
             with ledger_transaction(stores.engine) as connection:
                 batch = read_batch(connection, after[1])
@@ -193,8 +193,8 @@ def _look_at(stores: Stores, batch: Batch, days: int) -> Pruned:
 
 
 def _prune_one(stores: Stores, batch: Batch, age: _Age) -> Pruned:
-    # The proof comes before the lock, so that nobody waits for ClickHouse; the lock then finds out whether the batch
-    # was sent again in between.
+    # The proof comes before the lock, so that no transaction waits for ClickHouse; the lock then finds out whether the
+    # batch was sent again in between.
     skipped = _difference(stores, batch)
     if skipped is None:
         with ledger_transaction(stores.engine) as connection:
@@ -203,7 +203,7 @@ def _prune_one(stores: Stores, batch: Batch, age: _Age) -> Pruned:
                 skipped = _conflict(connection, batch)
                 event_count = 0 if skipped else _delete(connection, batch)
             else:
-                skipped = _skipped(batch, Reason.IN_USE, "it is being sent again or pruned by somebody else")
+                skipped = _skipped(batch, Reason.IN_USE, "it is being sent again or pruned by another process")
     if skipped is not None:
         if skipped.is_refused:
             log().warning("prune_refused", batch_id=str(batch.batch_id), reason=str(skipped.reason))
@@ -247,7 +247,7 @@ def _prune_discarded(stores: Stores, age: _Age) -> Iterator[Pruned]:
         with ledger_transaction(stores.engine) as connection:
             require_own_cluster(connection)
             found_count, event_count = store.prune_discarded(
-                connection, now=age.now, days=age.days, most=_DISCARDED_A_STEP
+                connection, now=age.now, days=age.days, limit=_DISCARDED_A_STEP
             )
         yield Pruned(age.days, discarded=event_count)
 
@@ -255,7 +255,7 @@ def _prune_discarded(stores: Stores, age: _Age) -> Iterator[Pruned]:
 def _clean_fence(stores: Stores, age: _Age) -> Iterator[Pruned]:
     after, found = FIRST, [FIRST] * _FENCES_A_STEP
     while len(found) == _FENCES_A_STEP:
-        found = old_fences(stores.client, now=age.now, days=age.days, after=after, most=_FENCES_A_STEP)
+        found = old_fences(stores.client, now=age.now, days=age.days, after=after, limit=_FENCES_A_STEP)
         with ledger_transaction(stores.engine) as connection:
             require_own_cluster(connection)
             pruned = store.which_pruned(connection, found)

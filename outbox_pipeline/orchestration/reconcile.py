@@ -198,7 +198,7 @@ def _after_repair(totals: DayTotals, found: Reconciled, repaired: Repaired | Non
         return totals
     done = {item.batch_id for item in repaired.redelivered}
     left = [item for item in found.differences if item.day == totals.day and item.batch.batch_id not in done]
-    beyond = sum(item.is_beyond_sending for item in left)
+    beyond = sum(item.is_pruned for item in left)
     return replace(totals, differing=len(left), differing_pruned=beyond, stray_events=0)
 
 

@@ -31,7 +31,7 @@ class KnownBatch:
 
 @dataclass(frozen=True)
 class StagedBatch:
-    """A batch of another life of which events stand here; more rows than events when ClickHouse has some twice."""
+    """A batch of the old instance of which events stand here; more rows than events when ClickHouse has some twice."""
 
     batch_id: UUID
     event_count: int
@@ -42,7 +42,7 @@ class StagedBatch:
 def create_stage(connection: Connection) -> None:
     """Create the temporary table of this transaction, and lift the limits that a sensor's tick needs and this does not.
 
-    The transaction waits for ClickHouse, and its sets grow with what the other life delivered.
+    The transaction waits for ClickHouse, and its sets grow with what the old instance delivered.
     """
     connection.execute(
         text(
@@ -79,14 +79,14 @@ def count_delivered(connection: Connection) -> int:
 
 
 def stage_rows(
-    connection: Connection, batch_id: UUID, rows: Sequence[tuple[int, UUID]], *, most: int
+    connection: Connection, batch_id: UUID, rows: Sequence[tuple[int, UUID]], *, limit: int
 ) -> list[tuple[int, UUID]]:
-    """Stage rows of a batch that this ledger does not know; return at most *most* that are no events here."""
+    """Stage rows of a batch that this ledger does not know; return at most *limit* that are no events here."""
     parameters = {
         "batch_id": batch_id,
         "positions": [position for position, _ in rows],
         "event_ids": [event_id for _, event_id in rows],
-        "most": most,
+        "limit": limit,
     }
     return [(row.position, row.event_id) for row in connection.execute(query("stage_rows"), parameters)]
 
@@ -183,7 +183,7 @@ def raise_attempts(connection: Connection, fenced: Mapping[UUID, int]) -> int:
 
 
 def make_open_look_first(connection: Connection) -> int:
-    """Count the other life's first attempt on each open batch, so that the next one looks before it sends."""
+    """Count the old instance's first attempt on each open batch, so that the next one looks before it sends."""
     statement = update(batch).where(batch.c.status != BatchStatus.PROCESSED, batch.c.attempt == 0).values(attempt=1)
     return connection.execute(statement).rowcount
 

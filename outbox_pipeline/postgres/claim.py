@@ -1,7 +1,8 @@
 """Statements that move positions from `unclaimed` into a batch or a gap.
 
-The order between them is the guarantee, see `relay.cut`: lock, then look for visible events, then read who else may
-still insert. Positions travel as PostgreSQL's own text; a set of 200,000 ranges costs nothing to hand through.
+The order between them is the guarantee, see `relay.cut`: lock, then look for visible events, then read which
+transactions may still insert. Positions travel as PostgreSQL's own text; a set of 200,000 ranges costs nothing to hand
+through.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, unclaimed
 
 #: Stretches of unclaimed positions that one cut looks at, beside the open end. A probe takes 2.5 µs, 10 with an event.
-MOST_STRETCHES = 10_000
+MAX_UNCLAIMED_STRETCHES = 10_000
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Statements on the watermark: the time before which no event can still appear that nobody has seen.
+"""Statements on the watermark: the time before which no event can still appear that was not seen.
 
-Invariant: each look reads the clock, then who may still insert, then the events, in a statement each. A transaction
-that is not among the holders either ended before the events were read, and they show what it committed, or inserts
-after the clock was read. One that is among them recorded nothing before the last look that did not show it.
+Invariant: each look reads the clock, then which transactions may still insert, then the events, in a statement each. A
+transaction that is not among the holders either ended before the events were read, and they show what it committed, or
+inserts after the clock was read. One that is among them recorded nothing before the last look that did not show it.
 No look is taken under a clock that is ahead of this host's: what it says of the days in between would not be true.
 """
 
@@ -17,14 +17,14 @@ from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import watermark
 
 #: Pending events looked at; beyond it the oldest of them bounds every day.
-MOST_PENDING = 1_000_000
+MAX_PENDING = 1_000_000
 
 #: PostgreSQL's clock may be ahead of this host's by so much.
-MOST_AHEAD = timedelta(minutes=1)
+MAX_AHEAD = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
-class LedgerDay:
+class DayCompleteness:
     """What the ledger says of the events recorded on one UTC day; sums are of the proofs, modulo 2**64.
 
     `complete_through` is exclusive, and the end of the day at most.
@@ -71,16 +71,16 @@ def observe(connection: Connection) -> tuple[datetime, datetime]:
 
 def _require_not_ahead(at: datetime, here: datetime) -> None:
     # Read after the server's, this host's clock shows more where both are right.
-    if at - here > MOST_AHEAD:
+    if at - here > MAX_AHEAD:
         raise TransientError(
             f"PostgreSQL's clock shows {at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC and this host's "
             f"{here:%Y-%m-%d %H:%M:%S} UTC, so nothing is said of what is complete: let NTP set the one that is wrong."
         )
 
 
-def read_days(
+def read_day_completeness(
     connection: Connection, wanted: Wanted, *, watermark: datetime, until_day: date, first_day: date
-) -> list[LedgerDay]:
+) -> list[DayCompleteness]:
     """Return the wanted days, oldest first. Its own statement, after `observe` in the same transaction."""
     rows = connection.execute(
         query("delivered_days"),
@@ -91,8 +91,8 @@ def read_days(
             "first_day": first_day,
             "days": sorted(wanted.days),
             "since": wanted.since,
-            "most": MOST_PENDING,
+            "limit": MAX_PENDING,
         },
     )
     sums = ("id_sum", "position_sum", "context_sum")
-    return [LedgerDay(**dict(row) | {name: int(row[name]) for name in sums}) for row in rows.mappings()]
+    return [DayCompleteness(**dict(row) | {name: int(row[name]) for name in sums}) for row in rows.mappings()]

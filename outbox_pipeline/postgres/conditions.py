@@ -40,7 +40,7 @@ class LedgerConditions:
 
 def read_conditions(connection: Connection) -> LedgerConditions:
     """Read the unclaimed set and everything its meaning depends on. Changes nothing."""
-    found = connection.execute(query("ledger_conditions"), {"most_stretches": claim.MOST_STRETCHES})
+    found = connection.execute(query("ledger_conditions"), {"max_stretches": claim.MAX_UNCLAIMED_STRETCHES})
     return LedgerConditions(**found.one()._mapping)
 
 
@@ -52,7 +52,7 @@ def require_sound(conditions: LedgerConditions) -> None:
 
 
 def require_own_cluster(connection: Connection) -> None:
-    """Raise LedgerError where an attempt must not begin: another life may deliver it too, or rows are hidden."""
+    """Raise LedgerError where an attempt must not begin: the old instance may deliver it too, or rows are hidden."""
     conditions = read_conditions(connection)
     if not conditions.is_own_cluster or conditions.hidden_tables:
         require_sound(conditions)

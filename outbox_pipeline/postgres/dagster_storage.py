@@ -28,7 +28,7 @@ _EXISTS = text(
     "SELECT to_regclass('daemon_heartbeats') IS NOT NULL AND to_regclass('instigators') IS NOT NULL"
     " AND to_regclass('job_ticks') IS NOT NULL AND to_regclass('runs') IS NOT NULL"
 )
-#: Where Dagster's tables go, whether they may, and who can allow it: schema public is the database owner's.
+#: Where Dagster's tables go, whether they may, and which role can allow it: schema public is the database owner's.
 _ROOM = text(
     "SELECT coalesce(has_schema_privilege(schema.oid, 'CREATE'), false) AS may_create,"
     " quote_ident(schema.nspname) AS schema_name, quote_ident(current_user) AS role_name, quote_ident(pg_get_userbyid("
@@ -103,7 +103,7 @@ class DagsterState:
     """Daemon, sensors and queue as of now; ages in seconds.
 
     `heartbeat_ages`: by the kind of daemon. `sensors`: the state of each sensor and schedule beside outbox_sensor, once
-    somebody switched it or it ticked. `last_ticks`: how the latest tick of each ended. `outbox_tick_age`: None when
+    it was switched or has ticked. `last_ticks`: how the latest tick of each ended. `outbox_tick_age`: None when
     outbox_sensor has not ticked yet. `working_count`: runs that are started or about to be.
     """
 
@@ -155,6 +155,16 @@ def _fits(name: str, shown: str) -> bool:
     if name == "TimeZone":
         return shown in _ZONES
     return shown.startswith(_SESSION[name].replace("\\", ""))
+
+
+def require_storage(url: str) -> None:
+    """Connect once to the database of Dagster's storage, with the driver its URL names.
+
+    Raises TransientError saying why that did not work, ConfigurationError when Dagster could not create its tables, and
+    what any other answer means.
+    """
+    with translated_of(storage_server(url)), storage_connection(url) as connection:
+        require_room(connection)
 
 
 def require_room(connection: Connection) -> None:

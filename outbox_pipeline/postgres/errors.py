@@ -123,7 +123,7 @@ def translated(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def translated_of(server: Server) -> Iterator[None]:
-    """Translate what drivers raise inside the block; an error of anybody else passes as it is."""
+    """Translate what drivers raise inside the block; an error of another origin passes as it is."""
     try:
         yield
     except OutboxError:

@@ -12,17 +12,18 @@ from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import gap
 
 #: Stretches of positions that one statement probes at most.
-MOST_STRETCHES = 20_000
+MAX_PROBED_STRETCHES = 20_000
 #: Events that one statement moves back at most.
-MOST_EVENTS = 100_000
+MAX_MOVED_EVENTS = 100_000
 #: Stretches in one row: looking at a portion of them writes no more than this again.
 STRETCHES_A_GAP = 5_000
-#: Stands among the holders of positions nobody has looked at yet. No transaction bears it, so they are due at once.
-NOBODY = "not looked at"
+#: Stands among the holders of positions that no cut has looked at yet. No transaction has this id, so they are due at
+#: once.
+NOT_LOOKED_AT = "not looked at"
 
 #: A prepared transaction that survived a restart shows under this backend number, not under its old name.
 _PREPARED = "-1/"
-_MOST_GAPS = 1000
+_MAX_GAPS = 1000
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def gaps_to_settle(connection: Connection, holding: list[str]) -> list[int]:
         select(gap.c.gap_id)
         .where(~gap.c.holders.contained_by(holding) | (gap.c.holders == []))
         .order_by(gap.c.gap_id)
-        .limit(_MOST_GAPS)
+        .limit(_MAX_GAPS)
     )
     return list(rows.scalars())
 
@@ -50,10 +51,10 @@ def settle_gaps(
     *,
     holding: list[str],
 ) -> Settled:
-    """Put what has become visible in these gaps back into `unclaimed`; forget what nobody can fill any more.
+    """Put what has become visible in these gaps back into `unclaimed`; forget what no transaction can fill any more.
 
-    Looks at MOST_STRETCHES stretches and takes MOST_EVENTS events out at most; the rest of the gaps stays due.
-    *holding* must come from an earlier statement of the same transaction.
+    Looks at MAX_PROBED_STRETCHES stretches and takes MAX_MOVED_EVENTS events out at most; the rest of the gaps stays
+    due. *holding* must come from an earlier statement of the same transaction.
     """
     prepared = [holder for holder in holding if holder.startswith(_PREPARED)]
     row = connection.execute(
@@ -62,26 +63,26 @@ def settle_gaps(
             "gap_ids": gap_ids,
             "holding": holding,
             "prepared": prepared,
-            "most_stretches": MOST_STRETCHES,
-            "most_events": MOST_EVENTS,
+            "max_stretches": MAX_PROBED_STRETCHES,
+            "max_events": MAX_MOVED_EVENTS,
             "stretches_a_gap": STRETCHES_A_GAP,
         },
     ).one()
-    return Settled(row.is_whole and len(gap_ids) < _MOST_GAPS, row.unclaimed)
+    return Settled(row.is_whole and len(gap_ids) < _MAX_GAPS, row.unclaimed)
 
 
 def set_aside(connection: Connection, *, beyond: int, last_drawn: int, holders: list[str]) -> bool:
     """Make gaps of the unclaimed positions between the first *beyond* stretches and the open end.
 
-    Returns whether there were any. Nobody need have looked there: these gaps are due at once. *last_drawn* must have
+    Returns whether there were any. No cut need have looked there: these gaps are due at once. *last_drawn* must have
     been read before *holders*, both under the lock on `unclaimed`.
     """
     moved = connection.scalar(
         query("set_aside"),
         {
-            "most_stretches": beyond,
+            "max_stretches": beyond,
             "last_drawn": last_drawn,
-            "holders": [*holders, NOBODY],
+            "holders": [*holders, NOT_LOOKED_AT],
             "stretches_a_gap": STRETCHES_A_GAP,
         },
     )

@@ -33,13 +33,13 @@ def is_over(until: Column[Any]) -> ColumnElement[bool]:
     return or_(until <= _NOW, func.coalesce(until > _NOW + batch.c.lasting, false()))
 
 
-def request_due(connection: Connection, *, most: int, request_seconds: float, max_attempts: int) -> list[BatchRequest]:
-    """Move up to *most* due batches to requested under a new attempt each, oldest first.
+def request_due(connection: Connection, *, limit: int, request_seconds: float, max_attempts: int) -> list[BatchRequest]:
+    """Move up to *limit* due batches to requested under a new attempt each, oldest first.
 
     Due are: freshly cut, failed with the backoff over, requested or delivering with the lease expired. A batch whose
     silent attempts reach *max_attempts* is parked and not returned.
     """
-    parameters = {"most": most, "request_seconds": request_seconds, "max_attempts": max_attempts}
+    parameters = {"limit": limit, "request_seconds": request_seconds, "max_attempts": max_attempts}
     rows = connection.execute(query("request_due"), parameters).all()
     return [
         BatchRequest(row.batch_id, row.attempt, row.recorded_on, row.event_count)
@@ -79,7 +79,7 @@ def take_lease(connection: Connection, lease: Lease, *, lasting: timedelta, run_
 def take_over(
     connection: Connection, batch_id: UUID, holder: str, *, lasting: timedelta, run_id: str | None
 ) -> Lease | None:
-    """Move a batch that nobody holds to delivering under a new attempt, whatever else its status is.
+    """Move a batch that no run holds to delivering under a new attempt, whatever else its status is.
 
     For runs that were not requested: re-executions, replays, and the next step of a run whose steps are processes of
     their own. None while another run holds it, and for a batch whose events were pruned: there is nothing to send.
@@ -154,7 +154,7 @@ def mark_processed(connection: Connection, lease: Lease) -> tuple[int, int, date
 
 
 def _marked_before(connection: Connection, lease: Lease) -> tuple[int, int, datetime]:
-    # The answer to this attempt's own commit may have been lost: then it is done, and nobody else can have done it.
+    # The answer to this attempt's own commit may have been lost: then it is done, and no other run can have done it.
     found = read_batch(connection, lease.batch_id)
     if (found.status, found.attempt) != (BatchStatus.PROCESSED, lease.attempt) or found.processed_at is None:
         raise _lost(connection, lease)
@@ -207,8 +207,8 @@ def note_proved(connection: Connection, batch_ids: Collection[UUID]) -> None:
     )
 
 
-def due_for_recheck(connection: Connection, *, delay: timedelta, most: int) -> list[Batch]:
-    """Return up to *most* batches that took more than one attempt and were not proved again *delay* after marking.
+def due_for_recheck(connection: Connection, *, delay: timedelta, limit: int) -> list[Batch]:
+    """Return up to *limit* batches that took more than one attempt and were not proved again *delay* after marking.
 
     When a batch with a mark in the future was marked is not known, so it is due once, at once. Pruned ones are not
     among them: nothing could be sent again.
@@ -223,7 +223,7 @@ def due_for_recheck(connection: Connection, *, delay: timedelta, most: int) -> l
             or_(is_old, is_ahead),
             batch.c.pruned_at.is_(None),
         ),
-        most=most,
+        limit=limit,
     )
 
 
@@ -259,9 +259,9 @@ def find_batch(connection: Connection, batch_id: UUID) -> Batch | None:
     return None if row is None else _as_batch(row)
 
 
-def read_batches(connection: Connection, where: ColumnElement[bool], *, most: int | None = None) -> list[Batch]:
-    """Return (*most* of) the ledger's rows that satisfy a condition on the batch table, in the order they were cut."""
-    rows = connection.execute(select(*_SHOWN).where(where).order_by(batch.c.cut_at).limit(most)).mappings()
+def read_batches(connection: Connection, where: ColumnElement[bool], *, limit: int | None = None) -> list[Batch]:
+    """Return (*limit* of) the ledger's rows that satisfy a condition on the batch table, in the order they were cut."""
+    rows = connection.execute(select(*_SHOWN).where(where).order_by(batch.c.cut_at).limit(limit)).mappings()
     return [_as_batch(row) for row in rows]
 
 

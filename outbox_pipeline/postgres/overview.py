@@ -11,16 +11,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Date, cast, func, select
 from sqlalchemy.engine import RowMapping
 
-from outbox_pipeline.postgres.dagster_storage import require_room, storage_connection, storage_server
-from outbox_pipeline.postgres.errors import translated_of
-from outbox_pipeline.postgres.gaps import MOST_STRETCHES
+from outbox_pipeline.postgres.gaps import MAX_PROBED_STRETCHES
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, event
 
 
-def read_overview(connection: Connection, *, most: int) -> RowMapping:
-    """Return the one row of `status.sql`; it looks for at most *most* pending events."""
-    return connection.execute(query("status"), {"most": most, "most_stretches": MOST_STRETCHES}).mappings().one()
+def read_overview(connection: Connection, *, limit: int) -> RowMapping:
+    """Return the one row of `status.sql`; it looks for at most *limit* pending events."""
+    return connection.execute(query("status"), {"limit": limit, "max_stretches": MAX_PROBED_STRETCHES}).mappings().one()
 
 
 def read_gap_holders(connection: Connection) -> Sequence[RowMapping]:
@@ -33,9 +31,9 @@ def read_ledger_breaches(connection: Connection) -> Sequence[RowMapping]:
     return connection.execute(query("ledger_breaches")).mappings().all()
 
 
-def read_metrics(connection: Connection, *, most: int, quantiles: Sequence[float]) -> RowMapping:
-    """Return the one row of `metrics.sql`; pending events are counted one by one up to *most*."""
-    parameters = {"most": most, "most_stretches": MOST_STRETCHES, "quantiles": list(quantiles)}
+def read_metrics(connection: Connection, *, limit: int, quantiles: Sequence[float]) -> RowMapping:
+    """Return the one row of `metrics.sql`; pending events are counted one by one up to *limit*."""
+    parameters = {"limit": limit, "max_stretches": MAX_PROBED_STRETCHES, "quantiles": list(quantiles)}
     return connection.execute(query("metrics"), parameters).mappings().one()
 
 
@@ -96,13 +94,3 @@ def read_switched_off(connection: Connection, names: list[str]) -> list[str]:
 def read_vacuum_off(connection: Connection) -> list[str]:
     """Return server settings and tables of the outbox that keep autovacuum from working."""
     return list(connection.execute(query("vacuum_off")).scalars())
-
-
-def require_storage(url: str) -> None:
-    """Connect once to the database of Dagster's storage, with the driver its URL names.
-
-    Raises TransientError saying why that did not work, ConfigurationError when Dagster could not create its tables, and
-    what any other answer means.
-    """
-    with translated_of(storage_server(url)), storage_connection(url) as connection:
-        require_room(connection)

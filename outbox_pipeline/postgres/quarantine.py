@@ -1,4 +1,4 @@
-"""Statements on quarantined events: who is held and why, put back to be delivered, or given up.
+"""Statements on quarantined events: which are held and why, put back to be delivered, or given up.
 
 Invariant: a row leaves `held` once. Requeueing gives its position to `unclaimed` in the same statement, so the position
 is never in two places and never in none.
@@ -34,11 +34,11 @@ _SHOWN = [getattr(quarantined_event.c, name) for name in QuarantinedEvent.__data
 
 
 def read_quarantined(
-    connection: Connection, wanted: Filter, *, status: QuarantineStatus, most: int | None = None
+    connection: Connection, wanted: Filter, *, status: QuarantineStatus, limit: int | None = None
 ) -> list[QuarantinedEvent]:
-    """Return the matching events in this status, latest first, at most *most* of them. Changes nothing."""
+    """Return the matching events in this status, latest first, at most *limit* of them. Changes nothing."""
     statement = select(*_SHOWN).where(*_conditions(wanted, status)).order_by(quarantined_event.c.quarantine_id.desc())
-    return [_as_quarantined(row) for row in connection.execute(statement.limit(most)).mappings()]
+    return [_as_quarantined(row) for row in connection.execute(statement.limit(limit)).mappings()]
 
 
 def read_history(connection: Connection, wanted: Filter) -> list[QuarantinedEvent]:
@@ -81,7 +81,7 @@ def lock_batches(connection: Connection, wanted: Filter) -> dict[UUID, BatchStat
 def lock_held(
     connection: Connection, wanted: Filter, *, batch_ids: Collection[UUID] | None = None
 ) -> list[LockedEvent]:
-    """Lock the matching events that are held, only those of *batch_ids* when given, in the one order everybody uses."""
+    """Lock the matching events that are held, only those of *batch_ids* when given, in the order all use."""
     is_there = select(event.c.position).where(event.c.position == quarantined_event.c.position).exists()
     statement = select(quarantined_event.c.quarantine_id, quarantined_event.c.batch_id, is_there.label("is_there"))
     statement = statement.where(*_conditions(wanted, QuarantineStatus.HELD))

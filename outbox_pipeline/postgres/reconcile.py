@@ -19,7 +19,7 @@ from outbox_pipeline.postgres.tables import batch, unclaimed
 
 
 @dataclass(frozen=True)
-class LedgerDay:
+class DayCounts:
     """What the ledger says of one UTC day; `batches` and `expected_rows` are of processed batches."""
 
     day: date
@@ -31,10 +31,10 @@ class LedgerDay:
     held_events: int
 
 
-def read_days(connection: Connection, first_day: date, last_day: date) -> list[LedgerDay]:
+def read_day_counts(connection: Connection, first_day: date, last_day: date) -> list[DayCounts]:
     """Return the days of a window that have batches, oldest first."""
     rows = connection.execute(query("ledger_days"), {"first_day": first_day, "last_day": last_day})
-    return [LedgerDay(**row._mapping) for row in rows]
+    return [DayCounts(**row._mapping) for row in rows]
 
 
 def batches_of_days(
@@ -98,7 +98,7 @@ def stray_bounds(connection: Connection, first_day: date, last_day: date) -> tup
 
 
 def find_strays(connection: Connection, first_position: int, last_position: int) -> list[StrayEvents]:
-    """Return the events between two positions that are in no place, by day."""
+    """Return the untracked events between two positions, in no batch, gap or queue, by day."""
     rows = connection.execute(query("strays"), {"first_position": first_position, "last_position": last_position})
     return [StrayEvents(**row._mapping) for row in rows]
 

@@ -21,19 +21,19 @@ _NOW = func.clock_timestamp()
 Place = tuple[datetime, UUID]
 
 
-def old_batches(connection: Connection, *, now: datetime, days: int, after: Place | None, most: int) -> list[Place]:
-    """Return up to *most* batches that were processed *days* ago and still have their events, oldest mark first."""
+def old_batches(connection: Connection, *, now: datetime, days: int, after: Place | None, limit: int) -> list[Place]:
+    """Return up to *limit* batches that were processed *days* ago and still have their events, oldest mark first."""
     statement = select(batch.c.processed_at, batch.c.batch_id).where(_is_old(now, days))
     if after is not None:
         statement = statement.where(tuple_(batch.c.processed_at, batch.c.batch_id) > tuple_(*after))
-    rows = connection.execute(statement.order_by(batch.c.processed_at, batch.c.batch_id).limit(most))
+    rows = connection.execute(statement.order_by(batch.c.processed_at, batch.c.batch_id).limit(limit))
     return [(processed_at, batch_id) for processed_at, batch_id in rows]
 
 
 def lock_old(connection: Connection, seen: Batch, *, now: datetime, days: int) -> bool:
     """Lock a batch that is as it was *seen*: processed, old, not pruned, and not sent again since.
 
-    False when it is not, or while a replay or another prune holds its row; nobody is waited for.
+    False when it is not, or while a replay or another prune holds its row; no lock is waited for.
     """
     statement = select(batch.c.batch_id).where(
         batch.c.batch_id == seen.batch_id,
@@ -56,9 +56,9 @@ def prune_events(connection: Connection, batch_id: UUID) -> int:
     return deleted
 
 
-def prune_discarded(connection: Connection, *, now: datetime, days: int, most: int) -> tuple[int, int]:
-    """Delete up to *most* events discarded or replaced *days* ago; return how many, and how many were still there."""
-    row = connection.execute(query("delete_discarded"), {"now": now, "days": days, "most": most}).one()
+def prune_discarded(connection: Connection, *, now: datetime, days: int, limit: int) -> tuple[int, int]:
+    """Delete up to *limit* events discarded or replaced *days* ago; return how many, and how many were still there."""
+    row = connection.execute(query("delete_discarded"), {"now": now, "days": days, "limit": limit}).one()
     return row.discarded_count, row.event_count
 
 

@@ -6,7 +6,7 @@ fixes them; the first statement sets the rest for this transaction alone, so a s
 left as it was.
 
 Not here: whose rights the session has (`role`), and what only makes it slower or faster (the planner's settings,
-tablespaces). Those are for who runs the server to say.
+tablespaces). Those are for the server's operator to say.
 """
 
 import json

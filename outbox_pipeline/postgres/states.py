@@ -45,9 +45,9 @@ _DAMAGE = "Its files are damaged or cannot be read: look into PostgreSQL's own l
 _HIDDEN = Meaning(LedgerError, has_words=False)
 
 #: By state or class of states; the longest that fits counts. What is in no line is `_HIDDEN`: something that only a
-#: defect can cause, and whose words nobody has looked at.
+#: defect can cause, and whose words were not examined.
 MEANINGS: dict[str, Meaning] = {
-    # The connection broke, or somebody between closed it.
+    # The connection broke, or something between closed it.
     "08": Meaning(TransientError),
     "0A": Meaning(ConfigurationError, "The server, or a pooler before it, does not offer what the outbox needs."),
     "0L": Meaning(ConfigurationError, _GRANTS),

@@ -1,7 +1,7 @@
 """Start an attempt on a batch, and end one that failed.
 
-An attempt is requested first (its number drawn, `request_due`) and started by the run that was asked for; a run nobody
-asked for (a re-execution, a replay) takes the batch over when nobody holds it.
+An attempt is requested first (its number drawn, `request_due`) and started by the run that was asked for; a run that
+was not (a re-execution, a replay) takes the batch over when no run holds it.
 """
 
 import os
@@ -48,8 +48,8 @@ def holder() -> str:
     return _holder_of(os.getpid())
 
 
-def request_batches(engine: Engine, settings: Settings, *, most: int) -> list[BatchRequest]:
-    """Draw the next attempt of up to *most* due batches, oldest first.
+def request_batches(engine: Engine, settings: Settings, *, limit: int) -> list[BatchRequest]:
+    """Draw the next attempt of up to *limit* due batches, oldest first.
 
     Raises LedgerError when the ledger belongs to another cluster.
     """
@@ -57,7 +57,7 @@ def request_batches(engine: Engine, settings: Settings, *, most: int) -> list[Ba
         require_own_cluster(connection)
         requests = leases.request_due(
             connection,
-            most=most,
+            limit=limit,
             request_seconds=settings.request_seconds,
             max_attempts=settings.max_attempts,
         )
@@ -82,7 +82,7 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
 
 
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
-    """Take a batch that nobody holds over under a new attempt.
+    """Take a batch that no run holds over under a new attempt.
 
     Raises LeaseLostError while another run holds it, BatchDataError when its events were pruned, LedgerError when the
     ledger belongs to another cluster.

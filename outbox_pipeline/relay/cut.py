@@ -2,7 +2,7 @@
 
 Invariant: an event leaves `unclaimed` only into one batch, and a position only into a batch or a gap, in one
 transaction. Sequence order is not commit order, so what is not visible below what was picked is remembered as a gap
-together with everybody who may still fill it, and looked at again once one of them is gone.
+together with the transactions that may still fill it, and looked at again once one of them is gone.
 One look probes a bounded number of stretches of positions, whatever has accumulated: of the unclaimed set the first
 ones and the open end, of the gaps that are due a portion.
 """
@@ -22,8 +22,8 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
-#: Events that a cut looks at whatever their size: a few milliseconds.
-_LOOKED_AT_LEAST = 10_000
+#: A cut looks at so many events, whatever their size: a few milliseconds.
+_MIN_SCAN_EVENTS = 10_000
 
 #: Part of the bytes that those looked at are expected to use, so that nearly always all of them are taken.
 _FILLED = 0.95
@@ -63,13 +63,13 @@ class _Look:
 
 
 def cut_batches(
-    engine: Engine, settings: Settings, *, most: int, is_brief: bool = False, enough_seconds: float | None = None
+    engine: Engine, settings: Settings, *, limit: int, stop_when_idle: bool = False, budget_seconds: float | None = None
 ) -> CutResult:
-    """Cut up to *most* batches from the pending events; stop early when nothing is left that may be cut now.
+    """Cut up to *limit* batches from the pending events; stop early when nothing is left that may be cut now.
 
     What commits during the call waits for the next one: at once it would make a batch, and a run, of a few events.
-    Each look is bounded; where gaps are left over, the next look takes them up. *is_brief* leaves that to the next call
-    as soon as a look cut nothing, so the call takes no longer than one such look. After *enough_seconds* no
+    Each look is bounded; where gaps are left over, the next look takes them up. *stop_when_idle* leaves that to the
+    next call as soon as a look cut nothing, so the call takes no longer than one such look. After *budget_seconds* no
     further batch is begun, so that what is cut by then does not wait for the rest.
 
     Raises LedgerError when going on could lose or double events (another cluster, a sequence set back, a table that
@@ -77,15 +77,15 @@ def cut_batches(
     """
     cut: list[CutBatch] = []
     started = time.monotonic()
-    while len(cut) < most:
+    while len(cut) < limit:
         look = _look(engine, settings)
         if look.batch is None:
-            if look.is_whole or look.lingering_count or is_brief:
+            if look.is_whole or look.lingering_count or stop_when_idle:
                 return CutResult(cut, look.lingering_count)
             continue
         cut.append(look.batch)
         announce(Point.CUT)
-        if look.batch.is_last or (enough_seconds is not None and time.monotonic() - started >= enough_seconds):
+        if look.batch.is_last or (budget_seconds is not None and time.monotonic() - started >= budget_seconds):
             break
     return CutResult(cut)
 
@@ -105,30 +105,30 @@ def _look(engine: Engine, settings: Settings) -> _Look:
 
 def _cut_one(connection: Connection, settings: Settings) -> _Look:
     # Each line below is a statement of its own and the order matters. A snapshot taken before the lock would forget an
-    # event that commits in between. Who could fill a position that the sequence had drawn by `conditions` either is
-    # among the holders read next or has ended before the events are looked for, which then shows what it committed.
+    # event that commits in between. A transaction that could fill a position drawn by `conditions` either is among
+    # the holders read next or has ended before the events are looked for, which then shows what it committed.
     claim.lock_unclaimed(connection)
     conditions = read_conditions(connection)
     require_sound(conditions)
     holding = claim.read_holders(connection)
     unclaimed, is_whole = _settle(connection, conditions, holding)
-    most = _most_to_look_at(conditions, settings)
+    max_events = _events_to_look_at(conditions, settings)
     picked = claim.pick_events(
         connection,
         unclaimed,
-        max_events=most,
+        max_events=max_events,
         max_bytes=settings.batch_max_bytes,
         first_day=settings.start_date,
     )
-    if picked is not None and _should_linger(picked, settings, most):
+    if picked is not None and _should_linger(picked, settings, max_events):
         return _Look(is_whole, lingering_count=picked.event_count)
     if picked is None and conditions.stretch_count == 1:
         return _Look(is_whole)
-    # Those who came since cannot fill what was drawn before; naming them too costs a look when they end, no more.
+    # Transactions that came since cannot fill what was drawn before; naming them too costs a look when they end.
     holders = sorted({*holding, *claim.read_holders(connection)})
     batch = None
     if picked is not None:
-        is_last = is_whole and picked.event_count == picked.looked_count < most
+        is_last = is_whole and picked.event_count == picked.looked_count < max_events
         batch = CutBatch(uuid7(), picked.recorded_on, picked.event_count, picked.context_bytes, is_last)
         claim.insert_batch(connection, batch.batch_id, picked)
     claim.take_positions(
@@ -139,8 +139,8 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
 
 def _settle(connection: Connection, conditions: LedgerConditions, holding: list[str]) -> tuple[str, bool]:
     """Settle a portion of the gaps that are due; return what to look at, and whether that is all there is."""
-    if conditions.stretch_count >= claim.MOST_STRETCHES and gaps.set_aside(
-        connection, beyond=claim.MOST_STRETCHES, last_drawn=conditions.last_drawn, holders=holding
+    if conditions.stretch_count >= claim.MAX_UNCLAIMED_STRETCHES and gaps.set_aside(
+        connection, beyond=claim.MAX_UNCLAIMED_STRETCHES, last_drawn=conditions.last_drawn, holders=holding
     ):
         return conditions.unclaimed, False
     gap_ids = gaps.gaps_to_settle(connection, holding)
@@ -150,17 +150,17 @@ def _settle(connection: Connection, conditions: LedgerConditions, holding: list[
     return settled.unclaimed or conditions.unclaimed, settled.is_whole
 
 
-def _most_to_look_at(conditions: LedgerConditions, settings: Settings) -> int:
+def _events_to_look_at(conditions: LedgerConditions, settings: Settings) -> int:
     # As many as fit at the size of the last batch's events: to choose among those looked at takes three times as long
     # as to take them all. Where events have become smaller, a batch or two are smaller than they could be.
     if not conditions.bytes_an_event:
         return settings.batch_max_events
     fitting = int(_FILLED * settings.batch_max_bytes / conditions.bytes_an_event)
-    return min(settings.batch_max_events, max(_LOOKED_AT_LEAST, fitting))
+    return min(settings.batch_max_events, max(_MIN_SCAN_EVENTS, fitting))
 
 
-def _should_linger(picked: claim.PickedEvents, settings: Settings, most: int) -> bool:
+def _should_linger(picked: claim.PickedEvents, settings: Settings, max_events: int) -> bool:
     # Fewer picked than looked at: the bytes were used up, or another day has begun. Nothing can join this batch then.
-    is_full = picked.event_count >= most or picked.event_count < picked.looked_count
+    is_full = picked.event_count >= max_events or picked.event_count < picked.looked_count
     # A negative age (a clock set back) waits for nothing.
     return not is_full and 0 <= picked.oldest_age_seconds < settings.linger_seconds

@@ -35,7 +35,7 @@ from outbox_pipeline.validation import Rules, validate_events
 REFUSED_BY_CLICKHOUSE = "refused_by_clickhouse"
 
 #: Sendings of one batch in one attempt before it gives up; each is the whole row set.
-_MOST_SENDINGS = 3
+_MAX_SENDINGS = 3
 
 #: How much longer than a step's own limit its lease is renewed: the step ends it and says so.
 _SLACK_SECONDS = 60
@@ -185,7 +185,7 @@ class Delivery:
         elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):
             return self._loaded(batch, generation, started, sent_bytes=0)
         sent_bytes, sendings = 0, 0
-        while sendings < _MOST_SENDINGS:
+        while sendings < _MAX_SENDINGS:
             try:
                 sent_bytes += self._send(batch, generation)
             except BatchDataError as error:
@@ -198,7 +198,7 @@ class Delivery:
             log().warning("batch_resent", batch_id=str(batch.batch_id), generation=generation)
             generation = self._raise_generation()
         raise ProofError(
-            f"ClickHouse took batch {batch.batch_id} {_MOST_SENDINGS} times and still does not show its rows: "
+            f"ClickHouse took batch {batch.batch_id} {_MAX_SENDINGS} times and still does not show its rows: "
             f"{self._differences(batch, generation)}. Look for something else that changes table "
             f"{self.stores.client.table}; the batch is kept and tried again."
         )
@@ -295,7 +295,7 @@ class Delivery:
         return generation
 
     def _raise_fence(self) -> None:
-        # A first attempt has nobody before it whose request could still be on its way.
+        # A first attempt has none before it whose request could still be on its way.
         if not self._is_fenced:
             store.raise_fence(self.stores.client, self.lease.batch_id, self.lease.attempt)
             self._is_fenced = True

@@ -22,8 +22,8 @@ from outbox_pipeline.stores import Stores
 
 #: Most events and bytes of context in a batch here. Another batch costs no process, so smaller ones than Dagster's are
 #: as fast, and those in memory are small.
-_MOST_EVENTS = 200_000
-_MOST_BYTES = 64_000_000
+_MAX_EVENTS = 200_000
+_MAX_BYTES = 64_000_000
 
 #: Batches under way at once, each in a thread of its own: while one waits for ClickHouse others are cut and read.
 _AT_ONCE = 3
@@ -41,7 +41,7 @@ class RelayResult:
     quarantined_count: int = 0
     failures: tuple[str, ...] = ()
 
-    def plus(self, outcome: "Outcome") -> "RelayResult":
+    def plus(self, outcome: "BatchResult") -> "RelayResult":
         """Return this result with one more batch, delivered or failed."""
         if isinstance(outcome, OutboxError):
             failures = (*self.failures, str(outcome))
@@ -55,7 +55,7 @@ class RelayResult:
 
 
 #: What became of a batch: what was marked, or why it failed.
-Outcome = Marked | OutboxError
+BatchResult = Marked | OutboxError
 
 
 def relay(
@@ -70,8 +70,8 @@ def relay(
     """
     require_ready(stores)
     result, settings = RelayResult(), _relay_settings(stores.settings, until_empty=until_empty)
-    deliver_what_there_is = _deliver_until_empty if until_empty else _deliver_one
-    with closing(deliver_what_there_is(stores, settings)) as outcomes:
+    deliver = _deliver_until_empty if until_empty else _deliver_one
+    with closing(deliver(stores, settings)) as outcomes:
         for outcome in outcomes:
             result = result.plus(outcome)
             if on_progress is not None:
@@ -81,20 +81,20 @@ def relay(
 
 def _relay_settings(settings: Settings, *, until_empty: bool) -> Settings:
     limits = {
-        "batch_max_events": min(settings.batch_max_events, _MOST_EVENTS),
-        "batch_max_bytes": min(settings.batch_max_bytes, _MOST_BYTES),
+        "batch_max_events": min(settings.batch_max_events, _MAX_EVENTS),
+        "batch_max_bytes": min(settings.batch_max_bytes, _MAX_BYTES),
     }
     return settings.model_copy(update={**limits, **({"linger_seconds": 0} if until_empty else {})})
 
 
-def _deliver_one(stores: Stores, settings: Settings) -> Generator[Outcome]:
+def _deliver_one(stores: Stores, settings: Settings) -> Generator[BatchResult]:
     outcome = _deliver_next(stores, settings)
     if outcome is not None:
         yield outcome
 
 
-def _deliver_until_empty(stores: Stores, settings: Settings) -> Generator[Outcome]:
-    running: set[Future[Outcome | None]] = set()
+def _deliver_until_empty(stores: Stores, settings: Settings) -> Generator[BatchResult]:
+    running: set[Future[BatchResult | None]] = set()
     is_more = True
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver") as workers:
         while is_more or running:
@@ -107,7 +107,7 @@ def _deliver_until_empty(stores: Stores, settings: Settings) -> Generator[Outcom
             yield from outcomes
 
 
-def _deliver_next(stores: Stores, settings: Settings) -> Outcome | None:
+def _deliver_next(stores: Stores, settings: Settings) -> BatchResult | None:
     delivery = _next_delivery(stores, settings)
     if delivery is None:
         return None
@@ -120,8 +120,8 @@ def _deliver_next(stores: Stores, settings: Settings) -> Outcome | None:
 
 def _next_delivery(stores: Stores, settings: Settings) -> Delivery | None:
     while True:
-        cut = cut_batches(stores.engine, settings, most=1)
-        for request in request_batches(stores.engine, stores.settings, most=1):
+        cut = cut_batches(stores.engine, settings, limit=1)
+        for request in request_batches(stores.engine, stores.settings, limit=1):
             return start_requested(stores, request.batch_id, request.attempt)
         if not cut.batches:
             return None

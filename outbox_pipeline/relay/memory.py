@@ -15,8 +15,8 @@ _KEEP_EVERYTHING = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, for good; without effect where the C library is not glibc.
 
-    Else the kernel takes back the tens of megabytes of each batch, and clears them page by page for the next one: half
-    of the system time of a relay. Arrow has an allocator of its own, which needs no such order.
+    Otherwise the kernel reclaims the tens of megabytes of each batch and clears them page by page for the next one:
+    half of the system time of a relay. Arrow's own allocator is not affected.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return

@@ -1,8 +1,8 @@
 """The boundaries of a delivery: everything between two of them is one write, or none.
 
 A process can be killed anywhere, but what it leaves behind depends only on the last boundary it reached. `announce`
-tells whoever listens; nobody does in production. The fault suite kills, freezes and delays at each of them, and a test
-fails when a write is added without a boundary of its own.
+tells the listeners, of which production has none. The fault suite kills, freezes and delays at each of them, and a
+test fails when a write is added without a boundary of its own.
 """
 
 from collections.abc import Callable

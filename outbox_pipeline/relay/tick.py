@@ -41,7 +41,7 @@ class Tick:
         """Say in one sentence why nothing, or what, was requested."""
         parts = [f"{self.open_count} batches in flight"]
         if self.cut.lingering_count:
-            parts.append(f"{self.cut.lingering_count} events wait for company (OUTBOX_LINGER_SECONDS)")
+            parts.append(f"{self.cut.lingering_count} events wait for a fuller batch (OUTBOX_LINGER_SECONDS)")
         if self.is_probing:
             parts.append("one at a time until a delivery succeeds, because the latest failed for a passing reason")
         if self.parked_count:
@@ -70,14 +70,14 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
             open_count=found.in_flight, parked_count=found.parked, held_back_count=found.in_flight, is_held_back=True
         )
     room = settings.max_open_batches - found.in_flight
-    most = min(room, settings.max_cuts_per_tick)
+    limit = min(room, settings.max_cuts_per_tick)
     # Runs start after their tick: while none is on its way, the first batch does not wait until the others are cut.
-    enough = None if found.in_flight else _FIRST_SECONDS
+    budget = None if found.in_flight else _FIRST_SECONDS
     cut = CutResult()
     if room > 0:
-        cut = cut_batches(engine, settings, most=most, is_brief=True, enough_seconds=enough)
-    most = max(0, 1 - found.running) if found.is_probing else settings.max_open_batches
-    requests = request_batches(engine, settings, most=most) if most else []
+        cut = cut_batches(engine, settings, limit=limit, stop_when_idle=True, budget_seconds=budget)
+    limit = max(0, 1 - found.running) if found.is_probing else settings.max_open_batches
+    requests = request_batches(engine, settings, limit=limit) if limit else []
     return Tick(
         requests,
         cut,

@@ -129,7 +129,7 @@ def _nul_character(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
 
 
 def _name_too_long(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:
-    return _any_of([pc.greater(pc.binary_length(_column(frame, name)), most) for name, most in MAX_BYTES.items()])
+    return _any_of([pc.greater(pc.binary_length(_column(frame, name)), limit) for name, limit in MAX_BYTES.items()])
 
 
 def _event_type_empty(frame: pd.DataFrame, _rules: Rules) -> pa.ChunkedArray:

@@ -62,15 +62,15 @@ def test_no_order_of_events_loses_or_doubles_one(world: World) -> None:
 
 def test_no_order_of_events_loses_one_between_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, when each look at the ledger ends after one or two stretches or events."""
-    monkeypatch.setattr(claim, "MOST_STRETCHES", 2)
-    monkeypatch.setattr(gaps, "MOST_STRETCHES", 1)
-    monkeypatch.setattr(gaps, "MOST_EVENTS", 2)
+    monkeypatch.setattr(claim, "MAX_UNCLAIMED_STRETCHES", 2)
+    monkeypatch.setattr(gaps, "MAX_PROBED_STRETCHES", 1)
+    monkeypatch.setattr(gaps, "MAX_MOVED_EVENTS", 2)
     monkeypatch.setattr(gaps, "STRETCHES_A_GAP", 1)
 
     run_state_machine_as_test(machine_in(world), settings=bounds(8))
 
 
-def cut_with_early_holders(engine: Engine, settings: Settings, *, most: int) -> None:
+def cut_with_early_holders(engine: Engine, settings: Settings, *, limit: int) -> None:
     """Cut like `cut_batches`, but read who may still insert before the sequence."""
     with ledger_transaction(engine) as connection:
         claim.lock_unclaimed(connection)
@@ -95,12 +95,12 @@ def cut_with_early_holders(engine: Engine, settings: Settings, *, most: int) -> 
             )
 
 
-def cut_and_forget(engine: Engine, settings: Settings, *, most: int) -> None:
+def cut_and_forget(engine: Engine, settings: Settings, *, limit: int) -> None:
     """Cut, but take every gap for one that nobody can fill any more."""
     with ledger_transaction(engine) as connection:
         claim.lock_unclaimed(connection)
         gaps.settle_gaps(connection, gaps.gaps_to_settle(connection, []), holding=[])
-    cut_batches(engine, settings, most=most)
+    cut_batches(engine, settings, limit=limit)
 
 
 class HastyDelivery(Delivery):

@@ -39,7 +39,7 @@ def produce(engine: Engine, seed: int, committed: list[UUID]) -> None:
 def cut_until(engine: Engine, settings: Settings, done: threading.Event) -> None:
     """Cut without a pause until told that the producers are done."""
     while not done.is_set():
-        cut_batches(engine, settings, most=2)
+        cut_batches(engine, settings, limit=2)
 
 
 def test_every_committed_event_is_in_exactly_one_batch(outbox_engine: Engine) -> None:
@@ -56,9 +56,9 @@ def test_every_committed_event_is_in_exactly_one_batch(outbox_engine: Engine) ->
     done.set()
     for thread in cutters:
         thread.join()
-    cut_batches(outbox_engine, settings, most=1000)
+    cut_batches(outbox_engine, settings, limit=1000)
     # The last look of a call may leave a gap, which the next call looks at.
-    cut_batches(outbox_engine, settings, most=1000)
+    cut_batches(outbox_engine, settings, limit=1000)
 
     expected = {event_id for ids in committed for event_id in ids}
     with outbox_engine.begin() as connection:

@@ -55,7 +55,7 @@ def ledger_sets(engine: Engine) -> tuple[str, list[str]]:
 
 def assert_ledger_is_small(engine: Engine) -> None:
     """Check that nothing is left of what was open: one range of positions to come, no gap."""
-    cut_batches(engine, Settings(), most=1)
+    cut_batches(engine, Settings(), limit=1)
     with engine.begin() as connection:
         last = connection.scalar(text("SELECT pg_sequence_last_value('outbox.event_position_seq')"))
         ahead = connection.scalar(text("SELECT upper(multirange(range_merge(positions))) FROM outbox.unclaimed"))
@@ -177,7 +177,7 @@ def test_a_rolled_back_bulk_insert_costs_nothing(stores: Stores, producers: Engi
     """200,000 positions that were burnt leave one gap, no more statements than an ordinary cut, and then nothing."""
     expected = publish(producers, 10)
     with counted_statements(stores.engine) as ordinary:
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
     with producers.connect() as bulk:
         bulk.execute(
             text(
@@ -187,11 +187,11 @@ def test_a_rolled_back_bulk_insert_costs_nothing(stores: Stores, producers: Engi
         )
         expected += publish(producers, 10)
         with counted_statements(stores.engine) as passing:
-            cut_batches(stores.engine, stores.settings, most=1)
+            cut_batches(stores.engine, stores.settings, limit=1)
         sets = ledger_sets(stores.engine)
     expected += publish(producers, 10)
     with counted_statements(stores.engine) as settling:
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
     relay(stores, until_empty=True)
 
     assert len(passing) == len(ordinary)
@@ -253,14 +253,14 @@ def test_a_prepared_transaction_survives_the_crash_of_postgres(tmp_path: Path, h
         migrate(engine)
         prepared = prepare(engine, "outbox_prepared")
         expected = publish(engine, 2)
-        cut_batches(engine, Settings(), most=1)
+        cut_batches(engine, Settings(), limit=1)
         before = ledger_sets(engine)[1]
         kill_and_start(home)
 
-        first = cut_batches(engine, Settings(), most=1)
+        first = cut_batches(engine, Settings(), limit=1)
         after = ledger_sets(engine)[1]
         finish(engine, "outbox_prepared", how)
-        second = cut_batches(engine, Settings(), most=1)
+        second = cut_batches(engine, Settings(), limit=1)
         unclaimed = ledger_sets(engine)
         with engine.begin() as connection:
             in_batches = connection.execute(

@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchStatus
-from outbox_pipeline.clickhouse import batch_rows as own_rows
-from outbox_pipeline.clickhouse import load
+from outbox_pipeline.clickhouse import batch_rows, load
 from outbox_pipeline.errors import FencedError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.adopt import adopt
@@ -41,14 +40,14 @@ def claimed_twice(stores: Stores) -> object:
 def test_a_restored_ledger_stops_until_it_is_adopted(stores: Stores, restore: Restore, backup: Path) -> None:
     """Nothing is cut, requested or taken over from a restored ledger; the error and doctor name the command."""
     publish(stores.engine, 2)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     here = restore(back_up(stores, backup))
     (in_flight,) = all_batches(here)
     (ledger,) = [check for check in examine(here.settings) if check.name == "ledger"]
 
     for go_on in (
-        lambda: cut_batches(here.engine, here.settings, most=1),
-        lambda: request_batches(here.engine, here.settings, most=1),
+        lambda: cut_batches(here.engine, here.settings, limit=1),
+        lambda: request_batches(here.engine, here.settings, limit=1),
         lambda: start_unrequested(here, in_flight.batch_id),
     ):
         with pytest.raises(LedgerError, match="outbox adopt"):
@@ -127,18 +126,18 @@ def _double_a_row(here: Stores) -> None:
     here.client.run("INSERT INTO {table:Identifier} SELECT * FROM {table:Identifier} WHERE position = 4")
 
 
-@pytest.mark.parametrize("most_stretches", [1, own_rows.MOST_STRETCHES])
+@pytest.mark.parametrize("max_stretches", [1, batch_rows.MAX_FOREIGN_STRETCHES])
 @pytest.mark.parametrize("damage", [_lose_a_row, _double_a_row])
 def test_a_batch_of_both_kinds_can_be_repaired(
     stores: Stores,
     restore: Restore,
     backup: Path,
     damage: Callable[[Stores], None],
-    most_stretches: int,
+    max_stretches: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Adopted events of a mixed batch are proven and redelivered as any others; lost events' rows are never touched."""
-    monkeypatch.setattr(own_rows, "MOST_STRETCHES", most_stretches)
+    monkeypatch.setattr(batch_rows, "MAX_FOREIGN_STRETCHES", max_stretches)
     here, lost = mixed_lives(stores, restore, backup)
     kept = "SELECT * FROM {table:Identifier} WHERE position IN (1, 3, 5) ORDER BY position"
     before = here.client.rows(kept)
@@ -200,7 +199,7 @@ def test_a_transaction_here_is_not_taken_for_a_holder_of_the_other_life(
             connection.execute(text(f"UPDATE outbox.gap SET holders = {holders}"))
 
         result = adopt(here)
-        cut_batches(here.engine, here.settings, most=1)
+        cut_batches(here.engine, here.settings, limit=1)
 
         assert (result.gap_count, value(here, "SELECT count(*) FROM outbox.gap")) == (1, 0)
 
@@ -226,7 +225,7 @@ def test_a_batch_in_flight_is_taken_further_than_the_other_life_took_it(
 ) -> None:
     """A batch cut in the backup and delivered there by later attempts and generations is found, not sent again."""
     publish(stores.engine, 3)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     back_up(stores, backup)
     relay(stores)
     for _ in range(2):
@@ -251,7 +250,7 @@ def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
 ) -> None:
     """The first attempt here counts as a second one: it looks first, and fences what the other life may still send."""
     publish(stores.engine, 3)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     here = restore(back_up(stores, backup))
 
     adopt(here)
@@ -310,7 +309,7 @@ def test_an_event_requeued_by_the_other_life_is_not_delivered_again(
     strict = replace(stores, settings=stores.settings.model_copy(update={"event_types": frozenset({"known"})}))
     publish(stores.engine, event_type="known")
     publish(stores.engine)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     if not is_judged_before:
         back_up(stores, backup)
     relay(strict, until_empty=True)
@@ -337,7 +336,7 @@ def test_a_clone_stops_and_is_adopted_the_same_way(stores: Stores, servers: Serv
     with cloned(stores, servers) as here:
         relay(stores, until_empty=True)
         with pytest.raises(LedgerError, match="outbox adopt"):
-            cut_batches(here.engine, here.settings, most=1)
+            cut_batches(here.engine, here.settings, limit=1)
 
         result = adopt(here)
         publish(here.engine, 2)

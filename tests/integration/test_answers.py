@@ -20,11 +20,10 @@ from outbox_pipeline.errors import (
     TransientError,
 )
 from outbox_pipeline.events import EventRow
-from outbox_pipeline.postgres.dagster_storage import read_dagster_state
+from outbox_pipeline.postgres.dagster_storage import read_dagster_state, require_storage
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import read_batch
-from outbox_pipeline.postgres.overview import require_storage
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.publish import insert_events
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
@@ -221,7 +220,7 @@ def test_a_server_without_wal_functions_says_what_it_wants(outbox_engine: Engine
     publish(outbox_engine, 3)
     refuse_wal_functions(outbox_engine)
     with pytest.raises(ConfigurationError, match=wanted):
-        cut_batches(outbox_engine, Settings(), most=1)
+        cut_batches(outbox_engine, Settings(), limit=1)
 
     with fresh_database(servers) as name:
         empty = create_outbox_engine(Settings(postgres_url=SecretStr(url_of(servers, name))), pooled=False)
@@ -289,8 +288,8 @@ def delivery(stores: Stores) -> Iterator[Delivery]:
 
 def start(stores: Stores) -> Delivery:
     """Cut what is pending and start the first attempt on it."""
-    cut_batches(stores.engine, stores.settings, most=1)
-    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
     return start_requested(stores, request.batch_id, request.attempt)
 
 

@@ -115,7 +115,7 @@ def test_yesterday_is_whole_once_its_last_event_is_delivered(stores: Stores) -> 
     """A pending event holds its own day back and no other; delivered, the day is complete up to its end."""
     at = publish_yesterday(stores.engine)
     pending = yesterday(stores)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     in_flight = yesterday(stores)
     relay(stores, until_empty=True)
     done = yesterday(stores)
@@ -234,8 +234,8 @@ def test_a_batch_on_its_way_holds_its_day_back(patient: Stores, ends: str) -> No
     """A batch that is delivered, failed, parked, or being delivered again bounds the day by its oldest event."""
     stores = patient
     at = publish_yesterday(stores.engine)
-    cut_batches(stores.engine, stores.settings, most=1)
-    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
     delivery = start_requested(stores, request.batch_id, request.attempt)
     if ends in {"parked", "failed"}:
         limit = 1 if ends == "parked" else 1000
@@ -408,7 +408,7 @@ def test_a_clock_read_after_the_holders_promises_too_much(
 
 def test_a_backlog_beyond_counting_holds_every_day_back(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all pending events are looked at, the oldest of them bounds every day."""
-    monkeypatch.setattr(watermark, "MOST_PENDING", 2)
+    monkeypatch.setattr(watermark, "MAX_PENDING", 2)
     at = publish_yesterday(stores.engine)
     publish(stores.engine, 5)
 
@@ -489,7 +489,7 @@ def test_after_a_clock_that_was_ahead_an_open_transaction_is_of_unknown_age(
 def test_an_event_recorded_after_the_end_of_its_day_keeps_the_day_open(stores: Stores) -> None:
     """A day with an event on its way is not whole, whatever a clock that was ahead wrote on the event."""
     publish(stores.engine)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     execute(stores, "UPDATE outbox.batch SET oldest_recorded_at = now() + interval '400 days'")
     execute(stores, "UPDATE outbox.batch SET recorded_on = recorded_on - 1")
     day = yesterday(stores)

@@ -62,10 +62,10 @@ def test_a_ledger_transaction_ignores_the_defaults_of_its_role(careless_engine: 
     with outbox_engine.connect() as slow:
         publish_in(slow)
         publish(outbox_engine)
-        first = cut_batches(careless_engine, Settings(), most=1)
+        first = cut_batches(careless_engine, Settings(), limit=1)
         slow.commit()
 
-    second = cut_batches(careless_engine, Settings(), most=1)
+    second = cut_batches(careless_engine, Settings(), limit=1)
 
     assert (first.event_count, second.event_count) == (1, 1)
 
@@ -76,10 +76,10 @@ def test_a_clock_set_back_over_midnight_loses_no_day(stores: Stores) -> None:
     cut = []
     for day, time in days:
         record_at(stores.engine, f"2026-03-0{day} {time}Z", 2)
-        cut += cut_batches(stores.engine, stores.settings, most=1).batches
+        cut += cut_batches(stores.engine, stores.settings, limit=1).batches
     for day, time in days:
         record_at(stores.engine, f"2026-03-0{day} {time}Z", 2)
-    cut += cut_batches(stores.engine, stores.settings, most=9).batches
+    cut += cut_batches(stores.engine, stores.settings, limit=9).batches
 
     relay(stores, until_empty=True)
 
@@ -164,12 +164,12 @@ def test_a_cut_stops_when_a_condition_is_broken(
 ) -> None:
     """Nothing is cut from a ledger that could lose or double events; the error says what is wrong."""
     publish(outbox_engine, 3)
-    cut_batches(outbox_engine, Settings(), most=1)
+    cut_batches(outbox_engine, Settings(), limit=1)
     with outbox_engine.begin() as connection:
         break_it(connection)
 
     with pytest.raises(LedgerError, match=sentence):
-        cut_batches(outbox_engine, Settings(), most=1)
+        cut_batches(outbox_engine, Settings(), limit=1)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_cut_gives_up_on_a_lock_it_does_not_get(outbox_engine: Engine) -> None
         idle.execute(text("SELECT * FROM outbox.unclaimed FOR UPDATE"))
 
         with pytest.raises(TransientError, match="lock timeout"):
-            cut_batches(outbox_engine, Settings(lock_timeout_seconds=0.2), most=1)
+            cut_batches(outbox_engine, Settings(lock_timeout_seconds=0.2), limit=1)
 
 
 def test_what_the_ledger_repeats_is_prepared(outbox_engine: Engine) -> None:

@@ -32,7 +32,7 @@ def ledger_sets(engine: Engine) -> tuple[str, list[str]]:
 
 def test_nothing_pending_cuts_nothing(outbox_engine: Engine) -> None:
     """An empty outbox gives no batch and leaves the ledger as it was."""
-    result = cut_batches(outbox_engine, Settings(), most=4)
+    result = cut_batches(outbox_engine, Settings(), limit=4)
 
     assert result.batches == []
     assert ledger_sets(outbox_engine) == ("{[1,)}", [])
@@ -42,7 +42,7 @@ def test_a_cut_takes_everything_visible_in_order(outbox_engine: Engine) -> None:
     """A batch holds the oldest events first, up to its limit, and the next batch the rest."""
     publish(outbox_engine, 5)
 
-    result = cut_batches(outbox_engine, Settings(batch_max_events=3), most=4)
+    result = cut_batches(outbox_engine, Settings(batch_max_events=3), limit=4)
 
     assert [batch.event_count for batch in result.batches] == [3, 2]
     assert set(places(outbox_engine).values()) == {1}
@@ -53,7 +53,7 @@ def test_a_batch_is_bounded_by_bytes_but_takes_at_least_one_event(outbox_engine:
     """The size limit counts context bytes; one event larger than it travels alone."""
     publish(outbox_engine, 3, context='{"text": "' + "x" * 90 + '"}')
 
-    result = cut_batches(outbox_engine, Settings(batch_max_bytes=50), most=10)
+    result = cut_batches(outbox_engine, Settings(batch_max_bytes=50), limit=10)
 
     assert [batch.event_count for batch in result.batches] == [1, 1, 1]
 
@@ -63,11 +63,11 @@ def test_late_commit_is_not_skipped(outbox_engine: Engine) -> None:
     with outbox_engine.connect() as slow:
         publish_in(slow)
         publish(outbox_engine)
-        first = cut_batches(outbox_engine, Settings(), most=4)
+        first = cut_batches(outbox_engine, Settings(), limit=4)
         assert ledger_sets(outbox_engine) == ("{[3,)}", ["{[1,2)}"])
         slow.commit()
 
-    second = cut_batches(outbox_engine, Settings(), most=4)
+    second = cut_batches(outbox_engine, Settings(), limit=4)
 
     assert (first.event_count, second.event_count) == (1, 1)
     assert places(outbox_engine) == {1: 1, 2: 1}
@@ -79,12 +79,12 @@ def test_rolled_back_position_is_forgotten_once_its_transaction_ended(outbox_eng
     with outbox_engine.connect() as slow:
         publish_in(slow)
         publish(outbox_engine)
-        cut_batches(outbox_engine, Settings(), most=4)
-        cut_batches(outbox_engine, Settings(), most=4)
+        cut_batches(outbox_engine, Settings(), limit=4)
+        cut_batches(outbox_engine, Settings(), limit=4)
         assert ledger_sets(outbox_engine)[1] == ["{[1,2)}"]
         slow.rollback()
 
-    cut_batches(outbox_engine, Settings(), most=4)
+    cut_batches(outbox_engine, Settings(), limit=4)
 
     assert ledger_sets(outbox_engine) == ("{[3,)}", [])
 
@@ -95,15 +95,15 @@ def test_one_publishing_transaction_does_not_hold_others_up(outbox_engine: Engin
         publish_in(open_for_long)
         publish_in(slow)
         publish(outbox_engine)
-        cut_batches(outbox_engine, Settings(), most=4)
+        cut_batches(outbox_engine, Settings(), limit=4)
         slow.commit()
 
-        result = cut_batches(outbox_engine, Settings(), most=4)
+        result = cut_batches(outbox_engine, Settings(), limit=4)
 
         assert result.event_count == 1
         assert ledger_sets(outbox_engine)[1] == ["{[1,2)}"]
         open_for_long.commit()
-    assert cut_batches(outbox_engine, Settings(), most=4).event_count == 1
+    assert cut_batches(outbox_engine, Settings(), limit=4).event_count == 1
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 100])
@@ -136,7 +136,7 @@ def test_a_batch_never_spans_two_days(outbox_engine: Engine) -> None:
             )
         )
 
-    result = cut_batches(outbox_engine, Settings(), most=10)
+    result = cut_batches(outbox_engine, Settings(), limit=10)
 
     assert sorted((batch.recorded_on, batch.event_count) for batch in result.batches) == [
         (date(2026, 3, 1), 50),
@@ -156,7 +156,7 @@ def test_a_day_without_partition_is_clamped(outbox_engine: Engine) -> None:
         )
         today = connection.scalar(text("SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date"))
 
-    result = cut_batches(outbox_engine, Settings(start_date=date(2026, 1, 1)), most=10)
+    result = cut_batches(outbox_engine, Settings(start_date=date(2026, 1, 1)), limit=10)
 
     assert [batch.recorded_on for batch in result.batches] == [date(2026, 1, 1), today]
 
@@ -165,8 +165,8 @@ def test_lingering_waits_for_a_fuller_batch(outbox_engine: Engine) -> None:
     """With a linger time a small batch waits; a full one does not."""
     publish(outbox_engine, 2)
 
-    waiting = cut_batches(outbox_engine, Settings(linger_seconds=3600), most=1)
-    full = cut_batches(outbox_engine, Settings(linger_seconds=3600, batch_max_events=2), most=1)
+    waiting = cut_batches(outbox_engine, Settings(linger_seconds=3600), limit=1)
+    full = cut_batches(outbox_engine, Settings(linger_seconds=3600, batch_max_events=2), limit=1)
 
     assert (waiting.event_count, waiting.lingering_count) == (0, 2)
     assert full.event_count == 2
@@ -175,12 +175,12 @@ def test_lingering_waits_for_a_fuller_batch(outbox_engine: Engine) -> None:
 def test_a_position_put_back_by_hand_does_not_stop_cutting(outbox_engine: Engine) -> None:
     """A position that is unclaimed and in a batch at once is taken out of unclaimed, and the cut goes on."""
     publish(outbox_engine, 2)
-    cut_batches(outbox_engine, Settings(), most=1)
+    cut_batches(outbox_engine, Settings(), limit=1)
     with outbox_engine.begin() as connection:
         connection.execute(text("UPDATE outbox.unclaimed SET positions = '{[1,)}'"))
     publish(outbox_engine, 1)
 
-    result = cut_batches(outbox_engine, Settings(), most=4)
+    result = cut_batches(outbox_engine, Settings(), limit=4)
 
     assert result.event_count == 1
     assert places(outbox_engine) == {1: 1, 2: 1, 3: 1}
@@ -226,7 +226,7 @@ def test_repeatable_read_would_lose_a_late_commit(outbox_engine: Engine) -> None
     with outbox_engine.connect() as slow:
         publish_in(slow)
         publish(outbox_engine)
-        cut_batches(outbox_engine, Settings(), most=1)
+        cut_batches(outbox_engine, Settings(), limit=1)
         frozen = outbox_engine.connect().execution_options(isolation_level="REPEATABLE READ")
         with frozen, frozen.begin():
             frozen.execute(text("SELECT count(*) FROM outbox.event"))
@@ -248,7 +248,7 @@ def test_positions_the_sequence_has_not_drawn_are_never_a_gap(outbox_engine: Eng
             ),
             {"position": ahead},
         )
-    cut_batches(outbox_engine, Settings(), most=1)
+    cut_batches(outbox_engine, Settings(), limit=1)
 
     unclaimed, gap_rows = ledger_sets(outbox_engine)
 
@@ -260,6 +260,6 @@ def test_a_batch_full_by_bytes_does_not_linger(outbox_engine: Engine) -> None:
     """When the next event would exceed the size limit nothing can join the batch, so it does not wait."""
     publish(outbox_engine, 3, context='{"text": "' + "x" * 90 + '"}')
 
-    result = cut_batches(outbox_engine, Settings(linger_seconds=3600, batch_max_bytes=250), most=1)
+    result = cut_batches(outbox_engine, Settings(linger_seconds=3600, batch_max_bytes=250), limit=1)
 
     assert result.event_count == 2

@@ -28,11 +28,11 @@ _PLACES = text(
 @pytest.fixture(autouse=True)
 def tiny_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a cut look at four unclaimed stretches, and settle three stretches or five events."""
-    monkeypatch.setattr(claim, "MOST_STRETCHES", 4)
-    monkeypatch.setattr(gaps, "MOST_STRETCHES", 3)
-    monkeypatch.setattr(gaps, "MOST_EVENTS", 5)
+    monkeypatch.setattr(claim, "MAX_UNCLAIMED_STRETCHES", 4)
+    monkeypatch.setattr(gaps, "MAX_PROBED_STRETCHES", 3)
+    monkeypatch.setattr(gaps, "MAX_MOVED_EVENTS", 5)
     monkeypatch.setattr(gaps, "STRETCHES_A_GAP", 2)
-    monkeypatch.setattr(cut, "_LOOKED_AT_LEAST", 10)
+    monkeypatch.setattr(cut, "_MIN_SCAN_EVENTS", 10)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def other_engine(postgres_url: str) -> Iterator[Engine]:
 
 def look(engine: Engine) -> int:
     """Cut one batch at most, with a single look where that cuts nothing; return its events."""
-    count = cut_batches(engine, Settings(), most=1, is_brief=True).event_count
+    count = cut_batches(engine, Settings(), limit=1, stop_when_idle=True).event_count
     assert_none_in_two_places(engine)
     return count
 
@@ -118,7 +118,7 @@ def test_rolled_back_positions_are_forgotten_a_portion_at_a_time(outbox_engine: 
         look(outbox_engine)
         sizes.append(sum(row.count("[") for row in ledger_sets(outbox_engine)[1]))
 
-    cut_batches(outbox_engine, Settings(), most=1)
+    cut_batches(outbox_engine, Settings(), limit=1)
 
     assert sizes == [5, 2]
     assert ledger_sets(outbox_engine) == ("{[17,)}", [])
@@ -133,8 +133,8 @@ def test_a_call_without_haste_finds_what_is_behind_empty_portions(outbox_engine:
         rolled_back.rollback()
         slow.commit()
 
-    assert cut_batches(outbox_engine, Settings(), most=1).event_count > 0
-    cut_batches(outbox_engine, Settings(), most=9)
+    assert cut_batches(outbox_engine, Settings(), limit=1).event_count > 0
+    cut_batches(outbox_engine, Settings(), limit=9)
     assert in_batches(outbox_engine) == 12
 
 
@@ -159,7 +159,7 @@ def test_gaps_without_holders_survive_a_portion_that_found_enough(outbox_engine:
     with outbox_engine.begin() as connection:
         connection.execute(text("INSERT INTO outbox.gap (positions, holders) VALUES ('{[1,4),[5,8),[9,13)}', '{}')"))
 
-    assert cut_batches(outbox_engine, Settings(), most=9).event_count == 10
+    assert cut_batches(outbox_engine, Settings(), limit=9).event_count == 10
     assert ledger_sets(outbox_engine) == ("{[13,)}", [])
 
 
@@ -175,7 +175,7 @@ def test_others_in_a_gap_keep_it_while_portions_are_settled(outbox_engine: Engin
         counts = [look(outbox_engine) for _ in range(4)]
         kept = [row for row in ledger_sets(outbox_engine)[1] if row != "empty"]
         slower.commit()
-    cut_batches(outbox_engine, Settings(), most=9)
+    cut_batches(outbox_engine, Settings(), limit=9)
 
     assert sum(counts) == 5
     assert sum(row.count("[") for row in kept) == 5
@@ -219,7 +219,7 @@ def test_stretches_set_aside_wait_for_who_may_fill_them(outbox_engine: Engine) -
         for _ in range(4):
             look(outbox_engine)
         slow.commit()
-    cut_batches(outbox_engine, Settings(), most=9)
+    cut_batches(outbox_engine, Settings(), limit=9)
 
     assert in_batches(outbox_engine) == 13
     assert ledger_sets(outbox_engine) == ("{[21,)}", [])
@@ -242,7 +242,7 @@ def test_positions_the_sequence_has_not_drawn_are_not_set_aside(outbox_engine: E
     publish(outbox_engine, 12)
     unclaim(outbox_engine, "{[1,2),[3,4),[5,6),[7,8),[9,10),[11,14),[15,16),[17,)}")
 
-    cut_batches(outbox_engine, Settings(), most=9)
+    cut_batches(outbox_engine, Settings(), limit=9)
 
     assert ledger_sets(outbox_engine) == ("{[13,14),[15,16),[17,)}", [])
     assert in_batches(outbox_engine) == 7
@@ -263,10 +263,10 @@ def test_whoever_ends_while_portions_are_settled_loses_nothing(
         slow.commit()
 
         with at_statement(outbox_engine, number, getattr(slower, ends)):
-            cut_batches(outbox_engine, Settings(), most=1, is_brief=True)
+            cut_batches(outbox_engine, Settings(), limit=1, stop_when_idle=True)
         getattr(slower, ends)()
     for _ in range(3):
-        cut_batches(outbox_engine, Settings(), most=9)
+        cut_batches(outbox_engine, Settings(), limit=9)
 
     assert_none_in_two_places(outbox_engine)
     assert in_batches(outbox_engine) == (15 if ends == "commit" else 10)
@@ -280,10 +280,10 @@ def test_of_large_events_no_more_are_looked_at_than_fit_into_a_batch(outbox_engi
     with outbox_engine.begin() as connection:
         connection.execute(text("ANALYZE outbox.event"))
     settings = Settings(batch_max_bytes=2_000)
-    cut_batches(outbox_engine, settings, most=1)
+    cut_batches(outbox_engine, settings, limit=1)
     before = event_rows_read(outbox_engine)
 
-    result = cut_batches(outbox_engine, settings, most=1)
+    result = cut_batches(outbox_engine, settings, limit=1)
 
     # 20 would fit, and all that are looked at are taken.
     assert (result.event_count, result.batches[0].is_last) == (19, False)
@@ -293,10 +293,10 @@ def test_of_large_events_no_more_are_looked_at_than_fit_into_a_batch(outbox_engi
 def test_events_that_became_smaller_are_all_taken(outbox_engine: Engine) -> None:
     """A look bounded by the size of the last batch's events has not seen everything, so the call goes on."""
     publish(outbox_engine, context=f'{{"text": "{"x" * 988}"}}')
-    cut_batches(outbox_engine, Settings(batch_max_bytes=1_000), most=1)
+    cut_batches(outbox_engine, Settings(batch_max_bytes=1_000), limit=1)
     publish(outbox_engine, 50)
 
-    result = cut_batches(outbox_engine, Settings(batch_max_bytes=1_000, linger_seconds=3600), most=9)
+    result = cut_batches(outbox_engine, Settings(batch_max_bytes=1_000, linger_seconds=3600), limit=9)
 
     assert [batch.event_count for batch in result.batches] == [10]
     assert result.lingering_count == 40

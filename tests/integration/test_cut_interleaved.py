@@ -28,8 +28,8 @@ def other_engine(postgres_url: str) -> Iterator[Engine]:
 
 def assert_all_in_one_batch(engine: Engine) -> None:
     """Check that every event is in exactly one batch and that the ledger's sets are whole again."""
-    cut_batches(engine, Settings(), most=10)
-    cut_batches(engine, Settings(), most=10)
+    cut_batches(engine, Settings(), limit=10)
+    cut_batches(engine, Settings(), limit=10)
     statement = text(
         "SELECT position, (SELECT count(*) FROM outbox.batch WHERE positions @> position) AS batches FROM outbox.event"
     )
@@ -55,9 +55,9 @@ def test_a_transaction_that_starts_during_a_cut_is_delivered(
             publish(other_engine)
 
         with at_statement(outbox_engine, number, interfere):
-            cut_batches(outbox_engine, Settings(), most=1)
-        cut_batches(outbox_engine, Settings(), most=10)
-        cut_batches(outbox_engine, Settings(), most=10)
+            cut_batches(outbox_engine, Settings(), limit=1)
+        cut_batches(outbox_engine, Settings(), limit=10)
+        cut_batches(outbox_engine, Settings(), limit=10)
         slow.commit()
 
     assert_all_in_one_batch(outbox_engine)
@@ -71,10 +71,10 @@ def test_a_transaction_that_commits_during_a_cut_is_delivered(
     with other_engine.connect() as slow:
         publish_in(slow)
         publish(other_engine)
-        cut_batches(outbox_engine, Settings(), most=1)
+        cut_batches(outbox_engine, Settings(), limit=1)
 
         with at_statement(outbox_engine, number, slow.commit):
-            cut_batches(outbox_engine, Settings(), most=1)
+            cut_batches(outbox_engine, Settings(), limit=1)
         slow.commit()
 
     assert_all_in_one_batch(outbox_engine)
@@ -88,12 +88,12 @@ def test_a_second_cutter_waits_for_the_first(outbox_engine: Engine, other_engine
 
     def cut_too() -> None:
         try:
-            cut_batches(other_engine, Settings(lock_timeout_seconds=0.05), most=1)
+            cut_batches(other_engine, Settings(lock_timeout_seconds=0.05), limit=1)
         except TransientError as error:
             refused.append(error)
 
     with at_statement(outbox_engine, number, cut_too):
-        cut_batches(outbox_engine, Settings(), most=1)
+        cut_batches(outbox_engine, Settings(), limit=1)
 
     assert len(refused) == 1
     assert_all_in_one_batch(outbox_engine)
@@ -108,12 +108,12 @@ def test_what_commits_during_a_cut_waits_for_the_next(outbox_engine: Engine, oth
 
     event.listen(outbox_engine, "commit", publish_more)
     try:
-        first = cut_batches(outbox_engine, Settings(), most=4)
+        first = cut_batches(outbox_engine, Settings(), limit=4)
     finally:
         event.remove(outbox_engine, "commit", publish_more)
 
     assert [batch.event_count for batch in first.batches] == [3]
-    assert cut_batches(outbox_engine, Settings(), most=4).event_count == 1
+    assert cut_batches(outbox_engine, Settings(), limit=4).event_count == 1
 
 
 @pytest.mark.parametrize("number", _BOUNDARIES)
@@ -127,9 +127,9 @@ def test_a_commit_during_a_cut_does_not_wait_for_others(
         publish(other_engine)
 
         with at_statement(outbox_engine, number, slow.commit):
-            first = cut_batches(outbox_engine, Settings(), most=1)
+            first = cut_batches(outbox_engine, Settings(), limit=1)
         slow.commit()
-        second = cut_batches(outbox_engine, Settings(), most=1)
+        second = cut_batches(outbox_engine, Settings(), limit=1)
         open_for_long.commit()
 
     assert first.event_count + second.event_count == 2

@@ -28,8 +28,8 @@ from tests.fixtures.events import assert_each_exactly_once, publish
 
 def start(stores: Stores) -> Delivery:
     """Cut what is pending and start the first attempt on it."""
-    cut_batches(stores.engine, stores.settings, most=1)
-    request = request_batches(stores.engine, stores.settings, most=1)[0]
+    cut_batches(stores.engine, stores.settings, limit=1)
+    request = request_batches(stores.engine, stores.settings, limit=1)[0]
     return start_requested(stores, request.batch_id, request.attempt)
 
 
@@ -345,7 +345,7 @@ def test_a_heartbeat_keeps_the_lease(stores: Stores, delivery: Delivery) -> None
     renewed = _wait_for_renewal(stores, before)
 
     assert renewed
-    assert request_batches(stores.engine, stores.settings, most=1) == []
+    assert request_batches(stores.engine, stores.settings, limit=1) == []
     assert delivery.batch().attempt == lease.attempt
 
 
@@ -434,7 +434,7 @@ def test_many_refused_events_do_not_hold_the_others_up(stores: Stores) -> None:
     stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("outbox_pipeline.clickhouse.probe._MOST_REQUESTS", 200)
+        patch.setattr("outbox_pipeline.clickhouse.probe._MAX_REQUESTS", 200)
         result = relay(stores, until_empty=True)
 
     assert (result.delivered_count, result.quarantined_count, result.failures) == (450, 150, ())

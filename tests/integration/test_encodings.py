@@ -76,7 +76,7 @@ def test_bytes_without_a_meaning_are_named(outbox_in: Callable[[str], Stores]) -
                 " VALUES ('t', 'test', CAST(convert_from('\\x228122', 'WIN1252') AS json))"
             )
         )
-    batch = cut_batches(stores.engine, stores.settings, most=1).batches[0]
+    batch = cut_batches(stores.engine, stores.settings, limit=1).batches[0]
 
     with pytest.raises(ConfigurationError, match="database's encoding and UTF-8 do not meet"):
         extract_events(stores.engine, batch.batch_id)

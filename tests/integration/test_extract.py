@@ -20,7 +20,7 @@ Sessions = Callable[[str], list[object]]
 def batch_id(outbox_engine: Engine) -> UUID:
     """A batch of three events."""
     publish(outbox_engine, 3)
-    return cut_batches(outbox_engine, Settings(), most=1).batches[0].batch_id
+    return cut_batches(outbox_engine, Settings(), limit=1).batches[0].batch_id
 
 
 @pytest.fixture

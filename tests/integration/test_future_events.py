@@ -68,7 +68,7 @@ def test_what_waits_has_no_lag_of_zero(ahead: Stores) -> None:
 def test_a_batch_that_waits_has_no_lag_of_zero(stores: Stores) -> None:
     """The same in flight, when the whole batch is from under a clock that was ahead."""
     publish(stores.engine, 3)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     shift(stores.engine, days=400)
 
     found = read_status(stores.engine)

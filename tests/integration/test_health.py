@@ -66,7 +66,7 @@ def test_a_working_pipeline_is_well(stores: Stores) -> None:
     with stores.engine.connect() as slow, slow.begin():
         publish_in(slow, 1)
         publish(stores.engine, 1)
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
 
         assert lag(stores).is_well
         assert gaps(stores, limit_seconds=60).is_well
@@ -98,8 +98,8 @@ def test_late_failing_events_show_the_error(stores: Stores) -> None:
     """A batch that fails shows its error; once it is parked the next step is to free it."""
     publish_late(stores)
     settings = stores.settings.model_copy(update={"max_attempts": 1})
-    cut_batches(stores.engine, settings, most=1)
-    (request,) = request_batches(stores.engine, settings, most=1)
+    cut_batches(stores.engine, settings, limit=1)
+    (request,) = request_batches(stores.engine, settings, limit=1)
     limited = Stores(stores.engine, stores.client, settings)
     end_failed(start_requested(limited, request.batch_id, request.attempt), LedgerError("disk full"))
 
@@ -121,11 +121,11 @@ def test_an_open_transaction_is_named_with_its_pid(stores: Stores) -> None:
             text("INSERT INTO outbox.event (event_type, environment, event_context) VALUES ('t', 'e', '\"sekret\"')")
         )
         publish(stores.engine, 2)
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
         young = gaps(stores, limit_seconds=3600)
         held = gaps(stores)
     engine.dispose()
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
 
     assert young.is_well
     assert not held.is_well
@@ -153,7 +153,7 @@ def test_of_a_statement_only_command_and_table_are_shown(stores: Stores, stateme
     with stores.engine.connect() as slow, slow.begin():
         publish_in(slow, 1)
         publish(stores.engine, 1)
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
         slow.execute(text(statement))
         answer = gaps(stores)
 
@@ -174,7 +174,7 @@ def test_a_prepared_transaction_is_named_by_its_gid(stores: Stores) -> None:
         slow.exec_driver_sql(f"PREPARE TRANSACTION {literal}")
     try:
         publish(stores.engine, 1)
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
         answer = gaps(stores)
     finally:
         with stores.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -270,9 +270,9 @@ def test_every_step_of_a_batch_is_consistent(stores: Stores) -> None:
     """No state of a delivery, a requeue or a second delivery looks like a breach."""
     publish(stores.engine, 3)
     publish(stores.engine, 2, **BAD)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     answers = [ledger(stores)]
-    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
     delivery = start_requested(stores, request.batch_id, request.attempt)
     for step in (delivery.extract, delivery.validate, delivery.load, delivery.mark):
         step()
@@ -315,7 +315,7 @@ def test_the_pipelines_role_may_look(stores: Stores, login: Callable[..., Engine
         pid = pid_of(slow)
         publish_in(slow, 1)
         publish(stores.engine, 1)
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
         health = read_health(looking)
 
     answer = judge_gaps(health, limit_seconds=0)

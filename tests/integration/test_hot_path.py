@@ -83,8 +83,8 @@ def grown(patient: Stores) -> Stores:
 
 def start(stores: Stores) -> Delivery:
     """Cut what is pending into a batch and begin its first attempt."""
-    cut_batches(stores.engine, stores.settings, most=1)
-    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
     return start_requested(stores, request.batch_id, request.attempt)
 
 
@@ -92,9 +92,9 @@ def traffic_of_a_batch(stores: Stores) -> dict[str, tuple[int, int]]:
     """Deliver what is pending in one batch and return what each step sent to both sides."""
     counts = {}
     with traffic(stores.engine) as sent:
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
         counts["cut"] = sent.counts()
-        (request,) = request_batches(stores.engine, stores.settings, most=1)
+        (request,) = request_batches(stores.engine, stores.settings, limit=1)
         counts["request"] = sent.counts()
         delivery = start_requested(stores, request.batch_id, request.attempt)
         counts["start"] = sent.counts()

@@ -24,13 +24,13 @@ PROOF = Proof(0, 0, 0, 0, 0, 0, 0)
 def batch_id(outbox_engine: Engine) -> UUID:
     """A freshly cut batch of three events."""
     publish(outbox_engine, 3)
-    return cut_batches(outbox_engine, Settings(), most=1).batches[0].batch_id
+    return cut_batches(outbox_engine, Settings(), limit=1).batches[0].batch_id
 
 
 def request(engine: Engine, *, max_attempts: int = 10) -> list[BatchRequest]:
     """Request what is due."""
     with ledger_transaction(engine) as connection:
-        return leases.request_due(connection, most=5, request_seconds=60, max_attempts=max_attempts)
+        return leases.request_due(connection, limit=5, request_seconds=60, max_attempts=max_attempts)
 
 
 def take(engine: Engine, lease: Lease) -> bool:

@@ -112,7 +112,7 @@ def test_names_count_for_the_size_of_a_batch(outbox_engine: Engine, column: str)
     """A batch takes as many bytes as it may, wherever in the events they are."""
     publish_unlimited(outbox_engine, 10, **{column: "repeat('x', 10000)"})
 
-    result = cut_batches(outbox_engine, Settings(batch_max_bytes=25_000), most=10)
+    result = cut_batches(outbox_engine, Settings(batch_max_bytes=25_000), limit=10)
 
     assert [batch.event_count for batch in result.batches] == [2, 2, 2, 2, 2]
 
@@ -121,7 +121,7 @@ def test_short_names_count_for_nothing(outbox_engine: Engine) -> None:
     """Up to 200 bytes of names and trace beside it, an event is as large as its context."""
     publish_unlimited(outbox_engine, 10, event_type="repeat('x', 145)", trace_context="repeat('x', 51)")
 
-    result = cut_batches(outbox_engine, Settings(batch_max_bytes=20), most=10)
+    result = cut_batches(outbox_engine, Settings(batch_max_bytes=20), limit=10)
 
     assert [batch.event_count for batch in result.batches] == [10]
 

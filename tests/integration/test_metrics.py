@@ -80,14 +80,14 @@ def test_metrics_agree_with_status(stores: Stores) -> None:
     publish(stores.engine, 2, context="[]")
     relay(stores, until_empty=True)
     publish(stores.engine, 4)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     execute(
         stores.engine,
         "UPDATE outbox.batch SET status = 'parked', failures = 3, last_error_kind = 'configuration'"
         " WHERE status = 'cut'",
     )
     publish(stores.engine, 5)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     publish(stores.engine, 6)
 
     found, status = scrape(stores.settings), read_status(stores.engine)
@@ -130,8 +130,8 @@ def test_totals_do_not_fall_while_a_batch_is_sent_again(stores: Stores) -> None:
 def test_a_batch_counts_once_it_is_marked(stores: Stores) -> None:
     """Rows that ClickHouse has and the ledger has not marked are in flight, with their lag, and in no total."""
     publish(stores.engine, 7)
-    cut_batches(stores.engine, stores.settings, most=1)
-    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
     delivery = start_requested(stores, request.batch_id, request.attempt)
     delivery.load()
 
@@ -308,7 +308,7 @@ def test_serve_prints_its_address_and_ends_on_request(outbox_engine: Engine, env
 
 def test_a_scrape_probes_only_what_is_not_delivered(fragmented: Engine) -> None:
     """Scraping reads the unclaimed stretches and one end of the table, however many events are delivered."""
-    parameters = {"most": 100_000, "most_stretches": 20_000, "quantiles": [0.5, 0.95, 1.0]}
+    parameters = {"limit": 100_000, "max_stretches": 20_000, "quantiles": [0.5, 0.95, 1.0]}
     with fragmented.begin() as connection:
         kinds, touched = rows_read(connection, query_text("metrics"), parameters)
 

@@ -83,8 +83,8 @@ def test_a_deploy_between_two_attempts_changes_nothing(typed: Stores, stores: St
     before, after = (typed, stores) if first_has_models else (stores, typed)
     publish_version(typed, 1, '{"email": "a"}')
     publish_version(typed, 1, '{"email": 1}')
-    cut_batches(before.engine, before.settings, most=1)
-    request = request_batches(before.engine, before.settings, most=1)[0]
+    cut_batches(before.engine, before.settings, limit=1)
+    request = request_batches(before.engine, before.settings, limit=1)[0]
     delivery = start_requested(before, request.batch_id, request.attempt)
     delivery.validate()
     end_failed(delivery, RuntimeError("killed"))

@@ -82,7 +82,7 @@ def test_status_counts_each_event_once_along_its_way(stores: Stores) -> None:
     publish(engine, 3)
     publish(engine, 2, **BAD)
     pending = read_status(engine)
-    cut_batches(engine, stores.settings, most=1)
+    cut_batches(engine, stores.settings, limit=1)
     publish(engine, 4)
     cut = read_status(engine)
     relay(stores, until_empty=True)
@@ -112,7 +112,7 @@ def test_lag_is_the_age_of_the_oldest_undelivered_event(stores: Stores) -> None:
     )
     publish(engine, 1)
     pending = read_status(engine)
-    cut_batches(engine, stores.settings, most=1)
+    cut_batches(engine, stores.settings, limit=1)
     cut = read_status(engine)
     relay(stores, until_empty=True)
 
@@ -129,7 +129,7 @@ def test_pending_events_are_found_in_gaps(stores: Stores) -> None:
         transaction = slow.begin()
         publish_in(slow, 1)
         publish(engine, 2)
-        cut_batches(engine, stores.settings, most=1)
+        cut_batches(engine, stores.settings, limit=1)
         held = read_status(engine)
         transaction.commit()
         committed = read_status(engine)
@@ -160,7 +160,7 @@ def test_status_probes_stretches_and_scans_nothing(stores: Stores) -> None:
     execute(stores.engine, "ANALYZE outbox.event")
     with stores.engine.begin() as connection:
         statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {query_text('status')}")
-        plan = connection.scalar(statement, {"most": 1_000_000, "most_stretches": 20_000})[0]["Plan"]
+        plan = connection.scalar(statement, {"limit": 1_000_000, "max_stretches": 20_000})[0]["Plan"]
     on_event = [node for node in nodes(plan) if node.get("Relation Name") == "event"]
 
     assert on_event
@@ -176,8 +176,8 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 def fail_batch(stores: Stores, reason: str, *, max_attempts: int = 10) -> UUID:
     """Cut a batch and let its first attempt fail."""
     settings = stores.settings.model_copy(update={"max_attempts": max_attempts, "retry_base_seconds": 60})
-    cut_batches(stores.engine, settings, most=1)
-    (request,) = request_batches(stores.engine, settings, most=1)
+    cut_batches(stores.engine, settings, limit=1)
+    (request,) = request_batches(stores.engine, settings, limit=1)
     limited = Stores(stores.engine, stores.client, settings)
     end_failed(start_requested(limited, request.batch_id, request.attempt), LedgerError(reason))
     return request.batch_id
@@ -227,8 +227,8 @@ def test_trace_follows_an_event_to_its_row(stores: Stores) -> None:
 def test_trace_links_each_station_to_its_runs(stores: Stores) -> None:
     """From recording to the row in ClickHouse in order of time; runs by id, all attempts of a batch by its tag."""
     (event_id,) = publish(stores.engine, 1)
-    cut_batches(stores.engine, stores.settings, most=1)
-    (request,) = request_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
     delivery = start_requested(stores, request.batch_id, request.attempt, run_id="the-run")
     delivery.load()
     delivery.mark()

@@ -35,7 +35,7 @@ FROM generate_series(1, 20000) AS n
 def fragmented(outbox_engine: Engine) -> Engine:
     """A large event table of which every 30th position is unclaimed, and one batch with as many stretches."""
     publish(outbox_engine, _EVENTS)
-    cut_batches(outbox_engine, Settings(), most=1)
+    cut_batches(outbox_engine, Settings(), limit=1)
     with outbox_engine.begin() as connection:
         connection.execute(
             text(
@@ -101,8 +101,8 @@ def test_picking_events_stops_when_it_has_enough(fragmented: Engine, statement: 
 def test_reading_the_conditions_hands_out_a_bounded_part(fragmented: Engine) -> None:
     """Of 2,000 unclaimed stretches a cut is given the first 100 and the open end, without a look at the events."""
     with fragmented.begin() as connection:
-        found = connection.execute(text(query_text("ledger_conditions")), {"most_stretches": 100}).one()
-        kinds, _ = rows_read(connection, query_text("ledger_conditions"), {"most_stretches": 100})
+        found = connection.execute(text(query_text("ledger_conditions")), {"max_stretches": 100}).one()
+        kinds, _ = rows_read(connection, query_text("ledger_conditions"), {"max_stretches": 100})
 
     assert found.stretch_count == 100
     assert found.unclaimed.count("[") == 101
@@ -136,8 +136,8 @@ def test_settling_gaps_probes_only_the_gaps(fragmented: Engine) -> None:
                 "gap_ids": [gap_id],
                 "holding": [],
                 "prepared": [],
-                "most_stretches": 20_000,
-                "most_events": 100_000,
+                "max_stretches": 20_000,
+                "max_events": 100_000,
                 "stretches_a_gap": 2_000,
             },
         )
@@ -147,11 +147,11 @@ def test_settling_gaps_probes_only_the_gaps(fragmented: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("portion", "bound"), [({"most_stretches": 100}, 200), ({"most_events": 100}, 250)], ids=["stretches", "events"]
+    ("portion", "bound"), [({"max_stretches": 100}, 200), ({"max_events": 100}, 250)], ids=["stretches", "events"]
 )
 def test_settling_gaps_stops_after_a_portion(fragmented: Engine, portion: dict[str, int], bound: int) -> None:
     """However much is due, one statement probes so many stretches and reads so many events."""
-    given = {"most_stretches": 20_000, "most_events": 100_000, "stretches_a_gap": 500, **portion}
+    given = {"max_stretches": 20_000, "max_events": 100_000, "stretches_a_gap": 500, **portion}
     with fragmented.begin() as connection:
         rows = connection.execute(
             text(
@@ -169,7 +169,7 @@ def test_settling_gaps_stops_after_a_portion(fragmented: Engine, portion: dict[s
 @pytest.mark.parametrize("name", ["status", "metrics"])
 def test_gaps_whose_holders_are_all_there_are_not_probed(fragmented: Engine, name: str) -> None:
     """Lag and status ask for events where somebody may have committed, not in every gap of an open transaction."""
-    parameters = {"most": 1_000_000, "most_stretches": 20_000, "quantiles": [0.5]}
+    parameters = {"limit": 1_000_000, "max_stretches": 20_000, "quantiles": [0.5]}
     insert = text(
         "INSERT INTO outbox.gap (positions, holders)"
         " SELECT range_agg(int8range(n, n + 1)), ARRAY(SELECT DISTINCT virtualtransaction FROM pg_locks"
@@ -221,7 +221,7 @@ def test_no_statement_of_a_tick_scans_the_events_or_the_ledger(fragmented: Engin
 def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> None:
     """Counting the pending and finding the oldest of them reads the unclaimed stretches and not the table."""
     with fragmented.begin() as connection:
-        kinds, touched = rows_read(connection, query_text("status"), {"most": 1_000_000, "most_stretches": 20_000})
+        kinds, touched = rows_read(connection, query_text("status"), {"limit": 1_000_000, "max_stretches": 20_000})
 
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
     assert touched <= 10_000
@@ -251,7 +251,7 @@ def test_pruning_discarded_events_probes_each(fragmented: Engine) -> None:
             )
         )
         kinds, touched = rows_read(
-            connection, query_text("delete_discarded"), {"now": datetime.now(UTC), "days": 14, "most": 100}
+            connection, query_text("delete_discarded"), {"now": datetime.now(UTC), "days": 14, "limit": 100}
         )
 
     assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
@@ -271,7 +271,7 @@ def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -
         connection.execute(text(_PRUNED_LEDGER))
         connection.execute(text("ANALYZE outbox.batch"))
         listen(connection, "before_cursor_execute", explain)
-        found = old_batches(connection, now=datetime.now(UTC), days=14, after=None, most=100)
+        found = old_batches(connection, now=datetime.now(UTC), days=14, after=None, limit=100)
         oldest_kept(connection)
 
     assert len(found) == 10
@@ -286,7 +286,7 @@ def test_delivered_days_probe_only_what_is_pending(fragmented: Engine) -> None:
         kinds, touched = rows_read(
             connection,
             query_text("delivered_days"),
-            {**parameters, "watermark": "2026-01-01", "most": 1_000_000},
+            {**parameters, "watermark": "2026-01-01", "limit": 1_000_000},
         )
 
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}

@@ -200,7 +200,7 @@ def test_batches_are_read_at_once_through_a_pooler(through: Through, stores: Sto
 def test_types_that_a_pooler_hides_are_named(through: Through, stores: Stores) -> None:
     """Where names are quoted and options are refused, a sentence says what to reset, and then batches are read."""
     publish(stores.engine)
-    batch = cut_batches(stores.engine, stores.settings, most=1).batches[0]
+    batch = cut_batches(stores.engine, stores.settings, limit=1).batches[0]
     database = f'ALTER DATABASE "{stores.engine.url.database}"'
     with stores.engine.begin() as connection:
         connection.exec_driver_sql(f"{database} SET quote_all_identifiers = on")

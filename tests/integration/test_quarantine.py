@@ -209,7 +209,7 @@ def test_each_filter_picks_its_events(stores: Stores) -> None:
     assert found(event_type="nothing") == set()
     by_name = parse_filter([str(first), str(held[second].quarantine_id)])
     assert {event.event_id for event in list_held(engine, by_name)} == {first, second}
-    assert len(list_held(engine, ALL, most=1)) == 1
+    assert len(list_held(engine, ALL, limit=1)) == 1
 
 
 def test_held_events_are_counted_by_reason(stores: Stores) -> None:
@@ -374,7 +374,7 @@ def test_requeues_race_with_cuts_marks_and_discards(stores: Stores, settings: Se
         for _ in range(rounds):
             publish(stores.engine, 10, context=CONTEXT)
             publish(stores.engine, 3, event_type="unwanted", context=CONTEXT)
-            cut_batches(stores.engine, settings, most=1)
+            cut_batches(stores.engine, settings, limit=1)
         stop = True
         for task in racing:
             task.result(timeout=60)

@@ -350,7 +350,7 @@ def test_a_parked_batch_keeps_its_day_from_being_whole(stores: Stores, batches: 
 
 def test_many_batches_are_compared_in_few_queries(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of queries they are spread over, the same batches are found to differ."""
-    monkeypatch.setattr(compare, "_MOST_BATCHES", 3)
+    monkeypatch.setattr(compare, "_MAX_BATCHES", 3)
     batches = deliver_batches(stores, (5,) * 8)
     for broken in (batches[1], batches[6]):
         change(stores.client, "DELETE FROM {table:Identifier} WHERE batch_id = {batch_id:UUID}", broken.batch_id)

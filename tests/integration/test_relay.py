@@ -98,7 +98,7 @@ def test_what_is_committed_during_the_last_load_is_delivered_too(small: Stores) 
 def test_a_batch_that_cannot_be_read_stops_no_other(small: Stores) -> None:
     """Its failure is in the ledger and in the result; the batches before and after it are delivered."""
     publish(small.engine, 30)
-    cut_batches(small.engine, small.settings, most=3)
+    cut_batches(small.engine, small.settings, limit=3)
     with small.engine.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))  # past the trigger that forbids it
         connection.execute(text("DELETE FROM outbox.event WHERE position = 15"))

@@ -23,7 +23,7 @@ from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.operations import quarantine
 from outbox_pipeline.operations.replay import Outcome, batches_of_days, rechecks_due, replay
-from outbox_pipeline.operations.retention import MOST_REFUSED, Pruned, Reason, prune
+from outbox_pipeline.operations.retention import MAX_REFUSED, Pruned, Reason, prune
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.quarantined import Filter
@@ -92,22 +92,22 @@ def test_a_clock_that_is_ahead_deletes_nothing_young(stores: Stores) -> None:
     with stores.engine.begin() as connection:
         seen = read_batch(connection, connection.scalar(text("SELECT batch_id FROM outbox.batch")))
         kept = [
-            store.old_batches(connection, now=behind, days=14, after=None, most=10),
+            store.old_batches(connection, now=behind, days=14, after=None, limit=10),
             store.lock_old(connection, seen, now=behind, days=14),
-            store.prune_discarded(connection, now=behind, days=14, most=10),
+            store.prune_discarded(connection, now=behind, days=14, limit=10),
             store.count_old_discarded(connection, now=behind, days=14),
         ]
         gone = [
-            len(store.old_batches(connection, now=right, days=14, after=None, most=10)),
+            len(store.old_batches(connection, now=right, days=14, after=None, limit=10)),
             store.lock_old(connection, seen, now=right, days=14),
             store.count_old_discarded(connection, now=right, days=14),
-            store.prune_discarded(connection, now=right, days=14, most=10),
+            store.prune_discarded(connection, now=right, days=14, limit=10),
         ]
     raise_fence(stores.client, seen.batch_id, 2)
 
     assert kept == [[], False, (0, 0), 0]
     assert gone == [1, True, 2, (2, 2)]
-    assert [len(old_fences(stores.client, now=at, days=0, after=FIRST, most=9)) for at in (behind, right + HOUR)] == [
+    assert [len(old_fences(stores.client, now=at, days=0, after=FIRST, limit=9)) for at in (behind, right + HOUR)] == [
         0,
         1,
     ]
@@ -186,7 +186,7 @@ def parked(stores: Stores) -> None:
 def in_flight(stores: Stores) -> None:
     """Cut a batch and leave it."""
     publish(stores.engine, 2)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     age(stores)
 
 
@@ -460,7 +460,7 @@ def test_a_prune_stops_when_its_time_is_over(stores: Stores) -> None:
 
 def test_a_prune_gives_up_after_many_refusals(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """When ClickHouse shows batch after batch differently, somebody must look before more time is spent."""
-    monkeypatch.setattr("outbox_pipeline.operations.retention.MOST_REFUSED", 2)
+    monkeypatch.setattr("outbox_pipeline.operations.retention.MAX_REFUSED", 2)
     for _ in range(3):
         deliver(stores, 1)
     stores.client.run("DELETE FROM {table:Identifier} WHERE 1", settings={"mutations_sync": 2})
@@ -468,7 +468,7 @@ def test_a_prune_gives_up_after_many_refusals(stores: Stores, monkeypatch: pytes
     done = prune(stores)
 
     assert (len(done.refused), done.is_finished) == (2, False)
-    assert MOST_REFUSED == 100
+    assert MAX_REFUSED == 100
 
 
 def test_discarded_events_are_pruned_too(stores: Stores) -> None:

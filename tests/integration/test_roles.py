@@ -112,11 +112,11 @@ def test_the_function_holds_the_lock_that_a_cut_looks_for(producer: Engine, outb
     with producer.connect() as slow:
         slow.execute(text("SELECT outbox.publish('t', '{}')"))
         publish(outbox_engine)
-        first = cut_batches(outbox_engine, Settings(), most=1)
-        still = cut_batches(outbox_engine, Settings(), most=1)
+        first = cut_batches(outbox_engine, Settings(), limit=1)
+        still = cut_batches(outbox_engine, Settings(), limit=1)
         slow.commit()
 
-    second = cut_batches(outbox_engine, Settings(), most=1)
+    second = cut_batches(outbox_engine, Settings(), limit=1)
 
     assert (first.event_count, still.event_count, second.event_count) == (1, 0, 1)
 

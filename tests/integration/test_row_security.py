@@ -93,7 +93,7 @@ def remedies(sentence: str) -> dict[str, str]:
 LOOKS: tuple[Callable[[Stores], object], ...] = (
     lambda stores: relay(stores, until_empty=True),
     lambda stores: plan_tick(stores.engine, stores.settings, days=ALL_DAYS),
-    lambda stores: request_batches(stores.engine, stores.settings, most=9),
+    lambda stores: request_batches(stores.engine, stores.settings, limit=9),
     record_completeness,
     lambda stores: read_status(stores.engine),
     lambda stores: read_health(stores.engine),
@@ -139,7 +139,7 @@ def test_hidden_rows_of_any_table_stop_the_cut(stores: Stores, pipe: Stores) -> 
         publish_in(slow)
         publish(stores.engine, 3)
         publish(stores.engine, 1, context="[]")
-        cut_batches(pipe.engine, pipe.settings, most=1)
+        cut_batches(pipe.engine, pipe.settings, limit=1)
         slow.commit()
     before = ledger(stores)
 
@@ -158,8 +158,8 @@ def test_hidden_rows_of_any_table_stop_the_cut(stores: Stores, pipe: Stores) -> 
 def test_a_policy_that_comes_during_an_attempt_ends_it(stores: Stores, pipe: Stores) -> None:
     """Between the cut and the read rows are hidden: the attempt fails with the sentence, and the next one delivers."""
     publish_to(stores, "development")
-    cut_batches(pipe.engine, pipe.settings, most=1)
-    (request,) = request_batches(pipe.engine, pipe.settings, most=1)
+    cut_batches(pipe.engine, pipe.settings, limit=1)
+    (request,) = request_batches(pipe.engine, pipe.settings, limit=1)
     delivery = start_requested(pipe, request.batch_id, request.attempt)
     hide(stores)
 
@@ -181,8 +181,8 @@ def test_a_policy_that_comes_during_an_attempt_ends_it(stores: Stores, pipe: Sto
 def test_a_batch_that_a_policy_hides_in_mid_run_is_left_to_its_lease(stores: Stores, pipe: Stores) -> None:
     """When the ledger's own row is hidden the failure cannot be written, nothing is raised, and the lease runs out."""
     publish_to(stores, "development")
-    cut_batches(pipe.engine, pipe.settings, most=1)
-    (request,) = request_batches(pipe.engine, pipe.settings, most=1)
+    cut_batches(pipe.engine, pipe.settings, limit=1)
+    (request,) = request_batches(pipe.engine, pipe.settings, limit=1)
     delivery = start_requested(pipe, request.batch_id, request.attempt)
     hide(stores, "batch")
 

@@ -220,7 +220,7 @@ def test_a_long_wait_of_ours_ends_by_no_limit_of_its_role(walk: Walk) -> None:
     with walk.beginning_with(ROLE, LIMITS), walk.owner.connect() as other, ThreadPoolExecutor() as pool:
         other.execute(PUBLISH)
         other.exec_driver_sql("BEGIN; LOCK outbox.unclaimed")
-        cutting = pool.submit(cut_batches, walk.stores.engine, walk.stores.settings, most=1)
+        cutting = pool.submit(cut_batches, walk.stores.engine, walk.stores.settings, limit=1)
         walk.wait_until_waiting("unclaimed", seconds=1)
         other.exec_driver_sql("COMMIT")
         batch = cutting.result().batches[0]

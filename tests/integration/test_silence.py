@@ -62,12 +62,12 @@ def frozen(pid: int) -> Iterator[None]:
 
 def ask(stores: Stores) -> list[BatchRequest]:
     """Draw the next attempt of the batch that is due, if one is."""
-    return request_batches(stores.engine, stores.settings, most=1)
+    return request_batches(stores.engine, stores.settings, limit=1)
 
 
 def start(stores: Stores) -> Delivery:
     """Cut what is pending into a batch and begin its first attempt."""
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     (request,) = ask(stores)
     return start_requested(stores, request.batch_id, request.attempt)
 
@@ -153,7 +153,7 @@ def test_an_idle_connection_for_reading_that_went_silent_is_replaced(
 ) -> None:
     """The driver of the bulk read would wait for ever for the first statement on it."""
     publish(far_stores.engine, 3)
-    (batch,) = cut_batches(far_stores.engine, far_stores.settings, most=1).batches
+    (batch,) = cut_batches(far_stores.engine, far_stores.settings, limit=1).batches
     first = extract_events(far_stores.engine, batch.batch_id)
     silence = quiet_network.silence()
 

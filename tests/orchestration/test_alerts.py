@@ -63,7 +63,7 @@ def execute(stores: Stores, statement: str) -> None:
 def fail_a_batch(stores: Stores) -> UUID:
     """Let the delivery of a new batch fail; it is due again after its backoff."""
     publish(stores.engine, 2)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     with stores.engine.begin() as connection:
         batch_id: UUID = connection.execute(text("SELECT batch_id FROM outbox.batch WHERE status = 'cut'")).scalar_one()
     delivery = start_unrequested(stores, batch_id)

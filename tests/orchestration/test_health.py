@@ -122,7 +122,7 @@ def test_an_old_gap_names_its_session(
         publish_in(slow, 1)
         pid = slow.scalar(text("SELECT pg_backend_pid()"))
         publish(stores.engine, 1)
-        cut_batches(stores.engine, stores.settings, most=1)
+        cut_batches(stores.engine, stores.settings, limit=1)
         tick(instance, stores)
 
     check = latest_check(instance, NO_OLD_GAP)

@@ -162,7 +162,7 @@ def test_a_day_run_takes_the_days_that_are_no_partition(
 ) -> None:
     """The first partition stands for all days before it and the last for all after it: delivered, proved, repaired."""
     publish(stores.engine, 5)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     shift(stores.engine, days=days)
     partition = deliverable_days()[end].isoformat()
 

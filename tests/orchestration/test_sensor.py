@@ -66,7 +66,7 @@ def test_a_batch_of_another_day_is_requested_under_the_nearest(
 ) -> None:
     """A day that is no partition yet, or no more, holds no batch up; the run's tags say which day it is."""
     publish(stores.engine, 3)
-    cut_batches(stores.engine, stores.settings, most=1)
+    cut_batches(stores.engine, stores.settings, limit=1)
     shift(stores.engine, days=days)
 
     (request,) = tick(instance, pipeline(stores)).run_requests or []

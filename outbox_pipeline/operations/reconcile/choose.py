@@ -15,7 +15,7 @@ from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.reconcile import batches_of_days, batches_with_type
 from outbox_pipeline.stores import Stores
 
-_MOST_EVENTS = 1_000_000
+_MAX_EVENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def pieces(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
     piece: list[Batch] = []
     for batch in batches:
         piece.append(batch)
-        if sum(item.event_count for item in piece) >= _MOST_EVENTS:
+        if sum(item.event_count for item in piece) >= _MAX_EVENTS:
             yield piece
             piece = []
     if piece:

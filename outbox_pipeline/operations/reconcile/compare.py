@@ -37,14 +37,14 @@ from outbox_pipeline.relay.loop import require_ready
 from outbox_pipeline.stores import Stores
 
 #: Batches and rows compared by one query of ClickHouse.
-_MOST_BATCHES = 200
-_MOST_ROWS = 5_000_000
+_MAX_BATCHES = 200
+_MAX_ROWS = 5_000_000
 
 #: Differing batches whose rows are counted position by position; of the others only the number of rows is known.
-MOST_EXAMINED = 100
+MAX_EXAMINED = 100
 
 #: Unknown batches that are reported; there may be more.
-MOST_UNKNOWN = 100
+MAX_UNKNOWN = 100
 
 #: What no rows add up to.
 NOTHING = Proof(0, 0, 0, 0, 0, 0, 0)
@@ -69,7 +69,7 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
     With *by_type* also the events by type, which reads all events of the window in PostgreSQL. Rows of unknown batches
     are looked for in the whole table, whatever the window. Batches found whole are noted as proved now.
 
-    Raises LedgerError when the ledger belongs to another cluster: what the other life delivered is unknown here, and
+    Raises LedgerError when the ledger belongs to another cluster: what the old instance delivered is unknown here, and
     `outbox adopt` learns it.
     """
     started = time.monotonic()
@@ -89,7 +89,7 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
         differences=tuple(findings.differences),
         strays=strays,
         late=tuple(findings.late),
-        unknown=tuple(_described(stores, unknown[:MOST_UNKNOWN])),
+        unknown=tuple(_described(stores, unknown[:MAX_UNKNOWN])),
         unknown_batches=len(unknown),
         types=_type_totals(findings),
         whole=tuple(findings.whole),
@@ -123,7 +123,7 @@ def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Find
         findings.whole.append((batch.batch_id, found.row_count))
         return
     difference = Difference(batch, expected=batch.proof.row_count, found=found.row_count)
-    if len(findings.differences) < MOST_EXAMINED:
+    if len(findings.differences) < MAX_EXAMINED:
         difference = examine(stores, difference, found)
     findings.differences.append(difference)
 
@@ -183,9 +183,9 @@ def _described(stores: Stores, batch_ids: Sequence[UUID]) -> Iterator[UnknownBat
 def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayTotals, ...]:
     window = result.window
     with ledger_transaction(stores.engine) as connection:
-        ledger_days = {day.day: day for day in ledger.read_days(connection, window.first_day, window.last_day)}
+        ledger_days = {day.day: day for day in ledger.read_day_counts(connection, window.first_day, window.last_day)}
     differing = Counter(difference.day for difference in result.differences)
-    beyond = Counter(difference.day for difference in result.differences if difference.is_beyond_sending)
+    beyond = Counter(difference.day for difference in result.differences if difference.is_pruned)
     strays = Counter({stray.day: stray.event_count for stray in result.strays})
     late = _sum((item.day, item.event_count) for item in result.late)
     unknown = _sum((rows.day, rows.row_count) for rows in result.unknown if rows.day in window)
@@ -226,7 +226,7 @@ def _chunks(processed: Iterable[tuple[UUID, int]]) -> Iterator[list[UUID]]:
     for batch_id, count in processed:
         chunk.append(batch_id)
         rows += count
-        if len(chunk) >= _MOST_BATCHES or rows >= _MOST_ROWS:
+        if len(chunk) >= _MAX_BATCHES or rows >= _MAX_ROWS:
             yield chunk
             chunk, rows = [], 0
     if chunk:

@@ -21,7 +21,7 @@ class Window:
         return self.first_day <= day <= self.last_day
 
 
-_BEYOND_SENDING = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
+_PRUNED = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
 
 #: Every day there can be.
 ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))
@@ -52,13 +52,13 @@ class Difference:
         return self.batch.recorded_on
 
     @property
-    def is_beyond_sending(self) -> bool:
+    def is_pruned(self) -> bool:
         """True when PostgreSQL no longer holds the events."""
         return self.batch.pruned_at is not None
 
     @property
     def sentence(self) -> str:
-        """Say what differs, in the numbers that are known, and the next step where nobody here can take it."""
+        """Say what differs, in the numbers that are known, and the next step where it is not taken here."""
         counted = {
             "missing": self.missing,
             "doubled": self.doubled,
@@ -68,7 +68,7 @@ class Difference:
         parts = [f"{count:,} {what}" for what, count in counted.items() if count]
         if self.altered:
             parts.append(f"{self.altered} altered")
-        pruned = f"; {_BEYOND_SENDING}" if self.is_beyond_sending else ""
+        pruned = f"; {_PRUNED}" if self.is_pruned else ""
         return f"{self.found:,} rows instead of {self.expected:,}: {', '.join(parts) or 'not examined'}{pruned}"
 
 
@@ -76,8 +76,8 @@ class Difference:
 class UnknownBatch:
     """Rows of one UTC day under a batch id that the ledger does not know.
 
-    `copies` of a sample of them stand under another batch too. Nobody here deletes them: another outbox, or another
-    life of this one, may have written them.
+    `copies` of a sample of them stand under another batch too. Nothing here deletes them: another outbox, or the old
+    instance of this one, may have written them.
     """
 
     batch_id: UUID
@@ -116,7 +116,7 @@ class LateEvents:
         return (
             f"{self.event_count:,} events stand at positions of batch {self.batch_id}, which was cut before they were "
             "recorded: the sequence of outbox.event went back, and they were never delivered. Publish them again with "
-            "new ids, and look who calls setval on outbox.event_position_seq."
+            "new ids, and look for what calls setval on outbox.event_position_seq."
         )
 
 
@@ -183,7 +183,7 @@ class DayTotals:
         rows = f", {self.found_rows:,} rows instead of {self.expected_rows:,}" if uneven else ""
         counted = {
             f"of {self.batches:,} batches differ{rows}": self.differing,
-            "events in no place": self.stray_events,
+            "untracked events (in no batch, gap or queue)": self.stray_events,
             "events recorded after their batch was cut": self.late_events,
             "batches parked": self.parked_batches,
             "rows of unknown batches": self.unknown_rows,

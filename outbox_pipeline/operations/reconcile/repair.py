@@ -46,12 +46,13 @@ def repair(stores: Stores, found: Reconciled, *, run_id: str | None = None) -> R
 
 
 def differences_left(stores: Stores, found: Reconciled) -> list[str]:
-    """Say in sentences what a comparison found and nobody has repaired."""
+    """Say in sentences what a comparison found and is not repaired."""
     said = [f"Batch {item.batch.batch_id} differs: {item.sentence}." for item in found.differences]
     said += [
-        f"{stray.event_count:,} events of {stray.day} are in no place: {stray.positions}." for stray in found.strays
+        f"{stray.event_count:,} untracked events of {stray.day}, in no batch, gap or queue, at {stray.positions}."
+        for stray in found.strays
     ]
-    if found.strays or not all(item.is_beyond_sending for item in found.differences):
+    if found.strays or not all(item.is_pruned for item in found.differences):
         said.append("Run 'outbox reconcile --repair' to repair this.")
     return said + list(_beyond_repair(stores, found))
 

@@ -1,6 +1,6 @@
-"""Events that are in no place, and the way back: a mistake by hand or a defect would make one; none is known.
+"""Untracked events, in no batch, gap or queue, and the way back: a mistake by hand or a defect would make one.
 
-Invariant: a position is put back only when it is in no place in a snapshot taken under the lock on `unclaimed`;
+Invariant: a position is put back only when a snapshot shows it untracked that was taken under the lock on `unclaimed`;
 otherwise two of these at once would put it into `unclaimed` and a batch, and stop every cut.
 """
 

@@ -1,7 +1,7 @@
 """The numbered `.sql` files and what is agreed about running them, for every tool that does: Alembic and Django.
 
 Imports no driver and no migration tool. Invariant: a database's version is the number of the last file it ran, in one
-table whoever ran it, and one tool migrates a database at a time.
+table whatever ran it, and one tool migrates a database at a time.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ LOCK_KEY = 0x6F7574626F78
 LOCK_SECONDS = 60
 LOCK_NOT_AVAILABLE = "55P03"
 
-#: Bounds the rest of the transaction where nobody has; the parameter is in milliseconds.
+#: Bounds the rest of the transaction where no limit is set; the parameter is in milliseconds.
 LIMIT_WAITS = "SELECT set_config('lock_timeout', {limit}, true) WHERE current_setting('lock_timeout') = '0'"
-#: Who holds the lock: of a key of 64 bits PostgreSQL shows the halves.
+#: Which sessions hold the lock: of a key of 64 bits PostgreSQL shows the halves.
 LOCK_HOLDERS = f"""
 SELECT activity.pid, activity.usename, activity.application_name
 FROM pg_locks AS lock JOIN pg_stat_activity AS activity USING (pid)
@@ -42,7 +42,7 @@ def file_names() -> list[str]:
 
 
 def waited_sentence(holders: Sequence[tuple[int, str, str]]) -> str:
-    """Say that a migration did not get a lock in time, who may hold it, and what to do."""
+    """Say that a migration did not get a lock in time, what may hold it, and what to do."""
     if not holders:
         return (
             "A table of schema outbox was locked by another session for too long, and nothing was migrated: find it in "

@@ -1,4 +1,4 @@
-"""What the user who migrates may do, asked before anything is done, for every tool that migrates.
+"""What the user that migrates may do, asked before anything is done, for every tool that migrates.
 
 Imports no driver. Invariant: what is there is not created again. PostgreSQL asks for the right to create also where
 `IF NOT EXISTS` leaves nothing to be done, and the owner of schema outbox needs no right on the database.

@@ -4,7 +4,7 @@ WITH doomed AS MATERIALIZED (
     WHERE status IN ('discarded', 'replaced') AND pruned_at IS NULL
         AND resolved_at < least(clock_timestamp(), CAST(:now AS timestamptz)) - make_interval(days => :days)
     ORDER BY resolved_at
-    LIMIT :most
+    LIMIT :limit
     FOR UPDATE SKIP LOCKED
 ),
 deleted AS (

@@ -1,7 +1,7 @@
 -- What each UTC day's events have come to, in one snapshot: delivered, undelivered, quarantined, and complete through when.
 -- :watermark was taken before this statement, so whoever is not seen here records later than it.
 -- An undelivered event that was recorded after the end of the day it counts for (a clock that was ahead) keeps the day open.
--- Positions and recorded_at are drawn together, so what lies beyond :most pending events was recorded after the oldest.
+-- Positions and recorded_at are drawn together, so what lies beyond :limit pending events was recorded after the oldest.
 WITH stretch AS (
     SELECT unnest(positions) AS positions FROM outbox.gap
     UNION ALL
@@ -19,13 +19,13 @@ pending AS MATERIALIZED (
         WHERE position >= lower(stretch.positions)
             AND position < coalesce(upper(stretch.positions), 9223372036854775807)
         ORDER BY position
-        LIMIT :most
+        LIMIT :limit
     ) AS event
     ORDER BY event.position
-    LIMIT :most
+    LIMIT :limit
 ),
 bound AS (
-    SELECT CASE WHEN count(*) < :most THEN CAST(:watermark AS timestamptz)
+    SELECT CASE WHEN count(*) < :limit THEN CAST(:watermark AS timestamptz)
                 ELSE least(CAST(:watermark AS timestamptz), min(recorded_at)) END AS complete_through
     FROM pending
 ),

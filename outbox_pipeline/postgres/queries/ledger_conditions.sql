@@ -2,7 +2,7 @@
 -- Of an unclaimed set of many stretches the first ones and the open end: what one cut looks at. The newest events are at
 -- the open end, so they do not wait for all the others to be looked at.
 WITH first_stretch AS MATERIALIZED (
-    SELECT unnest(positions) AS stretch FROM outbox.unclaimed LIMIT :most_stretches
+    SELECT unnest(positions) AS stretch FROM outbox.unclaimed LIMIT :max_stretches
 ),
 open_end AS (
     SELECT stretch FROM (SELECT unnest(positions) AS stretch FROM outbox.unclaimed) AS every WHERE upper_inf(stretch)

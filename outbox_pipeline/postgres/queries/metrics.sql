@@ -1,5 +1,5 @@
--- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :most, each of
--- :most_stretches stretches of positions has its own probe of the primary key, gaps all of whose holders are still there
+-- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :limit, each of
+-- :max_stretches stretches of positions has its own probe of the primary key, gaps all of whose holders are still there
 -- (nobody else can fill them) have none, and what is said of speed is about the last hour.
 -- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
 WITH inserting AS MATERIALIZED (
@@ -12,9 +12,9 @@ stretch AS MATERIALIZED (
     (SELECT unnest(positions) AS positions
      FROM (SELECT gap.positions FROM outbox.gap CROSS JOIN inserting
            WHERE NOT gap.holders <@ inserting.holders OR gap.holders = '{}' ORDER BY gap_id) AS due
-     LIMIT :most_stretches)
+     LIMIT :max_stretches)
     UNION ALL
-    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :most_stretches)
+    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :max_stretches)
 ),
 pending AS MATERIALIZED (
     SELECT event.recorded_at
@@ -25,9 +25,9 @@ pending AS MATERIALIZED (
         WHERE position >= lower(stretch.positions)
             AND position < coalesce(upper(stretch.positions), 9223372036854775807)
         ORDER BY position
-        LIMIT :most
+        LIMIT :limit
     ) AS event
-    LIMIT :most
+    LIMIT :limit
 ),
 pending_sum AS (
     SELECT count(*) AS event_count, min(recorded_at) AS oldest_at, max(recorded_at) AS newest_at,
@@ -71,7 +71,7 @@ recent AS MATERIALIZED (
     WHERE processed_at > clock_timestamp() - interval '1 hour' AND processed_at <= clock_timestamp()
         AND status = 'processed'
 )
-SELECT CASE WHEN pending_sum.event_count < :most THEN pending_sum.event_count
+SELECT CASE WHEN pending_sum.event_count < :limit THEN pending_sum.event_count
             ELSE greatest(pending_sum.event_count, drawn_sum.position_count) END::bigint AS pending,
        open_sum.in_flight::bigint AS in_flight,
        open_sum.parked::bigint AS parked,

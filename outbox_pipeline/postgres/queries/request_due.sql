@@ -13,7 +13,7 @@ WITH due AS (
             lease_until <= clock_timestamp() OR lease_until > clock_timestamp() + lasting))
     )
     ORDER BY processed_at IS NOT NULL, cut_at
-    LIMIT :most
+    LIMIT :limit
     FOR UPDATE SKIP LOCKED
 ),
 judged AS (

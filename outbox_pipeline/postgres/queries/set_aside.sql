@@ -4,7 +4,7 @@
 WITH boundary AS (
     SELECT lower(stretch) AS first_position
     FROM (SELECT unnest(positions) AS stretch FROM outbox.unclaimed) AS every
-    OFFSET :most_stretches LIMIT 1
+    OFFSET :max_stretches LIMIT 1
 ),
 open_end AS (
     SELECT lower(stretch) AS first_position

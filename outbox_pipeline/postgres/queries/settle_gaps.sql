@@ -1,12 +1,12 @@
 -- Look again at gaps that have lost a holder: what is visible now is unclaimed again, what no holder is left for never existed.
 -- :holding was read by an earlier statement, so whoever is missing from it had finished before this one's snapshot.
--- A portion at a time: what was not probed keeps its holders, and so does everything when the probes found :most_events,
+-- A portion at a time: what was not probed keeps its holders, and so does everything when the probes found :max_events,
 -- because then some of it may not have been probed to its end.
 WITH portion AS MATERIALIZED (
     SELECT gap_id, unnest(positions) AS stretch
     FROM (SELECT gap_id, positions FROM outbox.gap
           WHERE gap_id = ANY (CAST(:gap_ids AS bigint[])) ORDER BY gap_id) AS ordered
-    LIMIT :most_stretches
+    LIMIT :max_stretches
 ),
 arrived AS MATERIALIZED (
     SELECT portion.gap_id, event.position
@@ -15,13 +15,13 @@ arrived AS MATERIALIZED (
         SELECT position FROM outbox.event
         WHERE position >= lower(stretch) AND position < coalesce(upper(stretch), 9223372036854775807)
         ORDER BY position
-        LIMIT :most_events
+        LIMIT :max_events
     ) AS event
-    LIMIT :most_events
+    LIMIT :max_events
 ),
 extent AS MATERIALIZED (
-    SELECT (SELECT count(*) FROM arrived) < :most_events AS is_probed_whole,
-           (SELECT count(*) FROM portion) < :most_stretches AS is_all
+    SELECT (SELECT count(*) FROM arrived) < :max_events AS is_probed_whole,
+           (SELECT count(*) FROM portion) < :max_stretches AS is_all
 ),
 found AS (
     SELECT gap_id, range_agg(int8range(position, position + 1)) AS positions FROM arrived GROUP BY gap_id

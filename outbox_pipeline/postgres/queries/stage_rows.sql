@@ -10,4 +10,4 @@ SELECT shown.position, shown.event_id
 FROM unnest(CAST(:positions AS bigint[]), CAST(:event_ids AS uuid[])) AS shown (position, event_id)
 JOIN staged ON staged.position = shown.position AND NOT staged.is_ours
 ORDER BY shown.position
-LIMIT :most
+LIMIT :limit

@@ -12,9 +12,9 @@ stretch AS MATERIALIZED (
     (SELECT unnest(positions) AS positions
      FROM (SELECT gap.positions FROM outbox.gap CROSS JOIN inserting
            WHERE NOT gap.holders <@ inserting.holders OR gap.holders = '{}' ORDER BY gap_id) AS due
-     LIMIT :most_stretches)
+     LIMIT :max_stretches)
     UNION ALL
-    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :most_stretches)
+    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :max_stretches)
 ),
 pending AS MATERIALIZED (
     SELECT event.recorded_at
@@ -25,9 +25,9 @@ pending AS MATERIALIZED (
         WHERE position >= lower(stretch.positions)
             AND position < coalesce(upper(stretch.positions), 9223372036854775807)
         ORDER BY position
-        LIMIT :most
+        LIMIT :limit
     ) AS event
-    LIMIT :most
+    LIMIT :limit
 ),
 pending_sum AS (
     SELECT count(*) AS event_count, min(recorded_at) AS oldest_at, max(recorded_at) AS newest_at,
@@ -62,7 +62,7 @@ failure AS (
     LIMIT 1
 )
 SELECT pending_sum.event_count AS pending,
-       pending_sum.event_count >= :most OR (SELECT count(*) FROM stretch) >= :most_stretches AS pending_is_at_least,
+       pending_sum.event_count >= :limit OR (SELECT count(*) FROM stretch) >= :max_stretches AS pending_is_at_least,
        open_sum.in_flight::bigint AS in_flight,
        open_sum.parked::bigint AS parked,
        processed_sum.event_count::bigint AS processed,
