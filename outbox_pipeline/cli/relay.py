@@ -9,11 +9,10 @@ import typer
 
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
-from outbox_pipeline.cli.support.output import AsJson, print_json, progress
-from outbox_pipeline.errors import ConfigurationError, OutboxError
+from outbox_pipeline.cli.support.output import AsJson, print_json, progress, shown
+from outbox_pipeline.errors import OutboxError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.batches import Batch
     from outbox_pipeline.relay.loop import RelayResult
     from outbox_pipeline.stores import Stores
 
@@ -84,24 +83,15 @@ def resume(
 
     Example: `outbox resume`
     """
-    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-    from outbox_pipeline.postgres.leases import read_batch, resume_parked
-    from outbox_pipeline.postgres.schema import check_version
+    from outbox_pipeline.operations import resume as parked
+    from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with ready_settings(clickhouse=False) as settings:
         engine = create_outbox_engine(settings, pooled=False)
-        with ledger_transaction(engine, lock_timeout_seconds=settings.lock_timeout_seconds) as connection:
-            check_version(connection)
-            count = resume_parked(connection, batch_id)
-            if batch_id is not None and count == 0:
-                raise ConfigurationError(_not_parked(read_batch(connection, batch_id)))
-    typer.echo(f"resumed {count}")
-
-
-def _not_parked(batch: "Batch") -> str:
-    if batch.status == "processed":
-        return f"Batch {batch.batch_id} is processed: 'outbox replay --batch {batch.batch_id}' proves it once more."
-    return f"Batch {batch.batch_id} is {batch.status}, not parked: it is delivered without a resume, so wait for it."
+        resumed = parked.resume(engine, batch_id, lock_timeout_seconds=settings.lock_timeout_seconds)
+    for sentence in resumed.sentences:
+        typer.echo(shown(sentence), err=True)
+    typer.echo(f"resumed {len(resumed.batches)}")
 
 
 def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:

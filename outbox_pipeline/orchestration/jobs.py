@@ -3,12 +3,12 @@
 import dagster as dg
 from pydantic import Field
 
+from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.orchestration.assets import event_log
 from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
-from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import parked_batches, resume_parked
+from outbox_pipeline.orchestration.runs import one_sentence
 
 #: Longest a run may take in seconds. A run whose code server was killed would otherwise count as started for ever.
 MAX_RUNTIME_SECONDS = 3600
@@ -36,16 +36,15 @@ class ResumeConfig(dg.Config):
 def resume_batches(context: dg.OpExecutionContext, config: ResumeConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Let parked batches be requested again at once, with their failures forgotten, and show why each was parked.
 
-    One transaction. outbox_sensor starts their runs at its next tick; a batch whose cause is still there is parked
-    again after the same number of attempts.
+    One transaction; for a batch that is not parked it fails with what that batch is. outbox_sensor starts their runs at
+    its next tick; a batch whose cause is still there is parked again after the same number of attempts.
     """
-    batch_id = pipeline.as_uuid(config.batch_id) if config.batch_id else None
-    with ledger_transaction(pipeline.engine) as connection:
-        parked = [batch for batch in parked_batches(connection) if batch_id in (None, batch.batch_id)]
-        resumed_count = resume_parked(connection, batch_id)
-    for batch in parked:
-        context.log.info(f"Batch {batch.batch_id}, {batch.event_count} events, was parked: {batch.last_error}")
-    context.add_output_metadata({"resumed": resumed_count, "events": sum(batch.event_count for batch in parked)})
+    with one_sentence():
+        batch_id = pipeline.as_uuid(config.batch_id) if config.batch_id else None
+        resumed = resume(pipeline.engine, batch_id, lock_timeout_seconds=pipeline.settings.lock_timeout_seconds)
+    for sentence in resumed.sentences:
+        context.log.info(sentence)
+    context.add_output_metadata({"resumed": len(resumed.batches), "events": resumed.event_count})
 
 
 @dg.job(

@@ -227,13 +227,8 @@ def due_for_recheck(connection: Connection, *, delay: timedelta, limit: int) -> 
     )
 
 
-def parked_batches(connection: Connection) -> list[Batch]:
-    """Return the batches that wait for a person, oldest first."""
-    return read_batches(connection, batch.c.status == BatchStatus.PARKED)
-
-
-def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
-    """Move parked batches (or the one named) to failed and due at once; return how many."""
+def resume_parked(connection: Connection, batch_id: UUID | None = None) -> list[Batch]:
+    """Move parked batches (or the one named) to failed and due at once; return them, oldest events first."""
     due_now = {"next_attempt_at": _NOW, "lasting": timedelta(0)}
     statement = (
         update(batch)
@@ -242,7 +237,8 @@ def resume_parked(connection: Connection, batch_id: UUID | None = None) -> int:
     )
     if batch_id is not None:
         statement = statement.where(batch.c.batch_id == batch_id)
-    return connection.execute(statement).rowcount
+    resumed = [_as_batch(row) for row in connection.execute(statement.returning(*_SHOWN)).mappings()]
+    return sorted(resumed, key=lambda one: (one.oldest_recorded_at, one.batch_id))
 
 
 def read_batch(connection: Connection, batch_id: UUID) -> Batch:

@@ -266,7 +266,7 @@ def test_a_batch_is_parked_after_its_last_attempt(outbox_engine: Engine, batch_i
     assert request(outbox_engine, max_attempts=3) == []
     assert status(outbox_engine, batch_id) == BatchStatus.PARKED
     with ledger_transaction(outbox_engine) as connection:
-        assert leases.resume_parked(connection) == 1
+        assert [batch.batch_id for batch in leases.resume_parked(connection)] == [batch_id]
     assert [item.attempt for item in request(outbox_engine, max_attempts=3)] == [4]
 
 

@@ -1,0 +1,145 @@
+"""Letting parked batches be tried again: the procedure on real databases, and `outbox resume`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import structlog
+from sqlalchemy import text
+from typer.testing import CliRunner, Result
+
+from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.cli.main import app
+from outbox_pipeline.errors import ConfigurationError, TransientError
+from outbox_pipeline.operations.resume import resume
+from outbox_pipeline.stores import Stores
+from tests.fixtures.breakage import deliver_batches, read_all
+
+Outbox = Callable[..., Result]
+
+
+@pytest.fixture
+def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Outbox]:
+    """Run `outbox …` on this test's databases, without a terminal."""
+    settings = stores.settings
+    assert settings.postgres_url
+    assert settings.clickhouse_url
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
+    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, arguments)
+
+    yield run
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def batches(stores: Stores) -> list[Batch]:
+    """Three processed batches of 100 events each."""
+    return deliver_batches(stores)
+
+
+def set_status(stores: Stores, batch: Batch, status: BatchStatus, *, error: str | None = None) -> UUID:
+    """Give a batch another status and last error; return its id."""
+    statement = text(
+        "UPDATE outbox.batch SET status = :status, last_error = :error, failures = 10,"
+        " lease_until = clock_timestamp(), holder = CASE WHEN :status = 'delivering' THEN 'a run' END"
+        " WHERE batch_id = :batch_id"
+    )
+    with stores.engine.begin() as connection:
+        connection.execute(statement, {"status": status, "error": error, "batch_id": batch.batch_id})
+    return batch.batch_id
+
+
+def test_each_resumed_batch_says_what_it_was_parked_for(stores: Stores, batches: list[Batch]) -> None:
+    """Parked batches become due with no failures, those with the oldest events first; the others stay as they are."""
+    first = set_status(stores, batches[0], BatchStatus.PARKED, error="no table")
+    last = set_status(stores, batches[2], BatchStatus.PARKED)
+
+    resumed = resume(stores.engine, lock_timeout_seconds=5)
+
+    assert resumed.sentences == [
+        f"Batch {first}, 100 events, was parked: no table",
+        f"Batch {last}, 100 events, was parked: no error is kept.",
+    ]
+    assert resumed.event_count == 200
+    found = read_all(stores.engine)
+    assert [batch.status for batch in found] == ["failed", "processed", "failed"]
+    assert [found[0].failures, found[2].failures] == [0, 0]
+
+
+def test_a_named_batch_is_resumed_alone(stores: Stores, batches: list[Batch]) -> None:
+    """Other parked batches stay parked."""
+    set_status(stores, batches[0], BatchStatus.PARKED)
+    second = set_status(stores, batches[1], BatchStatus.PARKED)
+
+    resumed = resume(stores.engine, second, lock_timeout_seconds=5)
+
+    assert [batch.batch_id for batch in resumed.batches] == [second]
+    assert [batch.status for batch in read_all(stores.engine)] == ["parked", "failed", "processed"]
+
+
+def test_without_parked_batches_nothing_is_resumed(stores: Stores, batches: list[Batch]) -> None:
+    """That is no error when no batch is named."""
+    assert resume(stores.engine, lock_timeout_seconds=5).batches == ()
+    assert [batch.status for batch in read_all(stores.engine)] == ["processed"] * 3
+
+
+@pytest.mark.parametrize("status", [status for status in BatchStatus if status != BatchStatus.PARKED])
+def test_a_batch_that_is_not_parked_is_refused_with_what_it_is(
+    stores: Stores, batches: list[Batch], status: BatchStatus
+) -> None:
+    """A processed batch can be proved again; any other is delivered by itself. Nothing is changed."""
+    batch_id = set_status(stores, batches[0], status)
+    set_status(stores, batches[1], BatchStatus.PARKED)
+
+    with pytest.raises(ConfigurationError) as caught:
+        resume(stores.engine, batch_id, lock_timeout_seconds=5)
+
+    expected = "'outbox replay --batch" if status == BatchStatus.PROCESSED else f"is {status}, not parked"
+    assert expected in str(caught.value)
+    assert [batch.status for batch in read_all(stores.engine)] == [status, "parked", "processed"]
+
+
+def test_an_id_of_no_batch_is_refused(stores: Stores) -> None:
+    """The ledger says that it knows no such batch."""
+    with pytest.raises(ConfigurationError, match="The ledger knows no batch"):
+        resume(stores.engine, uuid4(), lock_timeout_seconds=5)
+
+
+def test_nothing_is_resumed_in_a_schema_of_another_version(stores: Stores, batches: list[Batch]) -> None:
+    """The version is looked at before anything is written."""
+    set_status(stores, batches[0], BatchStatus.PARKED)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.schema_version SET version_num = '9999'"))
+
+    with pytest.raises(ConfigurationError, match="update outbox-pipeline"):
+        resume(stores.engine, lock_timeout_seconds=5)
+
+    assert read_all(stores.engine)[0].status == BatchStatus.PARKED
+
+
+def test_a_locked_batch_is_not_waited_for_longer_than_the_limit(stores: Stores, batches: list[Batch]) -> None:
+    """All are resumed or none: one row that stays locked ends the transaction."""
+    set_status(stores, batches[0], BatchStatus.PARKED)
+    locked = set_status(stores, batches[1], BatchStatus.PARKED)
+
+    with stores.engine.begin() as connection:
+        connection.execute(text("SELECT FROM outbox.batch WHERE batch_id = :id FOR UPDATE"), {"id": locked})
+        with pytest.raises(TransientError):
+            resume(stores.engine, lock_timeout_seconds=0.05)
+
+    assert [batch.status for batch in read_all(stores.engine)] == ["parked", "parked", "processed"]
+
+
+def test_the_command_shows_what_each_batch_was_parked_for(outbox: Outbox, stores: Stores, batches: list[Batch]) -> None:
+    """A line for each batch on stderr, without control characters; the count alone on stdout."""
+    batch_id = set_status(stores, batches[0], BatchStatus.PARKED, error="no table\x1b[2J")
+    resumed, again = outbox("resume"), outbox("resume")
+
+    assert (resumed.exit_code, resumed.stdout) == (0, "resumed 1\n")
+    assert resumed.stderr == f"Batch {batch_id}, 100 events, was parked: no table\\x1b[2J\n"
+    assert (again.exit_code, again.stdout, again.stderr) == (0, "resumed 0\n", "")
