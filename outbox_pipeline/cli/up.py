@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.setup import quoted
+from outbox_pipeline.cli.init import quoted
 from outbox_pipeline.cli.support.engines import given_urls, ready_settings
 from outbox_pipeline.errors import ConfigurationError
 

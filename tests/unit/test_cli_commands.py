@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from outbox_pipeline.cli import main
-from outbox_pipeline.cli.setup import quoted
+from outbox_pipeline.cli.init import quoted
 from outbox_pipeline.cli.support.failures import complain, show_defect
 from outbox_pipeline.cli.support.output import shown
 from outbox_pipeline.errors import OutboxError, SettingsError

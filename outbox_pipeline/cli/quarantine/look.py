@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from outbox_pipeline.cli import replacement
+from outbox_pipeline.cli.quarantine import replace as replacement
 from outbox_pipeline.cli.support.asking import ask, has_terminal, require_agreement, right_use
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
