@@ -17,7 +17,7 @@ _OWN = "The ledger is this cluster's own: there is nothing to adopt."
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("adopt")(adopt)
 
 

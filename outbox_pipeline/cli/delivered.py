@@ -30,7 +30,7 @@ UntilDay = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("delivered")(delivered)
 
 

@@ -30,7 +30,7 @@ _LINE_SECONDS = 5.0
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("demo")(demo)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the family of commands."""
     family = typer.Typer(help="Look at the events that OUTBOX_EVENT_MODULES registers.", no_args_is_help=True)
     family.command("list")(list_models)
     app.add_typer(family, name="events")

@@ -1,15 +1,13 @@
-"""Commands that set things up: `init` and `env`."""
+"""The command `init`: the schema in PostgreSQL and the table in ClickHouse."""
 
 import typer
 
-from outbox_pipeline.cli.support.engines import given_urls, ready_settings, running_settings
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.cli.support.engines import ready_settings
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("init")(init)
-    app.command("env")(env)
 
 
 def init() -> None:
@@ -40,30 +38,3 @@ def init() -> None:
             create_table(client)
             server = client.driver.server_version
         typer.echo(f"ClickHouse {server}: table {settings.clickhouse_table} in {shown_url(settings.clickhouse_url)}")
-
-
-def env() -> None:
-    """Print export lines so that your code, dagster or a notebook use the same engines; starts nothing.
-
-    The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
-
-    Example: `eval "$(outbox env)" && dagster dev`
-    """
-    settings = running_settings()
-    values, missing = given_urls(settings)
-    if missing:
-        raise ConfigurationError(
-            f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "
-            "Start the engines with 'outbox up', or set what is missing."
-        )
-    from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
-
-    values["OUTBOX_HOME"] = str(settings.home)
-    values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
-    for name, value in values.items():
-        typer.echo(f"export {name}={quoted(value)}")
-
-
-def quoted(value: str) -> str:
-    """Return *value* in single quotes, as any POSIX shell reads it back."""
-    return "'" + value.replace("'", "'\"'\"'") + "'"

@@ -1,4 +1,4 @@
-"""The entry point `outbox`: the application, its families of commands, and what happens to errors."""
+"""The entry point `outbox`: the application, its commands, and what happens to errors."""
 
 import sys
 from typing import Annotated
@@ -9,6 +9,8 @@ from outbox_pipeline.cli import (
     adopt,
     delivered,
     demo,
+    doctor,
+    env,
     events,
     init,
     metrics,
@@ -17,24 +19,32 @@ from outbox_pipeline.cli import (
     quarantine,
     reconcile,
     relay,
+    replay,
+    resume,
     sql,
+    status,
     trace,
     up,
 )
 from outbox_pipeline.cli.support.failures import OutboxGroup, show_defect
 
-#: Modules with an `add_to(app)`, in the order of the help page.
-FAMILIES = (
+#: The module of each command, with an `add_to(app)`, in the order of the help page.
+COMMANDS = (
     demo,
     up,
     init,
+    env,
     publish,
     events,
     relay,
+    resume,
+    status,
     trace,
+    doctor,
     delivered,
     metrics,
     reconcile,
+    replay,
     quarantine,
     prune,
     adopt,
@@ -76,8 +86,8 @@ def start(
     sys.excepthook = show_defect
 
 
-for family in FAMILIES:
-    family.add_to(app)
+for command in COMMANDS:
+    command.add_to(app)
 
 if __name__ == "__main__":
     app()

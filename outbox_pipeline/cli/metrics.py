@@ -14,7 +14,7 @@ DEFAULT_PORT = 9720
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the family of commands."""
     family = typer.Typer(
         help="Show the state of the outbox as Prometheus metrics, once or over HTTP.", no_args_is_help=True
     )

@@ -16,7 +16,7 @@ _MOST_NAMED = 10
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("prune")(prune)
 
 

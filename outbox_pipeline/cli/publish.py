@@ -37,7 +37,7 @@ class Published:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("publish")(publish)
 
 

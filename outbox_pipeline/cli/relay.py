@@ -1,15 +1,14 @@
-"""Commands that move batches: `relay` and `resume`."""
+"""The command `relay`: cut and deliver batches here, without Dagster."""
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Optional
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
-from outbox_pipeline.cli.support.output import AsJson, print_json, progress, shown
+from outbox_pipeline.cli.support.output import AsJson, print_json, progress
 from outbox_pipeline.errors import OutboxError
 
 if TYPE_CHECKING:
@@ -36,9 +35,8 @@ class RelayReport:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("relay")(relay)
-    app.command("resume")(resume)
 
 
 def relay(
@@ -71,27 +69,6 @@ def relay(
     if report.has_failed:
         complain(_left_behind(report))
         raise typer.Exit(1)
-
-
-def resume(
-    batch_id: Annotated[
-        Optional[UUID],  # noqa: UP045 - typer shows the bare type in its usage line
-        typer.Argument(help="The parked batch; every parked one when left out."),
-    ] = None,
-) -> None:
-    """Let parked batches be tried again, at once; fix what their last error says first.
-
-    Example: `outbox resume`
-    """
-    from outbox_pipeline.operations import resume as parked
-    from outbox_pipeline.postgres.engine import create_outbox_engine
-
-    with ready_settings(clickhouse=False) as settings:
-        engine = create_outbox_engine(settings, pooled=False)
-        resumed = parked.resume(engine, batch_id, lock_timeout_seconds=settings.lock_timeout_seconds)
-    for sentence in resumed.sentences:
-        typer.echo(shown(sentence), err=True)
-    typer.echo(f"resumed {len(resumed.batches)}")
 
 
 def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:

@@ -22,7 +22,7 @@ _OF_THE_LEDGER = re.compile(r"\boutbox\s*\.\s*\w", re.IGNORECASE)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("sql")(sql)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.init import quoted
 from outbox_pipeline.cli.support.engines import given_urls, ready_settings
+from outbox_pipeline.cli.support.output import quoted
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Port = Annotated[int, typer.Option(help="Port of the Dagster UI; another one is 
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this family's commands."""
+    """Add the command."""
     app.command("up")(up)
 
 

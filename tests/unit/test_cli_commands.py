@@ -1,6 +1,7 @@
 """The command line without servers: help, exit codes, and errors in one sentence without secrets."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ import structlog
 import typer
 from typer.testing import CliRunner, Result
 
+from outbox_pipeline import cli
 from outbox_pipeline.cli import main
-from outbox_pipeline.cli.init import quoted
 from outbox_pipeline.cli.support.failures import complain, show_defect
-from outbox_pipeline.cli.support.output import shown
+from outbox_pipeline.cli.support.output import quoted, shown
 from outbox_pipeline.errors import OutboxError, SettingsError
 from outbox_pipeline.settings import load_settings
 
@@ -57,6 +58,28 @@ def test_help_loads_nothing_heavy() -> None:
 
     assert done.stderr.strip() == "[]"
     assert "publish" in done.stdout
+
+
+def defining_modules() -> dict[str | None, set[str]]:
+    """Return for each command of the application the modules that define it, or the commands of its family."""
+    found = {
+        command.name: {command.callback.__module__} for command in main.app.registered_commands if command.callback
+    }
+    for family in main.app.registered_groups:
+        members = family.typer_instance.registered_commands if family.typer_instance else []
+        found[family.name] = {command.callback.__module__ for command in members if command.callback}
+    return found
+
+
+def test_a_command_stands_in_the_module_of_its_name() -> None:
+    """`outbox NAME` stands in `cli/NAME`; a module there that is no command belongs into `support`."""
+    modules = {module.name for module in pkgutil.iter_modules(cli.__path__)} - {"main", "support"}
+    found = defining_modules()
+
+    assert modules == set(found)
+    for name, homes in found.items():
+        assert homes
+        assert all(f"{home}.".startswith(f"outbox_pipeline.cli.{name}.") for home in homes), (name, homes)
 
 
 @pytest.mark.parametrize("name", [command.name for command in main.app.registered_commands])

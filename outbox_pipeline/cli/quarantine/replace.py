@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from outbox_pipeline.operations.quarantine import Content
 
 
-def add_to(family: typer.Typer) -> None:
-    """Add the command to the family `quarantine`."""
-    family.command("replace")(replace)
-
-
 def _existing(file: Path) -> Path:
     # typer's own check does not let the dash through.
     if str(file) != "-" and not file.is_file():

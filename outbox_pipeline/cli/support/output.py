@@ -70,6 +70,11 @@ def shown(value: object) -> str:
     return escaped(str(value))
 
 
+def quoted(value: str) -> str:
+    """Return *value* in single quotes, as any POSIX shell reads it back."""
+    return "'" + value.replace("'", "'\"'\"'") + "'"
+
+
 def copy_to_terminal(read: Callable[[int], bytes], *, as_json: bool) -> None:
     """Write what a server sends to stdout, a terminal: control characters as escapes, with *as_json* as JSON's own."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

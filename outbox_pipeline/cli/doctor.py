@@ -1,0 +1,47 @@
+"""The command `doctor`: what is wrong with the set-up, and what to do about it."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from outbox_pipeline.cli.support.engines import engine_settings
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json
+from outbox_pipeline.errors import OutboxError
+
+if TYPE_CHECKING:
+    from outbox_pipeline.monitoring.check import Check
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor")(doctor)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, servers, grants, schemas, clocks, ledger, Dagster; say what to do about each thing that is wrong.
+
+    Changes nothing. Exit code 1 when a check fails; a warning fails nothing.
+
+    Example: `outbox doctor`
+    """
+    checks = _examine()
+    if as_json:
+        print_json([vars(check) for check in checks])
+    else:
+        print_facts([(f"{_mark(check)} {check.name}", check.message) for check in checks])
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)
+
+
+def _examine() -> "list[Check]":
+    from outbox_pipeline.monitoring.doctor import examine, unusable
+
+    try:
+        with engine_settings() as (_, settings):
+            return examine(settings)
+    except OutboxError as error:
+        return unusable(error)
+
+
+def _mark(check: "Check") -> str:
+    return "WARN " if check.is_warning else {True: "ok   ", False: "WRONG", None: "-    "}[check.ok]

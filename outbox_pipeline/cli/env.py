@@ -1,0 +1,34 @@
+"""The command `env`: the URLs of the engines that run, as lines a shell takes over."""
+
+import typer
+
+from outbox_pipeline.cli.support.engines import given_urls, running_settings
+from outbox_pipeline.cli.support.output import quoted
+from outbox_pipeline.errors import ConfigurationError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("env")(env)
+
+
+def env() -> None:
+    """Print export lines so that your code, dagster or a notebook use the same engines; starts nothing.
+
+    The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
+
+    Example: `eval "$(outbox env)" && dagster dev`
+    """
+    settings = running_settings()
+    values, missing = given_urls(settings)
+    if missing:
+        raise ConfigurationError(
+            f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "
+            "Start the engines with 'outbox up', or set what is missing."
+        )
+    from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
+
+    values["OUTBOX_HOME"] = str(settings.home)
+    values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
+    for name, value in values.items():
+        typer.echo(f"export {name}={quoted(value)}")

@@ -1,0 +1,31 @@
+"""What the commands of `quarantine` share: the filters, and the database they work on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from outbox_pipeline.cli.support.engines import ready_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+# Optional[] and not `| None`: typer then shows the bare type in its usage line.
+EventType = Annotated[Optional[str], typer.Option("--type", help="Only events of this type.")]  # noqa: UP045
+Reason = Annotated[Optional[str], typer.Option("--reason", help="Only events refused for this reason.")]  # noqa: UP045
+Since = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--since", help="Only events held since this UTC date or time or later."),
+]
+Until = Annotated[Optional[str], typer.Option("--until", help="Only events held before this time.")]  # noqa: UP045
+BatchId = Annotated[Optional[str], typer.Option("--batch", help="Only events that this batch refused.")]  # noqa: UP045
+
+
+@contextmanager
+def outbox() -> Iterator[tuple["Engine", float]]:
+    """Yield the outbox database, and for how many seconds a lock is waited for."""
+    from outbox_pipeline.postgres.engine import create_outbox_engine
+
+    with ready_settings(clickhouse=False) as settings:
+        yield create_outbox_engine(settings, pooled=False), settings.lock_timeout_seconds

@@ -1,0 +1,55 @@
+"""The command `status`: how many events are where."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
+
+if TYPE_CHECKING:
+    from outbox_pipeline.monitoring.status import Status
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("status")(status)
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show how many events are where, how old the oldest undelivered one is, and what failed last.
+
+    Example: `outbox status --json`
+    """
+    from outbox_pipeline.monitoring.status import read_status
+    from outbox_pipeline.postgres.engine import create_outbox_engine
+
+    with ready_settings(clickhouse=False) as settings:
+        found = read_status(create_outbox_engine(settings, pooled=False))
+    if as_json:
+        print_json(found)
+    else:
+        print_facts(_facts(found))
+
+
+def _facts(found: "Status") -> list[tuple[str, object]]:
+    batches = ", ".join(f"{count} {name}" for name, count in sorted(found.open_batches.items()))
+    facts: list[tuple[str, object]] = [
+        ("pending", f"at least {found.pending:,}" if found.pending_is_at_least else found.pending),
+        ("in flight", found.in_flight),
+        ("parked", found.parked),
+        ("processed", found.processed),
+        ("quarantined", found.quarantined),
+        ("lag", f"{found.lag_seconds:,.1f} s"),
+        ("open batches", batches or "none"),
+        ("last processed", found.last_processed_at),
+        ("last error", found.last_error or "none"),
+    ]
+    if found.future:
+        facts.insert(6, ("in the future", f"{found.future:,} undelivered, recorded up to {shown(found.future_until)}"))
+    if found.last_error_batch_id is not None:
+        facts.append(("… of batch", found.last_error_batch_id))
+    if found.gaps:
+        holders = ", ".join(found.oldest_gap_holders) or "nobody any more"
+        facts.append(("gaps", f"{found.gaps:,}, oldest since {shown(found.oldest_gap_at)}, held by {holders}"))
+    return facts
