@@ -33,7 +33,7 @@ from outbox_pipeline.events import prepare_event
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.schema import migrate
-from outbox_pipeline.publish.pages import pages
+from outbox_pipeline.publish.steps import pages
 from outbox_pipeline.settings import Settings
 
 _ROUNDS = 5

@@ -14,7 +14,7 @@ asyncpg, and nobody else needs it.
 from outbox_pipeline.publish.calls import insert_events, publish_event, publish_events
 from outbox_pipeline.publish.calls_async import publish_event_async, publish_events_async
 from outbox_pipeline.publish.decorator import publishes
-from outbox_pipeline.publish.failures import not_published_count
+from outbox_pipeline.publish.steps import not_published_count
 
 __all__ = [
     "insert_events",

@@ -8,8 +8,7 @@ from outbox_pipeline.events import EventRow
 from outbox_pipeline.ids import EventId
 from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through
-from outbox_pipeline.publish.repeats import event_id_of, event_ids_of
-from outbox_pipeline.publish.steps import Manner
+from outbox_pipeline.publish.steps import Manner, event_id_of, event_ids_of
 from outbox_pipeline.published import Written
 
 if TYPE_CHECKING:

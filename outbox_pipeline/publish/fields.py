@@ -1,9 +1,15 @@
 """The keywords an event can be published with, and how a call's events become rows.
 
-Invariant: every event of a call is checked here before the first statement. An argument nobody knows is a TypeError
-and never passes as an event's field.
+An event that is given no trace context gets the one it is published in, read from libraries that the application uses
+already: OpenTelemetry's current span as a W3C `traceparent`; without a span, the correlation id or request id that
+structlog's context variables hold, as `correlation_id=…` or `request_id=…`. Nothing is imported for it.
+
+Invariant: every event of a call is checked here before the first statement. An unknown keyword is a TypeError and never
+passes as an event's field. Looking for a trace never fails a call: an id that is no short plain text is left out.
 """
 
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypedDict
@@ -11,8 +17,7 @@ from uuid import UUID
 
 from outbox_pipeline.errors import PublishError
 from outbox_pipeline.events import Event, EventRow, prepare_event, prepare_events
-from outbox_pipeline.publish import failures
-from outbox_pipeline.publish.trace import current_trace
+from outbox_pipeline.publish.steps import give_up
 
 #: What is published: an Event, or a mapping together with an `event_type`.
 Publishable = Event | Mapping[str, Any]
@@ -43,11 +48,16 @@ class ManyFields(SharedFields, total=False):
 _ONE = frozenset(EventFields.__annotations__)
 _MANY = frozenset(ManyFields.__annotations__)
 
+#: Names looked for among structlog's context variables, the first one wins.
+CORRELATION_NAMES = ("correlation_id", "request_id")
+
+_ID = re.compile(r"[!-~]{1,200}")
+
 
 def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> EventRow | None:
     """Return the row of *event*, None when it is refused and not required.
 
-    Raises PublishError when it is refused and required, TypeError for a keyword nobody knows.
+    Raises PublishError when it is refused and required, TypeError for an unknown keyword.
     """
     _refuse_unknown(fields, _ONE)
     try:
@@ -55,7 +65,7 @@ def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> Eve
     except PublishError as error:
         if is_required:
             raise
-        failures.note(error, _type_of(event, fields), 1)
+        give_up(error, _type_of(event, fields), 1)
         return None
 
 
@@ -68,7 +78,7 @@ def rows_of(events: Iterable[Publishable], fields: ManyFields, *, is_required: b
     except PublishError as error:
         if is_required:
             raise
-        failures.note(error, _type_of(events[0], fields), len(events))
+        give_up(error, _type_of(events[0], fields), len(events))
         return None
 
 
@@ -97,3 +107,31 @@ def _refuse_unknown(fields: EventFields | ManyFields, known: frozenset[str]) -> 
 def _type_of(event: Publishable, fields: Mapping[str, Any]) -> str | None:
     named = fields.get("event_type") or getattr(event, "__event_type__", None)
     return named[:200] if isinstance(named, str) else None
+
+
+def current_trace() -> str | None:
+    """Return the trace context of the code that is running, None when there is none."""
+    return _traceparent() or _correlation()
+
+
+def _traceparent() -> str | None:
+    # https://www.w3.org/TR/trace-context/#traceparent-header
+    opentelemetry: Any = sys.modules.get("opentelemetry.trace")
+    if opentelemetry is None:
+        return None
+    span = opentelemetry.get_current_span().get_span_context()
+    if not span.is_valid:
+        return None
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def _correlation() -> str | None:
+    contextvars: Any = sys.modules.get("structlog.contextvars")
+    if contextvars is None:
+        return None
+    variables = contextvars.get_contextvars()
+    for name in CORRELATION_NAMES:
+        value = variables.get(name)
+        if value is not None and _ID.fullmatch(str(value)):
+            return f"{name}={value}"
+    return None

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 
-from outbox_pipeline.publish.pages import Step
+from outbox_pipeline.publish.steps import Step
 
 #: Answered by the server's process, while psycopg knows the pid that the login gave it: a pooler's is its own.
 QUESTION = Step("SELECT CAST(pg_backend_pid() AS text)", {}, is_question=True)

@@ -1,31 +1,43 @@
-"""What is sent to write events, in which order, and what follows when the server refuses a statement.
+"""What is sent to write events, in which order, and what follows from each answer.
 
 The order is told once, as generators that yield statements and are sent replies, so that sync and async sessions
 walk the same steps. Nothing here knows a driver.
 
-Invariant: with best effort a failure is passed over only after the server has taken the transaction back to the
-savepoint, which proves that connection and transaction are alive. Everything else surfaces.
+Three invariants. What the server takes apart is what was put together: a page holding a separator in any of its texts
+is sent event by event instead; JSON allows no control character outside an escape, so only names and traces can. With
+best effort a failure is passed over only after the server has taken the transaction back to the savepoint, which
+proves that connection and transaction are alive; everything else surfaces. Logs have ids and counts, never what an
+event says.
 """
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from itertools import chain
+from threading import Lock
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-from outbox_pipeline.errors import NoTransactionError
+from outbox_pipeline.errors import NoTransactionError, PublishError
 from outbox_pipeline.events import EventRow
+from outbox_pipeline.ids import EventId
+from outbox_pipeline.logs import application_log
 from outbox_pipeline.postgres.queries import query_text
-from outbox_pipeline.publish import failures
-from outbox_pipeline.publish.pages import Page, Step, pages
 from outbox_pipeline.published import Written
 
-__all__ = ["AsyncWire", "Manner", "Reply", "Step", "Wire", "write", "write_async"]
+#: Bounds of one statement. PostgreSQL takes no message of 1 GB or more.
+PAGE_ROWS = 1_000
+PAGE_CHARACTERS = 8_000_000
+
+#: As in insert_events.sql.
+SEPARATOR = "\x1e"
+NO_TRACE = "\x1d"
+
+#: What a repeat is compared by.
+_COMPARED = ("event_id", "event_type", "event_context", "metadata_version")
+
+#: Ids in one log line.
+_IDS_TOLD = 10
 
 Outcome = TypeVar("Outcome")
-
-SAVEPOINT = Step("SAVEPOINT outbox_publish", {})
-ROLLBACK = Step("ROLLBACK TO SAVEPOINT outbox_publish", {})
-RELEASE = Step("RELEASE SAVEPOINT outbox_publish", {})
-
 Errors = tuple[type[Exception], ...]
 
 
@@ -36,14 +48,19 @@ class Manner(NamedTuple):
     allows_autocommit: bool = False
 
 
+class Step(NamedTuple):
+    """A statement with `:name` parameters and their values, all texts; a question is answered by one text."""
+
+    statement: str
+    parameters: Mapping[str, str | None]
+    is_question: bool = False
+
+
 class Reply(NamedTuple):
     """What the server replied: how many rows were written, negative when the driver does not say, or a text."""
 
     row_count: int = -1
     text: str | None = None
-
-
-Steps = Generator[Step, Reply, Outcome]
 
 
 class Wire(NamedTuple):
@@ -60,6 +77,13 @@ class AsyncWire(NamedTuple):
     execute: Callable[[Step], Awaitable[Reply]]
     errors: Errors
     is_autocommit: bool
+
+
+Steps = Generator[Step, Reply, Outcome]
+
+SAVEPOINT = Step("SAVEPOINT outbox_publish", {})
+ROLLBACK = Step("ROLLBACK TO SAVEPOINT outbox_publish", {})
+RELEASE = Step("RELEASE SAVEPOINT outbox_publish", {})
 
 
 def write(wire: Wire, rows: Sequence[EventRow], manner: Manner) -> Written | None:
@@ -121,7 +145,7 @@ def _insertion(rows: Sequence[EventRow]) -> Steps[Written | None]:
     return Written(new_count, tuple(differing))
 
 
-def _differing(page: Page) -> Steps[list[UUID]]:
+def _differing(page: "Page") -> Steps[list[UUID]]:
     # Asked first, because a refusal would end the caller's transaction over a repeat.
     may_compare = (yield Step(query_text("may_compare"), {}, is_question=True)).text
     if may_compare != "true":
@@ -139,7 +163,7 @@ def _best_effort(rows: Sequence[EventRow], errors: Errors, *, has_savepoint: boo
     except errors as error:
         if has_savepoint:
             yield from _back_to_savepoint(error, errors)
-        failures.note(error, rows[0].event_type, len(rows))
+        give_up(error, rows[0].event_type, len(rows))
         return None
     if has_savepoint:
         yield RELEASE
@@ -152,3 +176,138 @@ def _back_to_savepoint(error: Exception, errors: Errors) -> Steps[None]:
         yield RELEASE
     except errors as failure:
         raise error from failure
+
+
+class Page(NamedTuple):
+    """The statement that writes some events in one round trip, and how many they are."""
+
+    step: Step
+    event_count: int
+
+    @property
+    def question(self) -> Step:
+        """Which of the events the outbox has with another type, version or context: their ids, parted by spaces."""
+        name = "differing_event" if self.event_count == 1 else "differing_events"
+        compared = {column: self.step.parameters[column] for column in _COMPARED}
+        return Step(query_text(name), compared, is_question=True)
+
+
+def pages(rows: Sequence[EventRow]) -> Iterator[Page]:
+    """Yield the statements that write *rows* in their order."""
+    if len(rows) == 1:
+        return iter([_alone(rows[0])])
+    return chain.from_iterable(map(_together, _cut(rows)))
+
+
+def _cut(rows: Sequence[EventRow]) -> Iterator[list[EventRow]]:
+    page: list[EventRow] = []
+    characters = 0
+    for row in rows:
+        characters += len(row.event_context)
+        if page and (len(page) == PAGE_ROWS or characters > PAGE_CHARACTERS):
+            yield page
+            page, characters = [], len(row.event_context)
+        page.append(row)
+    if page:
+        yield page
+
+
+def _together(rows: list[EventRow]) -> Iterator[Page]:
+    if len(rows) > 1:
+        columns = _joined(rows)
+        if _is_separable(columns, rows):
+            yield Page(Step(query_text("insert_events"), columns), len(rows))
+            return
+    for row in rows:
+        yield _alone(row)
+
+
+def _alone(row: EventRow) -> Page:
+    texts = {
+        "event_id": row.event_id.hex,
+        "event_type": row.event_type,
+        "event_date_time": row.event_date_time.isoformat(),
+        "environment": row.environment,
+        "event_context": row.event_context,
+        "metadata_version": str(row.metadata_version),
+        "trace_context": row.trace_context,
+    }
+    return Page(Step(query_text("insert_event"), texts), 1)
+
+
+def _joined(rows: list[EventRow]) -> dict[str, str | None]:
+    join = SEPARATOR.join
+    return {
+        "event_id": join([row.event_id.hex for row in rows]),
+        "event_type": join([row.event_type for row in rows]),
+        "event_date_time": join([row.event_date_time.isoformat() for row in rows]),
+        "environment": join([row.environment for row in rows]),
+        "event_context": join([row.event_context for row in rows]),
+        "metadata_version": join([str(row.metadata_version) for row in rows]),
+        "trace_context": join([NO_TRACE if row.trace_context is None else row.trace_context for row in rows]),
+    }
+
+
+def _is_separable(columns: dict[str, str | None], rows: list[EventRow]) -> bool:
+    counts = {(text or "").count(SEPARATOR) for text in columns.values()}
+    return counts == {len(rows) - 1} and all(row.trace_context != NO_TRACE for row in rows)
+
+
+_lock = Lock()
+_given_up_count = 0
+
+
+def not_published_count() -> int:
+    """Return how many events this process gave up because they were published with `required=False`."""
+    return _given_up_count
+
+
+def give_up(error: Exception, event_type: str | None, event_count: int) -> None:
+    """Count *event_count* events as given up and log why.
+
+    Of a database's error only class and SQLSTATE are said: its words may quote the context.
+    """
+    global _given_up_count
+    with _lock:
+        _given_up_count += event_count
+    # SQLAlchemy has the driver's error in `orig`, Django as the cause.
+    cause = getattr(error, "orig", None) or error
+    application_log().warning(
+        "event_not_published",
+        event_type=event_type,
+        count=event_count,
+        error=str(error) if isinstance(error, PublishError) else type(cause).__name__,
+        sqlstate=getattr(cause, "sqlstate", None) or _sqlstate_of(cause.__cause__),
+    )
+
+
+def _sqlstate_of(cause: BaseException | None) -> str | None:
+    # psycopg2 calls it pgcode.
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
+def event_id_of(row: EventRow, written: Written | None) -> EventId | None:
+    """Return the id of *row*, which says whether it is a repeat; None when it was given up."""
+    if written is None:
+        return None
+    _log_repeats([row], written)
+    return EventId(row.event_id, is_repeat=written.new_count == 0, differs=bool(written.differing))
+
+
+def event_ids_of(rows: Sequence[EventRow], written: Written | None) -> list[UUID] | None:
+    """Return the ids of *rows*, None when they were given up."""
+    if written is None:
+        return None
+    _log_repeats(rows, written)
+    return [row.event_id for row in rows]
+
+
+def _log_repeats(rows: Sequence[EventRow], written: Written) -> None:
+    same_count = len(rows) - written.new_count - len(written.differing)
+    if same_count > 0:
+        event_id = str(rows[0].event_id) if len(rows) == 1 else None
+        application_log().info("event_repeated", event_id=event_id, event_type=rows[0].event_type, count=same_count)
+    # A repeat that says something else is not stored, so the publisher is warned.
+    if written.differing:
+        ids = [str(event_id) for event_id in written.differing[:_IDS_TOLD]]
+        application_log().warning("event_repeated", event_ids=ids, count=len(written.differing), differs=True)

@@ -13,7 +13,7 @@ from outbox_pipeline import Event, NoTransactionError, PublishError, publish_eve
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.postgres.tables import event as event_table
 from outbox_pipeline.publish import insert_events
-from outbox_pipeline.publish.pages import PAGE_ROWS
+from outbox_pipeline.publish.steps import PAGE_ROWS
 
 
 class UserCreated(Event):

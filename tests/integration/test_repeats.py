@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from outbox_pipeline import EventId, publish_event, publish_events
 from outbox_pipeline.processes import wait_until
-from outbox_pipeline.publish.pages import PAGE_ROWS
+from outbox_pipeline.publish.steps import PAGE_ROWS
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.measured import traffic

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from outbox_pipeline import Event, NoTransactionError, PublishError, publishes
 from outbox_pipeline.postgres.tables import event as event_table
-from outbox_pipeline.publish.pages import PAGE_ROWS
+from outbox_pipeline.publish.steps import PAGE_ROWS
 from tests.fixtures.sessions import Opened
 
 

@@ -25,7 +25,7 @@ from outbox_pipeline import (
 )
 from outbox_pipeline.events import EventRow, prepare_event
 from outbox_pipeline.postgres.queries import query_text
-from outbox_pipeline.publish import insert_events, pages
+from outbox_pipeline.publish import insert_events, steps
 
 
 @pytest.fixture
@@ -118,19 +118,19 @@ def test_statement_writes_given_columns_and_spares_positions(name: str) -> None:
 
 def counts(rows: list[EventRow]) -> list[int]:
     """Return how many events go with each statement."""
-    return [page.event_count for page in pages.pages(rows)]
+    return [page.event_count for page in steps.pages(rows)]
 
 
 def test_pages_are_bounded_by_rows_and_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages keep the order, none has too many rows or characters, and one large event has its own."""
-    monkeypatch.setattr(pages, "PAGE_ROWS", 3)
-    monkeypatch.setattr(pages, "PAGE_CHARACTERS", 40)
+    monkeypatch.setattr(steps, "PAGE_ROWS", 3)
+    monkeypatch.setattr(steps, "PAGE_CHARACTERS", 40)
     rows = [prepare_event({"a": "x" * size}, event_type="t") for size in (1, 1, 1, 1, 100, 20, 20, 1)]
 
-    sent = [page.step.parameters["event_id"] or "" for page in pages.pages(rows)]
+    sent = [page.step.parameters["event_id"] or "" for page in steps.pages(rows)]
 
     assert counts(rows) == [3, 1, 1, 1, 2]
-    assert pages.SEPARATOR.join(sent).split(pages.SEPARATOR) == [row.event_id.hex for row in rows]
+    assert steps.SEPARATOR.join(sent).split(steps.SEPARATOR) == [row.event_id.hex for row in rows]
 
 
 @pytest.mark.parametrize(

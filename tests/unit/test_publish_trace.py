@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from structlog.contextvars import bound_contextvars, clear_contextvars
 
 from outbox_pipeline.events import prepare_event
-from outbox_pipeline.publish.trace import current_trace
+from outbox_pipeline.publish.fields import current_trace
 
 TRACER = TracerProvider().get_tracer("tests")
 
@@ -56,7 +56,7 @@ def test_without_a_span_the_correlation_id_is_kept(variables: dict[str, Any], tr
 def test_absent_libraries_are_not_missed() -> None:
     """Looking imports nothing."""
     program = (
-        "import sys; from outbox_pipeline.publish.trace import current_trace; print(current_trace(),"
+        "import sys; from outbox_pipeline.publish.fields import current_trace; print(current_trace(),"
         " any(name.startswith(('opentelemetry', 'structlog')) for name in sys.modules))"
     )
 
