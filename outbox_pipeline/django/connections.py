@@ -7,16 +7,14 @@ Invariant: what a test accepts production accepts. The transaction that Django's
 the application's, so publishing outside `atomic` is autocommit there too.
 """
 
-from functools import cache, partial
-from re import compile as pattern
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections, router
 
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.publish.parameters import pyformat
 from outbox_pipeline.publish.steps import Reply, Step, Wire
-
-_PARAMETER = pattern(r":(\w+)")
 
 
 def wire_of(using: str | None) -> Wire:
@@ -46,13 +44,8 @@ def alias_of(using: str | None) -> str:
 
 def _execute(connection: Any, step: Step) -> Reply:
     with connection.cursor() as cursor:
-        cursor.execute(_pyformat(step.statement), step.parameters or None)
+        cursor.execute(pyformat(step.statement), step.parameters or None)
         return Reply(cursor.rowcount, cursor.fetchone()[0] if step.is_question else None)
-
-
-@cache
-def _pyformat(statement: str) -> str:
-    return _PARAMETER.sub(r"%(\1)s", statement)
 
 
 def _is_autocommit(connection: Any) -> bool:

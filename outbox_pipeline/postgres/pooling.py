@@ -4,9 +4,6 @@ Transactions may pass through one: nothing of ours outlives a transaction in a s
 ledger, and an event would not share its business data's.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 #: pgbouncer's words with `pool_mode = statement`, where it refuses every BEGIN. Their SQLSTATE, 08P01, says less.
 _NO_TRANSACTIONS = "transaction blocks not allowed in statement pooling mode"
 
@@ -22,12 +19,7 @@ def is_without_transactions(said: str) -> bool:
     return _NO_TRANSACTIONS in said
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """Write beside a library's own error what to do, where it is such a pooler's."""
-    try:
-        yield
-    except Exception as error:
-        if is_without_transactions(str(error)):
-            error.add_note(f"outbox: {ADVICE}.")
-        raise
+def explain(error: Exception) -> None:
+    """Write beside a library's own *error* what to do, where it is such a pooler's."""
+    if is_without_transactions(str(error)):
+        error.add_note(f"outbox: {ADVICE}.")

@@ -3,15 +3,13 @@
 asyncpg opens no transaction by itself: outside `connection.transaction()` every statement is its own.
 """
 
-import re
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from asyncpg import InterfaceError, PostgresError
 
+from outbox_pipeline.publish.parameters import numbered
 from outbox_pipeline.publish.steps import AsyncWire, Reply, Step
-
-_PARAMETER = re.compile(r":(\w+)")
 
 
 def async_wire_of(connection: Any) -> AsyncWire:
@@ -22,17 +20,10 @@ def async_wire_of(connection: Any) -> AsyncWire:
 
 
 async def _execute(connection: Any, step: Step) -> Reply:
-    statement, names = _numbered(step.statement)
+    statement, names = numbered(step.statement)
     values = [step.parameters[name] for name in names]
     if step.is_question:
         return Reply(text=await connection.fetchval(statement, *values))
     # "INSERT 0 3"; savepoints have no number.
     count = str(await connection.execute(statement, *values)).rpartition(" ")[2]
     return Reply(int(count) if count.isdecimal() else 0)
-
-
-@cache
-def _numbered(statement: str) -> tuple[str, tuple[str, ...]]:
-    names = tuple(_PARAMETER.findall(statement))
-    numbers = iter(range(1, len(names) + 1))
-    return _PARAMETER.sub(lambda _: f"${next(numbers)}", statement), names

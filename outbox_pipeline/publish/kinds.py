@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from outbox_pipeline import published
 from outbox_pipeline.events import EventRow
-from outbox_pipeline.postgres.pooling import explained
+from outbox_pipeline.postgres import pooling
 from outbox_pipeline.publish.steps import AsyncWire, Manner, Wire, write, write_async
 from outbox_pipeline.published import Written
 
@@ -75,8 +75,11 @@ def write_through(
     taken = published.take(rows)
     if taken is not None:
         return taken
-    with explained():
+    try:
         return published.announced(rows, write((wire_of or _wire_of)(session), rows, manner))
+    except Exception as error:
+        pooling.explain(error)
+        raise
 
 
 async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> Written | None:
@@ -90,8 +93,11 @@ async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Ma
         runner = session if hasattr(session, "run_sync") else session()
         outcome: Written | None = await runner.run_sync(write_through, rows, manner)
         return outcome
-    with explained():
+    try:
         return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
+    except Exception as error:
+        pooling.explain(error)
+        raise
 
 
 def _library_of(session: object, kinds: frozenset[tuple[str, str]]) -> str | None:

@@ -5,7 +5,6 @@ by `connection.transaction()`, and that counts. In pipeline mode each step waits
 depends on it; an error of an earlier statement then surfaces at the first step, as its own.
 """
 
-import re
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
@@ -15,9 +14,8 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from outbox_pipeline.publish import prepared
+from outbox_pipeline.publish.parameters import pyformat
 from outbox_pipeline.publish.steps import AsyncWire, Reply, Step, Wire
-
-_PARAMETER = re.compile(r":(\w+)")
 
 
 def wire_of(connection: Connection[Any]) -> Wire:
@@ -41,7 +39,7 @@ def _sent(connection: Connection[Any], step: Step) -> Reply:
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
     with Cursor(connection, row_factory=tuple_row) as cursor:
         with waiting:
-            cursor.execute(_pyformat(step.statement), step.parameters, prepare=_prepare(connection))
+            cursor.execute(_encoded(step.statement), step.parameters, prepare=_prepare(connection))
         return Reply(cursor.rowcount, _text(cursor.fetchone()) if step.is_question else None)
 
 
@@ -55,7 +53,7 @@ async def _sent_async(connection: AsyncConnection[Any], step: Step) -> Reply:
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
     async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
         async with waiting:
-            await cursor.execute(_pyformat(step.statement), step.parameters, prepare=_prepare(connection))
+            await cursor.execute(_encoded(step.statement), step.parameters, prepare=_prepare(connection))
         return Reply(cursor.rowcount, _text(await cursor.fetchone()) if step.is_question else None)
 
 
@@ -69,8 +67,8 @@ def _text(row: tuple[Any, ...] | None) -> str | None:
 
 
 @cache
-def _pyformat(statement: str) -> bytes:
-    return _PARAMETER.sub(r"%(\1)s", statement).encode()
+def _encoded(statement: str) -> bytes:
+    return pyformat(statement).encode()
 
 
 def _is_pipelined(connection: Connection[Any] | AsyncConnection[Any]) -> bool:
