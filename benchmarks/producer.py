@@ -72,7 +72,7 @@ def one_event(engine: Engine, pairs: int) -> dict[str, float]:
         for number in range(pairs + 200):
             # The row and its values are there already: what is timed is the INSERT and nothing else.
             (page,) = pages([prepare_event(context(number), event_type="order_placed")])
-            values, event = page.step.parameters, context(number)
+            values, event = page.statement.parameters, context(number)
             bare.append(seconds(lambda values=values: session.execute(insert, values)))
             published.append(seconds(lambda event=event: publish_event(session, event, event_type="order_placed")))
         session.rollback()

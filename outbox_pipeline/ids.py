@@ -35,5 +35,5 @@ class EventId(UUID):
         object.__setattr__(self, "differs", differs)
 
     def __reduce__(self) -> tuple[type[UUID], tuple[str]]:
-        """Copy and pickle as the plain UUID it is to everybody else."""
+        """Copy and pickle as the plain UUID it is to other code."""
         return UUID, (self.hex,)

@@ -1,6 +1,6 @@
-"""Where publishing can be watched, or taken over, within this process; nobody does so outside an application's tests.
+"""Where publishing can be watched, or taken over, within this process; an application's tests do, production does not.
 
-`publish` asks `take` before it needs the session and calls `announced` after it has written. `testing` listens.
+`publish` calls `intercept` before it needs the session and `notify` after it has written. `testing` listens.
 
 Invariant: with no listener both cost one look at an empty list, and neither can change what is written.
 """
@@ -28,8 +28,8 @@ _observers: "list[Listener]" = []
 _stand_ins: "list[Listener]" = []
 
 
-def announced(rows: "Sequence[EventRow]", written: Written | None) -> Written | None:
-    """Tell the observers that *rows* were written, in a transaction whose end nobody knows yet; return *written*.
+def notify(rows: "Sequence[EventRow]", written: Written | None) -> Written | None:
+    """Tell the observers that *rows* were written, in a transaction that has not ended yet; return *written*.
 
     They are told nothing when it is None: best effort has given the events up.
     """
@@ -39,7 +39,7 @@ def announced(rows: "Sequence[EventRow]", written: Written | None) -> Written | 
     return written
 
 
-def take(rows: "Sequence[EventRow]") -> Written | None:
+def intercept(rows: "Sequence[EventRow]") -> Written | None:
     """Hand *rows* to what stands in for the outbox and return what they were to it; None when nothing stands in."""
     return _stand_ins[-1](rows) if _stand_ins else None
 

@@ -14,11 +14,11 @@ from django.db import DatabaseError, InterfaceError, connections, router
 
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.publish.parameters import pyformat
-from outbox_pipeline.publish.steps import Reply, Step, Wire
+from outbox_pipeline.publish.steps import Driver, Reply, Statement
 
 
-def wire_of(using: str | None) -> Wire:
-    """Return the wire of the connection that *using* and the routers lead to.
+def driver_of(using: str | None) -> Driver:
+    """Return the driver of the connection that *using* and the routers lead to.
 
     Raises ConfigurationError when it does not lead to PostgreSQL.
     """
@@ -28,7 +28,7 @@ def wire_of(using: str | None) -> Wire:
             f"The database {connection.alias!r} is {connection.vendor}, and events are published in PostgreSQL: "
             "name its alias with using=, or in a database router."
         )
-    return Wire(partial(_execute, connection), (DatabaseError, InterfaceError), _is_autocommit(connection))
+    return Driver(partial(_execute, connection), (DatabaseError, InterfaceError), _is_autocommit(connection))
 
 
 def alias_of(using: str | None) -> str:
@@ -42,10 +42,10 @@ def alias_of(using: str | None) -> str:
     return alias
 
 
-def _execute(connection: Any, step: Step) -> Reply:
+def _execute(connection: Any, statement: Statement) -> Reply:
     with connection.cursor() as cursor:
-        cursor.execute(pyformat(step.statement), step.parameters or None)
-        return Reply(cursor.rowcount, cursor.fetchone()[0] if step.is_question else None)
+        cursor.execute(pyformat(statement.sql), statement.parameters or None)
+        return Reply(cursor.rowcount, cursor.fetchone()[0] if statement.is_question else None)
 
 
 def _is_autocommit(connection: Any) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from typing import Literal, Unpack, overload
 from uuid import UUID
 
-from outbox_pipeline.django.connections import wire_of
+from outbox_pipeline.django.connections import driver_of
 from outbox_pipeline.ids import EventId
 from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through
-from outbox_pipeline.publish.steps import Manner, event_id_of, event_ids_of
+from outbox_pipeline.publish.steps import Options, event_id_of, event_ids_of
 
 
 @overload
@@ -51,7 +51,7 @@ def publish_event(
     row = row_of(event, fields, is_required=required)
     if row is None:
         return None
-    return event_id_of(row, write_through(using, [row], Manner(required, allow_autocommit), wire_of=wire_of))
+    return event_id_of(row, write_through(using, [row], Options(required, allow_autocommit), driver_of=driver_of))
 
 
 @overload
@@ -87,4 +87,4 @@ def publish_events(
     rows = rows_of(events, fields, is_required=required)
     if rows is None:
         return None
-    return event_ids_of(rows, write_through(using, rows, Manner(required, allow_autocommit), wire_of=wire_of))
+    return event_ids_of(rows, write_through(using, rows, Options(required, allow_autocommit), driver_of=driver_of))

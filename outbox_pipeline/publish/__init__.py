@@ -7,8 +7,8 @@ the pipeline finds the events once the caller has committed.
 Invariant: events and business data share one transaction. So a connection in autocommit is refused unless the caller
 says otherwise, and all events of a call are checked before the first is written.
 
-A session's kind is told by its class, never by importing a library: whoever holds an asyncpg connection has loaded
-asyncpg, and nobody else needs it.
+A session's kind is told by its class, never by importing a library: a process with an asyncpg connection has loaded
+asyncpg already, and no other process needs it.
 """
 
 from outbox_pipeline.publish.calls import insert_events, publish_event, publish_events

@@ -9,21 +9,21 @@ from typing import Any
 from asyncpg import InterfaceError, PostgresError
 
 from outbox_pipeline.publish.parameters import numbered
-from outbox_pipeline.publish.steps import AsyncWire, Reply, Step
+from outbox_pipeline.publish.steps import AsyncDriver, Reply, Statement
 
 
-def async_wire_of(connection: Any) -> AsyncWire:
-    """Return the wire of *connection*."""
-    return AsyncWire(
+def async_driver_of(connection: Any) -> AsyncDriver:
+    """Return the driver of *connection*."""
+    return AsyncDriver(
         partial(_execute, connection), (PostgresError, InterfaceError), is_autocommit=not connection.is_in_transaction()
     )
 
 
-async def _execute(connection: Any, step: Step) -> Reply:
-    statement, names = numbered(step.statement)
-    values = [step.parameters[name] for name in names]
-    if step.is_question:
-        return Reply(text=await connection.fetchval(statement, *values))
+async def _execute(connection: Any, statement: Statement) -> Reply:
+    sql, names = numbered(statement.sql)
+    values = [statement.parameters[name] for name in names]
+    if statement.is_question:
+        return Reply(text=await connection.fetchval(sql, *values))
     # "INSERT 0 3"; savepoints have no number.
-    count = str(await connection.execute(statement, *values)).rpartition(" ")[2]
+    count = str(await connection.execute(sql, *values)).rpartition(" ")[2]
     return Reply(int(count) if count.isdecimal() else 0)

@@ -8,7 +8,7 @@ from outbox_pipeline.events import EventRow
 from outbox_pipeline.ids import EventId
 from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through
-from outbox_pipeline.publish.steps import Manner, event_id_of, event_ids_of
+from outbox_pipeline.publish.steps import Options, event_id_of, event_ids_of
 from outbox_pipeline.published import Written
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def publish_event(
     row = row_of(event, fields, is_required=required)
     if row is None:
         return None
-    return event_id_of(row, write_through(session, [row], Manner(required, allow_autocommit)))
+    return event_id_of(row, write_through(session, [row], Options(required, allow_autocommit)))
 
 
 @overload
@@ -96,7 +96,7 @@ def publish_events(
     rows = rows_of(events, fields, is_required=required)
     if rows is None:
         return None
-    return event_ids_of(rows, write_through(session, rows, Manner(required, allow_autocommit)))
+    return event_ids_of(rows, write_through(session, rows, Options(required, allow_autocommit)))
 
 
 def insert_events(session: "SyncSession", rows: Sequence[EventRow]) -> Written:
@@ -104,4 +104,4 @@ def insert_events(session: "SyncSession", rows: Sequence[EventRow]) -> Written:
 
     Raises NoTransactionError on a connection in autocommit, where a failing page would leave earlier ones behind.
     """
-    return write_through(session, rows, Manner()) or Written(0)
+    return write_through(session, rows, Options()) or Written(0)

@@ -7,7 +7,7 @@ from uuid import UUID
 from outbox_pipeline.ids import EventId
 from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through_async
-from outbox_pipeline.publish.steps import Manner, event_id_of, event_ids_of
+from outbox_pipeline.publish.steps import Options, event_id_of, event_ids_of
 
 if TYPE_CHECKING:
     from outbox_pipeline.publish.kinds import AsyncSessionKind
@@ -46,7 +46,7 @@ async def publish_event_async(
     row = row_of(event, fields, is_required=required)
     if row is None:
         return None
-    return event_id_of(row, await write_through_async(session, [row], Manner(required, allow_autocommit)))
+    return event_id_of(row, await write_through_async(session, [row], Options(required, allow_autocommit)))
 
 
 @overload
@@ -79,4 +79,4 @@ async def publish_events_async(
     rows = rows_of(events, fields, is_required=required)
     if rows is None:
         return None
-    return event_ids_of(rows, await write_through_async(session, rows, Manner(required, allow_autocommit)))
+    return event_ids_of(rows, await write_through_async(session, rows, Options(required, allow_autocommit)))

@@ -1,6 +1,6 @@
-"""Which kind of session somebody holds, told by the names of its class.
+"""Which kind of session a caller has, told by the names of its class.
 
-Nothing is imported to find out: a library is imported by the module that speaks to it, once somebody came with one of
+Nothing is imported to find out: a library is imported by the module that speaks to it, once a call comes with one of
 its sessions, and then it is loaded already.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from outbox_pipeline import published
 from outbox_pipeline.events import EventRow
 from outbox_pipeline.postgres import pooling
-from outbox_pipeline.publish.steps import AsyncWire, Manner, Wire, write, write_async
+from outbox_pipeline.publish.steps import AsyncDriver, Driver, Options, write, write_async
 from outbox_pipeline.published import Written
 
 if TYPE_CHECKING:
@@ -66,35 +66,35 @@ def is_async_session(session: object) -> bool:
 
 
 def write_through(
-    session: Any, rows: Sequence[EventRow], manner: Manner, *, wire_of: Callable[[Any], Wire] | None = None
+    session: Any, rows: Sequence[EventRow], options: Options, *, driver_of: Callable[[Any], Driver] | None = None
 ) -> Written | None:
     """Write *rows* through a session that is called; see `write`. Raises TypeError for any other kind.
 
-    A framework that knows its connections by another word than the object gives its own *wire_of*.
+    A framework that knows its connections by another word than the object gives its own *driver_of*.
     """
-    taken = published.take(rows)
-    if taken is not None:
-        return taken
+    intercepted = published.intercept(rows)
+    if intercepted is not None:
+        return intercepted
     try:
-        return published.announced(rows, write((wire_of or _wire_of)(session), rows, manner))
+        return published.notify(rows, write((driver_of or _driver_of)(session), rows, options))
     except Exception as error:
         pooling.explain(error)
         raise
 
 
-async def write_through_async(session: Any, rows: Sequence[EventRow], manner: Manner) -> Written | None:
+async def write_through_async(session: Any, rows: Sequence[EventRow], options: Options) -> Written | None:
     """Write *rows* through a session that is awaited; see `write`. Raises TypeError for any other kind."""
-    taken = published.take(rows)
-    if taken is not None:
-        return taken
+    intercepted = published.intercept(rows)
+    if intercepted is not None:
+        return intercepted
     library = _library_of(session, _ASYNC)
     if library == "sqlalchemy":
         # A registry of sessions, unlike a session, cannot run anything itself.
         runner = session if hasattr(session, "run_sync") else session()
-        outcome: Written | None = await runner.run_sync(write_through, rows, manner)
+        outcome: Written | None = await runner.run_sync(write_through, rows, options)
         return outcome
     try:
-        return published.announced(rows, await write_async(_async_wire_of(session, library), rows, manner))
+        return published.notify(rows, await write_async(_async_driver_of(session, library), rows, options))
     except Exception as error:
         pooling.explain(error)
         raise
@@ -114,16 +114,16 @@ def _library(kind: Any, kinds: frozenset[tuple[str, str]]) -> str | None:
     return None
 
 
-def _wire_of(session: Any) -> Wire:
+def _driver_of(session: Any) -> Driver:
     library = _library_of(session, _SYNC)
     if library == "sqlalchemy":
         from outbox_pipeline.publish import sqlalchemy_sessions
 
-        return sqlalchemy_sessions.wire_of(session)
+        return sqlalchemy_sessions.driver_of(session)
     if library == "psycopg":
         from outbox_pipeline.publish import psycopg_connections
 
-        return psycopg_connections.wire_of(session)
+        return psycopg_connections.driver_of(session)
     if type(session).__module__.partition(".")[0] == "django":
         raise TypeError("In Django publish with outbox_pipeline.django.publish_event, which finds the connection.")
     if is_async_session(session):
@@ -134,15 +134,15 @@ def _wire_of(session: Any) -> Wire:
     )
 
 
-def _async_wire_of(session: Any, library: str | None) -> AsyncWire:
+def _async_driver_of(session: Any, library: str | None) -> AsyncDriver:
     if library == "psycopg":
         from outbox_pipeline.publish import psycopg_connections
 
-        return psycopg_connections.async_wire_of(session)
+        return psycopg_connections.async_driver_of(session)
     if library == "asyncpg":
         from outbox_pipeline.publish import asyncpg_connections
 
-        return asyncpg_connections.async_wire_of(session)
+        return asyncpg_connections.async_driver_of(session)
     if is_sync_session(session):
         raise TypeError(f"A {type(session).__name__} is not awaited: call 'publish_event(session, event)'.")
     raise TypeError(

@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 
-from outbox_pipeline.publish.steps import Step
+from outbox_pipeline.publish.steps import Statement
 
 #: Answered by the server's process, while psycopg knows the pid that the login gave it: a pooler's is its own.
-QUESTION = Step("SELECT CAST(pg_backend_pid() AS text)", {}, is_question=True)
+QUESTION = Statement("SELECT CAST(pg_backend_pid() AS text)", {}, is_question=True)
 
 #: As many statements go out before it is asked; a connection with fewer is not worth a round trip.
 _STATEMENTS_BEFORE = 5

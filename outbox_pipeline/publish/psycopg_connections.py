@@ -15,46 +15,46 @@ from psycopg.rows import tuple_row
 
 from outbox_pipeline.publish import prepared
 from outbox_pipeline.publish.parameters import pyformat
-from outbox_pipeline.publish.steps import AsyncWire, Reply, Step, Wire
+from outbox_pipeline.publish.steps import AsyncDriver, Driver, Reply, Statement
 
 
-def wire_of(connection: Connection[Any]) -> Wire:
-    """Return the wire of *connection*."""
-    return Wire(partial(_execute, connection), (Error,), _is_autocommit(connection))
+def driver_of(connection: Connection[Any]) -> Driver:
+    """Return the driver of *connection*."""
+    return Driver(partial(_execute, connection), (Error,), _is_autocommit(connection))
 
 
-def async_wire_of(connection: AsyncConnection[Any]) -> AsyncWire:
-    """Return the wire of *connection*."""
-    return AsyncWire(partial(_execute_async, connection), (Error,), _is_autocommit(connection))
+def async_driver_of(connection: AsyncConnection[Any]) -> AsyncDriver:
+    """Return the driver of *connection*."""
+    return AsyncDriver(partial(_execute_async, connection), (Error,), _is_autocommit(connection))
 
 
-def _execute(connection: Connection[Any], step: Step) -> Reply:
+def _execute(connection: Connection[Any], statement: Statement) -> Reply:
     if prepared.is_to_be_asked(connection):
         prepared.learn(connection, _sent(connection, prepared.QUESTION).text)
-    return _sent(connection, step)
+    return _sent(connection, statement)
 
 
-def _sent(connection: Connection[Any], step: Step) -> Reply:
+def _sent(connection: Connection[Any], statement: Statement) -> Reply:
     # A cursor of our own: the connection's factories may make ones that speak another parameter style, or other rows.
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
     with Cursor(connection, row_factory=tuple_row) as cursor:
         with waiting:
-            cursor.execute(_encoded(step.statement), step.parameters, prepare=_prepare(connection))
-        return Reply(cursor.rowcount, _text(cursor.fetchone()) if step.is_question else None)
+            cursor.execute(_encoded(statement.sql), statement.parameters, prepare=_prepare(connection))
+        return Reply(cursor.rowcount, _text(cursor.fetchone()) if statement.is_question else None)
 
 
-async def _execute_async(connection: AsyncConnection[Any], step: Step) -> Reply:
+async def _execute_async(connection: AsyncConnection[Any], statement: Statement) -> Reply:
     if prepared.is_to_be_asked(connection):
         prepared.learn(connection, (await _sent_async(connection, prepared.QUESTION)).text)
-    return await _sent_async(connection, step)
+    return await _sent_async(connection, statement)
 
 
-async def _sent_async(connection: AsyncConnection[Any], step: Step) -> Reply:
+async def _sent_async(connection: AsyncConnection[Any], statement: Statement) -> Reply:
     waiting = connection.pipeline() if _is_pipelined(connection) else nullcontext()
     async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
         async with waiting:
-            await cursor.execute(_encoded(step.statement), step.parameters, prepare=_prepare(connection))
-        return Reply(cursor.rowcount, _text(await cursor.fetchone()) if step.is_question else None)
+            await cursor.execute(_encoded(statement.sql), statement.parameters, prepare=_prepare(connection))
+        return Reply(cursor.rowcount, _text(await cursor.fetchone()) if statement.is_question else None)
 
 
 def _prepare(connection: Connection[Any] | AsyncConnection[Any]) -> bool | None:
@@ -67,8 +67,8 @@ def _text(row: tuple[Any, ...] | None) -> str | None:
 
 
 @cache
-def _encoded(statement: str) -> bytes:
-    return pyformat(statement).encode()
+def _encoded(sql: str) -> bytes:
+    return pyformat(sql).encode()
 
 
 def _is_pipelined(connection: Connection[Any] | AsyncConnection[Any]) -> bool:

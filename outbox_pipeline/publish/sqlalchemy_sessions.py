@@ -11,7 +11,7 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from outbox_pipeline.postgres import tables
-from outbox_pipeline.publish.steps import Reply, Step, Wire
+from outbox_pipeline.publish.steps import Driver, Reply, Statement
 
 #: The second is what a connection raises that was found dead by an earlier statement.
 ERRORS = (DBAPIError, PendingRollbackError)
@@ -20,37 +20,37 @@ ERRORS = (DBAPIError, PendingRollbackError)
 _PSYCOPG = ("psycopg", "psycopg_async")
 
 
-def wire_of(session: Any) -> Wire:
-    """Return the wire of *session*, which begins its transaction as with any statement."""
+def driver_of(session: Any) -> Driver:
+    """Return the driver of *session*, which begins its transaction as with any statement."""
     connection = session
     if not isinstance(session, Connection):
         # The table tells a session with several databases which one is meant.
         connection = session.connection(bind_arguments={"clause": tables.event})
-    return Wire(partial(_execute, connection), ERRORS, _is_autocommit(connection))
+    return Driver(partial(_execute, connection), ERRORS, _is_autocommit(connection))
 
 
-def _execute(connection: Connection, step: Step) -> Reply:
+def _execute(connection: Connection, statement: Statement) -> Reply:
     if connection.dialect.driver not in _PSYCOPG:
-        return _sent(connection, step)
+        return _sent(connection, statement)
     # psycopg is loaded here, and nowhere else.
     from outbox_pipeline.publish import prepared
 
-    driver: Any = connection.connection.driver_connection
-    if prepared.is_to_be_asked(driver):
-        with prepared.unprepared(driver):
-            prepared.learn(driver, _sent(connection, prepared.QUESTION).text)
-    with nullcontext() if prepared.is_direct(driver) else prepared.unprepared(driver):
-        return _sent(connection, step)
+    psycopg_connection: Any = connection.connection.driver_connection
+    if prepared.is_to_be_asked(psycopg_connection):
+        with prepared.unprepared(psycopg_connection):
+            prepared.learn(psycopg_connection, _sent(connection, prepared.QUESTION).text)
+    with nullcontext() if prepared.is_direct(psycopg_connection) else prepared.unprepared(psycopg_connection):
+        return _sent(connection, statement)
 
 
-def _sent(connection: Connection, step: Step) -> Reply:
-    result = connection.execute(_clause(step.statement), step.parameters)
-    return Reply(text=result.scalar()) if step.is_question else Reply(result.rowcount)
+def _sent(connection: Connection, statement: Statement) -> Reply:
+    result = connection.execute(_clause(statement.sql), statement.parameters)
+    return Reply(text=result.scalar()) if statement.is_question else Reply(result.rowcount)
 
 
 @cache
-def _clause(statement: str) -> TextClause:
-    return text(statement).execution_options(preserve_rowcount=True)
+def _clause(sql: str) -> TextClause:
+    return text(sql).execution_options(preserve_rowcount=True)
 
 
 def _is_autocommit(connection: Connection) -> bool:

@@ -1,7 +1,7 @@
 """What is sent to write events, in which order, and what follows from each answer.
 
 The order is told once, as generators that yield statements and are sent replies, so that sync and async sessions
-walk the same steps. Nothing here knows a driver.
+walk the same steps. Nothing here imports a database library.
 
 Three invariants. What the server takes apart is what was put together: a page holding a separator in any of its texts
 is sent event by event instead; JSON allows no control character outside an escape, so only names and traces can. With
@@ -41,17 +41,17 @@ Outcome = TypeVar("Outcome")
 Errors = tuple[type[Exception], ...]
 
 
-class Manner(NamedTuple):
+class Options(NamedTuple):
     """How a call wants its events written."""
 
     is_required: bool = True
     allows_autocommit: bool = False
 
 
-class Step(NamedTuple):
+class Statement(NamedTuple):
     """A statement with `:name` parameters and their values, all texts; a question is answered by one text."""
 
-    statement: str
+    sql: str
     parameters: Mapping[str, str | None]
     is_question: bool = False
 
@@ -63,82 +63,82 @@ class Reply(NamedTuple):
     text: str | None = None
 
 
-class Wire(NamedTuple):
-    """One open connection as publishing needs it; `errors` is what `execute` raises when the server refuses."""
+class Driver(NamedTuple):
+    """How statements go out over one open connection; `errors` is what `execute` raises when the server refuses."""
 
-    execute: Callable[[Step], Reply]
+    execute: Callable[[Statement], Reply]
     errors: Errors
     is_autocommit: bool
 
 
-class AsyncWire(NamedTuple):
-    """As Wire, on a connection that is awaited."""
+class AsyncDriver(NamedTuple):
+    """As Driver, on a connection that is awaited."""
 
-    execute: Callable[[Step], Awaitable[Reply]]
+    execute: Callable[[Statement], Awaitable[Reply]]
     errors: Errors
     is_autocommit: bool
 
 
-Steps = Generator[Step, Reply, Outcome]
+Steps = Generator[Statement, Reply, Outcome]
 
-SAVEPOINT = Step("SAVEPOINT outbox_publish", {})
-ROLLBACK = Step("ROLLBACK TO SAVEPOINT outbox_publish", {})
-RELEASE = Step("RELEASE SAVEPOINT outbox_publish", {})
+SAVEPOINT = Statement("SAVEPOINT outbox_publish", {})
+ROLLBACK = Statement("ROLLBACK TO SAVEPOINT outbox_publish", {})
+RELEASE = Statement("RELEASE SAVEPOINT outbox_publish", {})
 
 
-def write(wire: Wire, rows: Sequence[EventRow], manner: Manner) -> Written | None:
+def write(driver: Driver, rows: Sequence[EventRow], options: Options) -> Written | None:
     """Write *rows* and return what they were, None when best effort gave them up.
 
     Raises NoTransactionError on a connection in autocommit, before any statement.
     """
-    steps = _steps(wire, rows, manner)
+    steps = _steps(driver, rows, options)
     try:
-        step = next(steps)
+        statement = next(steps)
         while True:
             try:
-                reply = wire.execute(step)
-            except wire.errors as error:
-                step = steps.throw(error)
+                reply = driver.execute(statement)
+            except driver.errors as error:
+                statement = steps.throw(error)
             else:
-                step = steps.send(reply)
+                statement = steps.send(reply)
     except StopIteration as done:
         outcome: Written | None = done.value
         return outcome
 
 
-async def write_async(wire: AsyncWire, rows: Sequence[EventRow], manner: Manner) -> Written | None:
+async def write_async(driver: AsyncDriver, rows: Sequence[EventRow], options: Options) -> Written | None:
     """As `write`, awaiting each statement."""
-    steps = _steps(wire, rows, manner)
+    steps = _steps(driver, rows, options)
     try:
-        step = next(steps)
+        statement = next(steps)
         while True:
             try:
-                reply = await wire.execute(step)
-            except wire.errors as error:
-                step = steps.throw(error)
+                reply = await driver.execute(statement)
+            except driver.errors as error:
+                statement = steps.throw(error)
             else:
-                step = steps.send(reply)
+                statement = steps.send(reply)
     except StopIteration as done:
         outcome: Written | None = done.value
         return outcome
 
 
-def _steps(wire: Wire | AsyncWire, rows: Sequence[EventRow], manner: Manner) -> Steps[Written | None]:
-    if wire.is_autocommit and not manner.allows_autocommit:
+def _steps(driver: Driver | AsyncDriver, rows: Sequence[EventRow], options: Options) -> Steps[Written | None]:
+    if driver.is_autocommit and not options.allows_autocommit:
         raise NoTransactionError(
             "This connection is in autocommit, so events and business data would not share a transaction: "
             "begin a transaction, or say allow_autocommit=True."
         )
-    if manner.is_required:
+    if options.is_required:
         return _insertion(rows)
-    return _best_effort(rows, wire.errors, has_savepoint=not wire.is_autocommit)
+    return _best_effort(rows, driver.errors, has_savepoint=not driver.is_autocommit)
 
 
 def _insertion(rows: Sequence[EventRow]) -> Steps[Written | None]:
     new_count = 0
     differing: list[UUID] = []
     for page in pages(rows):
-        count = (yield page.step).row_count
+        count = (yield page.statement).row_count
         new_count += page.event_count if count < 0 else count
         if 0 <= count < page.event_count:
             differing += yield from _differing(page)
@@ -147,7 +147,7 @@ def _insertion(rows: Sequence[EventRow]) -> Steps[Written | None]:
 
 def _differing(page: "Page") -> Steps[list[UUID]]:
     # Asked first, because a refusal would end the caller's transaction over a repeat.
-    may_compare = (yield Step(query_text("may_compare"), {}, is_question=True)).text
+    may_compare = (yield Statement(query_text("may_compare"), {}, is_question=True)).text
     if may_compare != "true":
         return []
     ids = (yield page.question).text or ""
@@ -181,15 +181,15 @@ def _back_to_savepoint(error: Exception, errors: Errors) -> Steps[None]:
 class Page(NamedTuple):
     """The statement that writes some events in one round trip, and how many they are."""
 
-    step: Step
+    statement: Statement
     event_count: int
 
     @property
-    def question(self) -> Step:
+    def question(self) -> Statement:
         """Which of the events the outbox has with another type, version or context: their ids, parted by spaces."""
         name = "differing_event" if self.event_count == 1 else "differing_events"
-        compared = {column: self.step.parameters[column] for column in _COMPARED}
-        return Step(query_text(name), compared, is_question=True)
+        compared = {column: self.statement.parameters[column] for column in _COMPARED}
+        return Statement(query_text(name), compared, is_question=True)
 
 
 def pages(rows: Sequence[EventRow]) -> Iterator[Page]:
@@ -216,7 +216,7 @@ def _together(rows: list[EventRow]) -> Iterator[Page]:
     if len(rows) > 1:
         columns = _joined(rows)
         if _is_separable(columns, rows):
-            yield Page(Step(query_text("insert_events"), columns), len(rows))
+            yield Page(Statement(query_text("insert_events"), columns), len(rows))
             return
     for row in rows:
         yield _alone(row)
@@ -232,7 +232,7 @@ def _alone(row: EventRow) -> Page:
         "metadata_version": str(row.metadata_version),
         "trace_context": row.trace_context,
     }
-    return Page(Step(query_text("insert_event"), texts), 1)
+    return Page(Statement(query_text("insert_event"), texts), 1)
 
 
 def _joined(rows: list[EventRow]) -> dict[str, str | None]:

@@ -127,7 +127,7 @@ def test_pages_are_bounded_by_rows_and_by_size(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(steps, "PAGE_CHARACTERS", 40)
     rows = [prepare_event({"a": "x" * size}, event_type="t") for size in (1, 1, 1, 1, 100, 20, 20, 1)]
 
-    sent = [page.step.parameters["event_id"] or "" for page in steps.pages(rows)]
+    sent = [page.statement.parameters["event_id"] or "" for page in steps.pages(rows)]
 
     assert counts(rows) == [3, 1, 1, 1, 2]
     assert steps.SEPARATOR.join(sent).split(steps.SEPARATOR) == [row.event_id.hex for row in rows]
