@@ -1,6 +1,6 @@
 """Admin pages for events and quarantine: to look at, never to change.
 
-A user who may view events (`outbox_pipeline.view_outboxevent`) sees their contexts.
+Whoever may view events (`outbox_pipeline.view_outboxevent`) sees their contexts.
 
 Invariant: what a page costs does not grow with the outbox. A list shows the newest 10,000 rows at most, filters and
 counts only among them, and an older event is found by its id.
@@ -99,15 +99,15 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return shortened(row.event_type)
 
     def has_add_permission(self, request: Any, obj: Any = None) -> bool:
-        """No event is added in the admin."""
+        """Nobody adds."""
         return False
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """No event is changed in the admin."""
+        """Nobody changes."""
         return False
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """No event is deleted in the admin."""
+        """Nobody deletes."""
         return False
 
     def get_changelist(self, request: Any, **kwargs: Any) -> type[ChangeList]:
