@@ -17,9 +17,9 @@ from outbox_pipeline.monitoring.health import lag_sentence
 from outbox_pipeline.monitoring.incidents import Condition, Incidents
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.webhook import post_json
+from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.failures import failing_groups, remember_runs
 from outbox_pipeline.orchestration.health import LAG_BELOW_THRESHOLD
-from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.settings import Settings
 

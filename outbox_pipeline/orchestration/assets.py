@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.clickhouse.table import COLUMNS, column_comments
-from outbox_pipeline.orchestration.health import VOUCHED
-from outbox_pipeline.orchestration.ops import (
+from outbox_pipeline.orchestration.delivery.run import DeliveryConfig
+from outbox_pipeline.orchestration.delivery.steps import (
     DELIVERED_WHOLE,
     EVENT_LOG,
     OUTBOX_KEY,
@@ -17,9 +17,9 @@ from outbox_pipeline.orchestration.ops import (
     mark_processed,
     validate_batch,
 )
+from outbox_pipeline.orchestration.health import VOUCHED
 from outbox_pipeline.orchestration.partitions import recorded_days
 from outbox_pipeline.orchestration.run_config import literal_schema
-from outbox_pipeline.orchestration.runs import DeliveryConfig
 from outbox_pipeline.settings import load_settings
 
 #: Only the deployer knows them; none unless OUTBOX_OWNERS is set.

@@ -5,8 +5,9 @@ import dagster as dg
 from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.assets import OUTBOX, event_log
 from outbox_pipeline.orchestration.completeness import completeness_sensor
+from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.health import health_checks, health_sensor
-from outbox_pipeline.orchestration.jobs import deliver_batch, resume_parked_batches
+from outbox_pipeline.orchestration.parked import deliver_batch, resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
     discard_quarantined,
     quarantine_empty,
@@ -21,7 +22,6 @@ from outbox_pipeline.orchestration.retention import (
     prune_outbox,
     purge_history_daily,
 )
-from outbox_pipeline.orchestration.sensors import outbox_sensor
 
 
 def build_definitions() -> dg.Definitions:

@@ -10,8 +10,8 @@ from typing import Any
 
 import dagster as dg
 
+from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
 from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
-from outbox_pipeline.orchestration.ops import EVENT_LOG
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 
 #: Runs end on several hosts, whose clocks and commits are not in order: look back this far each time.

@@ -24,8 +24,8 @@ import dagster as dg
 
 from outbox_pipeline.monitoring.health import Answer, Health, judge_gaps, judge_lag, judge_ledger, read_health
 from outbox_pipeline.operations import quarantine
-from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.ops import OUTBOX_KEY
+from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.delivery.steps import OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, told
 from outbox_pipeline.orchestration.resources import PipelineResource
 

@@ -8,11 +8,11 @@ from pydantic import Field
 
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.operations import quarantine
-from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.ops import OUTBOX_KEY
+from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.delivery.run import one_sentence
+from outbox_pipeline.orchestration.delivery.steps import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
-from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.quarantined import Filter
 
 QUARANTINE_EMPTY = "quarantine_empty"

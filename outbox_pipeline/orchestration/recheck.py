@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from outbox_pipeline.operations.replay import Outcome, rechecks_due, replay
-from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.delivery.run import one_sentence
 from outbox_pipeline.orchestration.resources import PipelineResource
-from outbox_pipeline.orchestration.runs import one_sentence
 
 _MAX_RUNTIME_SECONDS = 3600
 #: A run that failed is asked for again this much later: its key then has another number at the end.

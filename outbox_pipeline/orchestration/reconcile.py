@@ -18,12 +18,12 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import DayTotals, Reconciled, Window
 from outbox_pipeline.operations.reconcile.repair import Repaired, parse_day, repair
-from outbox_pipeline.orchestration import metadata
-from outbox_pipeline.orchestration.ops import EVENT_LOG
+from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.delivery.run import one_sentence
+from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
-from outbox_pipeline.orchestration.runs import one_sentence
 from outbox_pipeline.settings import load_settings, today
 
 RECONCILED = "reconciled"

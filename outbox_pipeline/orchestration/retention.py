@@ -9,7 +9,7 @@ from pydantic import Field
 
 from outbox_pipeline.errors import OutboxError, TransientError, first_line
 from outbox_pipeline.operations.retention import prune
-from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.orchestration.host.history import purge_history
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal

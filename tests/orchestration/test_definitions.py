@@ -12,8 +12,8 @@ import yaml
 
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.orchestration.definitions import build_definitions
+from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE, LOCATION_NAME
-from outbox_pipeline.orchestration.ops import EVENT_LOG
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,13 +15,13 @@ from sqlalchemy import text
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import OUTBOX
 from outbox_pipeline.orchestration.definitions import build_definitions
+from outbox_pipeline.orchestration.delivery.steps import OUTBOX_KEY
 from outbox_pipeline.orchestration.health import (
     LAG_BELOW_THRESHOLD,
     LEDGER_CONSISTENT,
     NO_OLD_GAP,
     health_sensor,
 )
-from outbox_pipeline.orchestration.ops import OUTBOX_KEY
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.cut import cut_batches

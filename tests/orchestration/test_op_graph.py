@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
+from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE, EVENT_LOG
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from outbox_pipeline.orchestration.definitions import build_definitions
+from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE, EVENT_LOG
 from outbox_pipeline.orchestration.host.history import LOCATION_TAG, OWN_LOCATION, PURGED_TYPES, purge_history
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
-from outbox_pipeline.orchestration.ops import DELIVERED_WHOLE, EVENT_LOG
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores

@@ -9,9 +9,9 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from outbox_pipeline.errors import TransientError
+from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.orchestration.resources import PipelineResource
-from outbox_pipeline.orchestration.sensors import outbox_sensor
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings, load_settings, today
 from outbox_pipeline.stores import Stores

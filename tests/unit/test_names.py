@@ -7,7 +7,7 @@ import pytest
 
 from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.reconcile.findings import Reconciled, TypeTotals, Window
-from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.relay.delivery import Validated
 
 DAY = date(2026, 11, 28)

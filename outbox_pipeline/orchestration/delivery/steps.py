@@ -17,13 +17,13 @@ from outbox_pipeline.errors import ProofError
 from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.operations.reconcile.repair import prove_days
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, replay
-from outbox_pipeline.orchestration import metadata
+from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.delivery.report import of_batch, of_day
+from outbox_pipeline.orchestration.delivery.run import RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.partitions import days_of
 from outbox_pipeline.orchestration.requests import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
-from outbox_pipeline.orchestration.runs import RETRIES, DeliveryConfig, delivering
-from outbox_pipeline.orchestration.summary import of_batch, of_day
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
 from outbox_pipeline.relay.attempts import end_failed

@@ -5,10 +5,10 @@ from pydantic import Field
 
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.orchestration.assets import event_log
+from outbox_pipeline.orchestration.delivery.run import one_sentence
 from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
-from outbox_pipeline.orchestration.runs import one_sentence
 
 #: Longest a run may take in seconds. A run whose code server was killed would otherwise count as started for ever.
 MAX_RUNTIME_SECONDS = 3600

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.operations.replay import Outcome, Replayed
-from outbox_pipeline.orchestration.summary import of_batch, of_day
+from outbox_pipeline.orchestration.delivery.report import of_batch, of_day
 from outbox_pipeline.relay.delivery import Marked
 
 AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
