@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from outbox_pipeline.operations.resume import resume
-from outbox_pipeline.orchestration.assets import event_log
+from outbox_pipeline.orchestration.delivery.event_log import event_log
 from outbox_pipeline.orchestration.delivery.run import one_sentence
 from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
