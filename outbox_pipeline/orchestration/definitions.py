@@ -4,10 +4,10 @@ import dagster as dg
 
 from outbox_pipeline.orchestration.alerts import alert_sensor
 from outbox_pipeline.orchestration.completeness import completeness_sensor
-from outbox_pipeline.orchestration.delivery.event_log import OUTBOX, event_log
+from outbox_pipeline.orchestration.delivery.event_log import deliver_batch, event_log
 from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
-from outbox_pipeline.orchestration.health import health_checks, health_sensor
-from outbox_pipeline.orchestration.parked import deliver_batch, resume_parked_batches
+from outbox_pipeline.orchestration.health import OUTBOX, health_checks, health_sensor
+from outbox_pipeline.orchestration.parked import resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
     discard_quarantined,
     quarantine_empty,

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 

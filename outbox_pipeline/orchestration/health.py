@@ -25,9 +25,18 @@ import dagster as dg
 from outbox_pipeline.monitoring.health import Answer, Health, judge_gaps, judge_lag, judge_ledger, read_health
 from outbox_pipeline.operations import quarantine
 from outbox_pipeline.orchestration import shown as metadata
-from outbox_pipeline.orchestration.delivery.steps import OUTBOX_KEY
+from outbox_pipeline.orchestration.assets import GROUP, OUTBOX_KEY, OWNERS
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, told
 from outbox_pipeline.orchestration.resources import PipelineResource
+
+_RUNBOOK = """
+| question | answer |
+|---|---|
+| Is something late, and why? | the checks of this asset; `outbox status` |
+| Where is one event? | `outbox trace EVENT_ID`; view `outbox.event_status` |
+| Nothing is cut? | *Automation* → `outbox_sensor`: its latest tick says why |
+| This asset is overdue? | something was late for half an hour, or `health_sensor` is stopped or fails |
+"""
 
 LAG_BELOW_THRESHOLD = "lag_below_threshold"
 NO_OLD_GAP = "no_old_gap"
@@ -39,6 +48,20 @@ _REPORTED_EVERY_SECONDS = 600
 VOUCHED = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(seconds=3 * _REPORTED_EVERY_SECONDS + 120),
     warn_window=timedelta(seconds=2 * _REPORTED_EVERY_SECONDS + 120),
+)
+
+OUTBOX = dg.AssetSpec(
+    OUTBOX_KEY,
+    description=(
+        "Table outbox.event in PostgreSQL, where applications publish in their own transactions. Plots show how many "
+        "events wait and for how long, as health_sensor sees it every ten minutes. Overdue means that something has "
+        "been late for half an hour, or that health_sensor does not run."
+    ),
+    group_name=GROUP,
+    kinds={"postgres", "table"},
+    owners=OWNERS,
+    metadata={"dagster/table_name": "outbox.event", "runbook": dg.MetadataValue.md(_RUNBOOK)},
+    freshness_policy=VOUCHED,
 )
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN

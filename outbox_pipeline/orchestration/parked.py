@@ -1,28 +1,13 @@
-"""The job that delivers one batch or proves one day, and the one that lets parked batches be tried again."""
+"""Parked batches in the UI: the job that lets them be tried again."""
 
 import dagster as dg
 from pydantic import Field
 
 from outbox_pipeline.operations.resume import resume
-from outbox_pipeline.orchestration.delivery.event_log import event_log
-from outbox_pipeline.orchestration.delivery.run import one_sentence
-from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
-
-#: Longest a run may take in seconds. A run whose code server was killed would otherwise count as started for ever.
-MAX_RUNTIME_SECONDS = 3600
-
-deliver_batch = dg.define_asset_job(
-    "deliver_batch",
-    # This check has a job of its own; a delivery must not pay for it.
-    selection=dg.AssetSelection.assets(event_log) - dg.AssetSelection.checks(reconciled),
-    description=(
-        "Extract, validate, load and mark one batch of events. outbox_sensor starts it; started by hand without a "
-        "batch id it proves the chosen day."
-    ),
-    run_tags={"dagster/max_runtime": str(MAX_RUNTIME_SECONDS)},
-)
+from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.step_failures import one_sentence
 
 
 class ResumeConfig(dg.Config):
@@ -52,7 +37,7 @@ def resume_batches(context: dg.OpExecutionContext, config: ResumeConfig, pipelin
         "Try parked batches again. A batch is parked after OUTBOX_MAX_ATTEMPTS failed attempts and then waits for a "
         "person; 'outbox status' shows the last error. Fix what it says first, then run this."
     ),
-    run_tags={"dagster/max_runtime": str(MAX_RUNTIME_SECONDS)},
+    run_tags=max_runtime(),
 )
 def resume_parked_batches() -> None:
     """Resume what its config chooses."""

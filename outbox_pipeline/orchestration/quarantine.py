@@ -9,15 +9,15 @@ from pydantic import Field
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.operations import quarantine
 from outbox_pipeline.orchestration import shown as metadata
-from outbox_pipeline.orchestration.delivery.run import one_sentence
-from outbox_pipeline.orchestration.delivery.steps import OUTBOX_KEY
+from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.quarantined import Filter
 
 QUARANTINE_EMPTY = "quarantine_empty"
 
-_MAX_RUNTIME_SECONDS = 600
 _NEXT_STEP = "Look with 'outbox quarantine list', fix the cause, then run requeue_quarantined or discard_quarantined."
 
 
@@ -101,7 +101,7 @@ def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline
         "it again. What is still bad comes back into quarantine, so trying costs nothing."
     ),
     config=dg.RunConfig(ops={"requeue_held": ChoiceConfig(everything=True)}),
-    run_tags={"dagster/max_runtime": str(_MAX_RUNTIME_SECONDS)},
+    run_tags=max_runtime(600),
 )
 def requeue_quarantined() -> None:
     """Requeue what its config chooses."""
@@ -114,7 +114,7 @@ def requeue_quarantined() -> None:
         "is never delivered. Run it with dry_run true first to see how many it means; the note is required and says "
         "why to whoever looks later."
     ),
-    run_tags={"dagster/max_runtime": str(_MAX_RUNTIME_SECONDS)},
+    run_tags=max_runtime(600),
 )
 def discard_quarantined() -> None:
     """Discard what its config chooses."""

@@ -10,10 +10,10 @@ import dagster as dg
 
 from outbox_pipeline.operations.replay import Outcome, rechecks_due, replay
 from outbox_pipeline.orchestration import shown as metadata
-from outbox_pipeline.orchestration.delivery.run import one_sentence
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.step_failures import one_sentence
 
-_MAX_RUNTIME_SECONDS = 3600
 #: A run that failed is asked for again this much later: its key then has another number at the end.
 _ASKED_AGAIN_SECONDS = 300
 
@@ -38,7 +38,7 @@ def recheck_due(context: dg.OpExecutionContext, pipeline: PipelineResource):  # 
         "Prove once more each batch that took several attempts, OUTBOX_RECHECK_SECONDS after it was marked. "
         "recheck_sensor starts it; started by hand it does nothing when no batch is due."
     ),
-    run_tags={"dagster/max_runtime": str(_MAX_RUNTIME_SECONDS)},
+    run_tags=max_runtime(),
 )
 def recheck_batches() -> None:
     """Take the second look at whatever is due."""

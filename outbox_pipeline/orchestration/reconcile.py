@@ -19,16 +19,16 @@ from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import DayTotals, Reconciled, Window
 from outbox_pipeline.operations.reconcile.repair import Repaired, parse_day, repair
 from outbox_pipeline.orchestration import shown as metadata
-from outbox_pipeline.orchestration.delivery.run import one_sentence
-from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
+from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.settings import load_settings, today
 
 RECONCILED = "reconciled"
 
-_MAX_RUNTIME_SECONDS = 3600
 _PARTITION_TAG = "dagster/partition"
 
 
@@ -124,11 +124,7 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
         "differing batches again and touches no other."
     ),
     config=dg.RunConfig(ops={"compare_days": ReconcileConfig()}),
-    run_tags={
-        "dagster/max_runtime": str(_MAX_RUNTIME_SECONDS),
-        "dagster/priority": "-1",
-        "outbox/background": "reconcile",
-    },
+    run_tags=max_runtime() | in_background("reconcile", priority=-1),
 )
 def reconcile_days() -> None:
     """Compare what its config chooses."""

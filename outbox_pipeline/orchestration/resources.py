@@ -1,4 +1,4 @@
-"""The pipeline's resource: connections to both stores and the delivery of this process.
+"""The pipeline's resource: connections to both stores, and a place for the delivery of this process.
 
 Opened on first use and closed at the end of the run or tick. Invariant: which servers these are is said by the
 environment of the code location alone; nothing in a run's config chooses one.
@@ -12,13 +12,10 @@ import dagster as dg
 from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
-from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.logs import configure_logs
-from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
-from outbox_pipeline.postgres.leases import read_batch
-from outbox_pipeline.relay.attempts import start_requested, start_unrequested
+from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.settings import Settings, load_settings
 from outbox_pipeline.stores import Stores
@@ -70,25 +67,15 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
             self._client = open_client(self.settings)
         return Stores(self.engine, self._client, self.settings)
 
-    def delivery(self, batch_id: str, attempt: int | None, run: dg.DagsterRun) -> Delivery | None:
-        """Return this process's delivery of the batch, starting one if needed; None when it is processed already.
-
-        A run asked for by the sensor starts the attempt it was asked for. A re-execution, a run started by hand and a
-        step in a process of its own take the batch over. Raises LeaseLostError while another run holds it.
-        """
-        wanted = self.as_uuid(batch_id)
-        if self._delivery is not None and self._delivery.lease.batch_id == wanted:
-            return self._delivery
-        with ledger_transaction(self.engine) as connection:
-            batch = read_batch(connection, wanted)
-        if batch.status == BatchStatus.PROCESSED:
-            return None
-        is_continued = run.parent_run_id is not None or batch.run_id == run.run_id
-        if attempt is None or is_continued:
-            self._delivery = start_unrequested(self.stores, wanted, run_id=run.run_id)
-        else:
-            self._delivery = start_requested(self.stores, wanted, attempt, run_id=run.run_id)
+    @property
+    def delivery(self) -> Delivery | None:
+        """The delivery that an earlier step of this process has started."""
         return self._delivery
+
+    def keep(self, delivery: Delivery) -> Delivery:
+        """Keep *delivery* for the steps that follow, and close it when the run ends."""
+        self._delivery = delivery
+        return delivery
 
     @staticmethod
     def as_uuid(text: str) -> UUID:

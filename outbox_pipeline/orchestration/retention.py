@@ -13,15 +13,10 @@ from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.orchestration.host.history import purge_history
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
 from outbox_pipeline.settings import load_settings
 
-_MAX_RUNTIME_SECONDS = 3600
-_TAGS = {
-    "dagster/max_runtime": str(_MAX_RUNTIME_SECONDS),
-    # Deliveries have priority 0; dagster.yaml lets one run with this key work at a time.
-    "dagster/priority": "-10",
-    "outbox/background": "true",
-}
+_TAGS = max_runtime() | in_background("true", priority=-10)
 
 
 class PruneConfig(dg.Config):

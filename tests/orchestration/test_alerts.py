@@ -11,8 +11,8 @@ from sqlalchemy import text
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.incidents import Incidents
 from outbox_pipeline.orchestration.alerts import Look, alert_sensor, watch_checks
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import resume_parked
 from outbox_pipeline.relay.attempts import end_failed, start_unrequested

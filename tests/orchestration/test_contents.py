@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.orchestration.delivery import run as runs
-from outbox_pipeline.orchestration.delivery.run import one_sentence
+from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.relay import delivery
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish

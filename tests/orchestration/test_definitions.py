@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from outbox_pipeline.clickhouse.table import COLUMNS
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE, LOCATION_NAME
 
 ROOT = Path(__file__).parents[2]

@@ -13,13 +13,13 @@ from dagster._core.loader import LoadingContextForTest
 from sqlalchemy import text
 
 from outbox_pipeline.errors import TransientError
+from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.event_log import OUTBOX
-from outbox_pipeline.orchestration.delivery.steps import OUTBOX_KEY
 from outbox_pipeline.orchestration.health import (
     LAG_BELOW_THRESHOLD,
     LEDGER_CONSISTENT,
     NO_OLD_GAP,
+    OUTBOX,
     health_sensor,
 )
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE, EVENT_LOG
+from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.operations.quarantine import count_held, show
+from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE, OUTBOX_KEY
+from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.loop import relay

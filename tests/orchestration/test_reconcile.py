@@ -8,8 +8,8 @@ import pytest
 
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
 from outbox_pipeline.orchestration.reconcile import RECONCILED, ReconcileConfig
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores

@@ -11,8 +11,9 @@ import dagster as dg
 import pytest
 from sqlalchemy import create_engine, text
 
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE, EVENT_LOG
+from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.host.history import LOCATION_TAG, OWN_LOCATION, PURGED_TYPES, purge_history
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
 from outbox_pipeline.relay.loop import relay

@@ -1,4 +1,4 @@
-"""The asset `event_log`: the ClickHouse table, one partition a day, made by the op graph of a delivery."""
+"""The asset `event_log`: the ClickHouse table, one partition a day, made by the steps of a delivery, and its job."""
 
 import warnings
 from datetime import timedelta
@@ -7,34 +7,22 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.clickhouse.table import COLUMNS, column_comments
+from outbox_pipeline.orchestration.assets import EVENT_LOG, GROUP, OUTBOX_KEY, OWNERS
 from outbox_pipeline.orchestration.delivery.run import DeliveryConfig
 from outbox_pipeline.orchestration.delivery.steps import (
     DELIVERED_WHOLE,
-    EVENT_LOG,
-    OUTBOX_KEY,
     extract_batch,
     load_batch,
     mark_processed,
     validate_batch,
 )
-from outbox_pipeline.orchestration.health import VOUCHED
 from outbox_pipeline.orchestration.partitions import recorded_days
+from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.run_config import literal_schema
+from outbox_pipeline.orchestration.run_tags import max_runtime
 from outbox_pipeline.settings import load_settings
 
-#: Only the deployer knows them; none unless OUTBOX_OWNERS is set.
-_OWNERS = list(load_settings().owners or ())
-
-_OUTBOX_RUNBOOK = """
-| question | answer |
-|---|---|
-| Is something late, and why? | the checks of this asset; `outbox status` |
-| Where is one event? | `outbox trace EVENT_ID`; view `outbox.event_status` |
-| Nothing is cut? | *Automation* → `outbox_sensor`: its latest tick says why |
-| This asset is overdue? | something was late for half an hour, or `health_sensor` is stopped or fails |
-"""
-
-_EVENT_LOG_RUNBOOK = """
+_RUNBOOK = """
 | question | answer |
 |---|---|
 | Is a day whole? | *Materialize* its partition: each batch is proved, and repaired where ClickHouse differs |
@@ -44,20 +32,6 @@ _EVENT_LOG_RUNBOOK = """
 | Events are held? | `outbox quarantine list`, then `requeue_quarantined` or `discard_quarantined` |
 | Is everything set up right? | `outbox doctor` |
 """
-
-OUTBOX = dg.AssetSpec(
-    OUTBOX_KEY,
-    description=(
-        "Table outbox.event in PostgreSQL, where applications publish in their own transactions. Plots show how many "
-        "events wait and for how long, as health_sensor sees it every ten minutes. Overdue means that something has "
-        "been late for half an hour, or that health_sensor does not run."
-    ),
-    group_name="outbox",
-    kinds={"postgres", "table"},
-    owners=_OWNERS,
-    metadata={"dagster/table_name": "outbox.event", "runbook": dg.MetadataValue.md(_OUTBOX_RUNBOOK)},
-    freshness_policy=VOUCHED,
-)
 
 
 def _delivered_whole() -> dg.AssetCheckSpec:
@@ -81,7 +55,7 @@ def _table_metadata() -> dict[str, Any]:
     return {
         "dagster/table_name": load_settings().clickhouse_table,
         "dagster/column_schema": dg.TableSchema(columns),
-        "runbook": dg.MetadataValue.md(_EVENT_LOG_RUNBOOK),
+        "runbook": dg.MetadataValue.md(_RUNBOOK),
     }
 
 
@@ -110,11 +84,11 @@ def one_config_for_all_ops(config: dict[str, Any]) -> dict[str, Any]:
     ),
     partitions_def=recorded_days,
     config=one_config_for_all_ops,
-    ins={"outbox": dg.AssetIn(key=OUTBOX.key, dagster_type=dg.Nothing)},
+    ins={"outbox": dg.AssetIn(key=OUTBOX_KEY, dagster_type=dg.Nothing)},
     check_specs=[_delivered_whole()],
-    group_name="outbox",
+    group_name=GROUP,
     kinds={"clickhouse", "pandas"},
-    owners=_OWNERS,
+    owners=OWNERS,
     metadata=_table_metadata(),
 )
 def _event_log(outbox: Any) -> Any:
@@ -124,3 +98,14 @@ def _event_log(outbox: Any) -> Any:
 
 
 event_log = _event_log.map_asset_specs(_with_freshness)
+
+deliver_batch = dg.define_asset_job(
+    "deliver_batch",
+    # This check has a job of its own; a delivery must not pay for it.
+    selection=dg.AssetSelection.assets(event_log) - dg.AssetSelection.checks(reconciled),
+    description=(
+        "Extract, validate, load and mark one batch of events. outbox_sensor starts it; started by hand without a "
+        "batch id it proves the chosen day."
+    ),
+    run_tags=max_runtime(),
+)

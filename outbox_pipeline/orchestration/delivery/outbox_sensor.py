@@ -8,8 +8,8 @@ import dagster as dg
 from outbox_pipeline.batches import BatchRequest
 from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.errors import TransientError
-from outbox_pipeline.orchestration.delivery.steps import EVENT_LOG
-from outbox_pipeline.orchestration.parked import deliver_batch
+from outbox_pipeline.orchestration.assets import EVENT_LOG
+from outbox_pipeline.orchestration.delivery.event_log import deliver_batch
 from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
 from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG, RECORDED_ON_TAG, tend_requests
 from outbox_pipeline.orchestration.resources import PipelineResource

@@ -1,7 +1,8 @@
-"""What every op of a delivery shares: its config, and how an error becomes a retry, a failure or a ledger note.
+"""How a run gets its delivery, and what an error in a step becomes: a retry, or the end of the attempt in the ledger.
 
-Invariant: Dagster stores and shows an error with all its causes, so nothing is raised from here that has one, and of a
-foreign error only kind and place are told.
+The first step of a process starts the delivery, the steps after it find it in the resource, and the end of the run
+closes it. Invariant: a process has one delivery at most, and nothing is raised from here that has a cause, as in
+`step_failures`.
 """
 
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from contextlib import contextmanager
 import dagster as dg
 from pydantic import Field
 
+from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.errors import InDoubtError, LeaseLostError, OutboxError, TransientError, sentence_of
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.step_failures import failure_of
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import note_error
-from outbox_pipeline.relay.attempts import end_failed, error_kind
+from outbox_pipeline.postgres.leases import note_error, read_batch
+from outbox_pipeline.relay.attempts import end_failed, error_kind, start_requested, start_unrequested
 from outbox_pipeline.relay.delivery import Delivery
 
 #: Trouble of seconds is waited out inside the run; anything longer is the sensor's next attempt.
@@ -47,7 +50,7 @@ def delivering(
     delivery: Delivery | None = None
     try:
         if config.batch_id is not None:
-            delivery = pipeline.delivery(config.batch_id, config.attempt, context.run)
+            delivery = _delivery_of(context.run, config.batch_id, config.attempt, pipeline)
         yield delivery
     except LeaseLostError as error:
         raise failure_of(error) from None
@@ -59,19 +62,23 @@ def delivering(
         raise failure_of(error) from None
 
 
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Fail the run with one sentence, and without a retry, where the block fails."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - it fails the run, in words that may be stored
-        raise failure_of(error) from None
+def _delivery_of(run: dg.DagsterRun, batch_id: str, attempt: int | None, pipeline: PipelineResource) -> Delivery | None:
+    """Return this process's delivery of the batch, starting one if needed; None when it is processed already.
 
-
-def failure_of(error: Exception) -> dg.Failure:
-    """Return the failure of a step, with the frames of *error* and one sentence about it."""
-    failure = dg.Failure(description=sentence_of(error), allow_retries=False)
-    return failure.with_traceback(error.__traceback__)
+    A run asked for by the sensor starts the attempt it was asked for. A re-execution, a run started by hand and a
+    step in a process of its own take the batch over. Raises LeaseLostError while another run holds it.
+    """
+    wanted = pipeline.as_uuid(batch_id)
+    if pipeline.delivery is not None and pipeline.delivery.lease.batch_id == wanted:
+        return pipeline.delivery
+    with ledger_transaction(pipeline.engine) as connection:
+        batch = read_batch(connection, wanted)
+    if batch.status == BatchStatus.PROCESSED:
+        return None
+    is_continued = run.parent_run_id is not None or batch.run_id == run.run_id
+    if attempt is None or is_continued:
+        return pipeline.keep(start_unrequested(pipeline.stores, wanted, run_id=run.run_id))
+    return pipeline.keep(start_requested(pipeline.stores, wanted, attempt, run_id=run.run_id))
 
 
 def _end(delivery: Delivery | None, error: Exception) -> None:

@@ -18,6 +18,7 @@ from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.operations.reconcile.repair import prove_days
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, replay
 from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.report import of_batch, of_day
 from outbox_pipeline.orchestration.delivery.run import RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.partitions import days_of
@@ -28,8 +29,6 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
 from outbox_pipeline.relay.attempts import end_failed
 
-EVENT_LOG = dg.AssetKey("event_log")
-OUTBOX_KEY = dg.AssetKey(["postgres", "outbox"])
 DELIVERED_WHOLE = "delivered_whole"
 
 _AFTER = {"after": dg.In(dg.Nothing)}
