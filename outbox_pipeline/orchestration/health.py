@@ -23,11 +23,12 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.monitoring.health import Answer, Health, judge_gaps, judge_lag, judge_ledger, read_health
+from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.operations import quarantine
-from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.orchestration.assets import GROUP, OUTBOX_KEY, OWNERS
-from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, told
+from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY, of_held, told
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.shown import Metadata, table
 
 _RUNBOOK = """
 | question | answer |
@@ -75,7 +76,7 @@ class Report:
     is_well: bool
     said: str
     cause: str
-    shown: metadata.Metadata
+    shown: Metadata
 
 
 @dg.asset_check(
@@ -134,7 +135,7 @@ health_checks = [lag_below_threshold, no_old_gap, ledger_consistent]
 def health_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Look once and report what is news; the cursor is what was reported last, and in which ten minutes."""
     health = read_health(pipeline.engine)
-    reports = {**_reports(pipeline, health), QUARANTINE_EMPTY: _of_quarantine(pipeline)}
+    reports = {**_reports(pipeline, health), QUARANTINE_EMPTY: _quarantine_report(pipeline)}
     slot = int(datetime.now(UTC).timestamp()) // _REPORTED_EVERY_SECONDS
     answers = {name: f"{report.is_well} {report.cause}" for name, report in reports.items()}
     before = _last_reported(context.cursor)
@@ -155,16 +156,16 @@ def _reports(pipeline: PipelineResource, health: Health) -> dict[str, Report]:
         NO_OLD_GAP: judge_gaps(health, limit_seconds=limit_seconds),
         LEDGER_CONSISTENT: judge_ledger(health),
     }
-    return {name: _of_answer(answer) for name, answer in answers.items()}
+    return {name: _report_of(answer) for name, answer in answers.items()}
 
 
-def _of_answer(answer: Answer) -> Report:
-    return Report(answer.is_well, answer.said, answer.cause, metadata.of_answer(answer))
+def _report_of(answer: Answer) -> Report:
+    return Report(answer.is_well, answer.said, answer.cause, _metadata_of(answer))
 
 
-def _of_quarantine(pipeline: PipelineResource) -> Report:
+def _quarantine_report(pipeline: PipelineResource) -> Report:
     held = quarantine.count_held(pipeline.engine)
-    return Report(held.count == 0, told(held), held.summary(), metadata.of_held(held))
+    return Report(held.count == 0, told(held), held.summary(), of_held(held))
 
 
 def _result(name: str, reports: Mapping[str, Report]) -> dg.AssetCheckResult:
@@ -187,7 +188,7 @@ def _evaluation(name: str, report: Report) -> dg.AssetCheckEvaluation:
 
 
 def _about_outbox(health: Health, *, may_vouch: bool) -> list[dg.AssetObservation | dg.AssetMaterialization]:
-    seen = dg.AssetObservation(OUTBOX_KEY, metadata=metadata.of_status(health.status))
+    seen = dg.AssetObservation(OUTBOX_KEY, metadata=_metadata_of_status(health.status))
     if not may_vouch:
         return [seen]
     vouched = dg.AssetMaterialization(
@@ -211,3 +212,24 @@ def _summary(reports: Mapping[str, Report], news: list[str]) -> str:
     wrong = [f"{name}: {report.said}" for name, report in reports.items() if not report.is_well]
     found = " ".join(wrong) or "all is well."
     return f"Reported {', '.join(news)}; {found}" if news else f"Unchanged; {found}"
+
+
+def _metadata_of(answer: Answer) -> Metadata:
+    """Show the numbers behind a check of the pipeline's health, and what exactly it found."""
+    found = {"found": table(answer.rows)} if answer.rows else {}
+    return {**answer.numbers, **found}
+
+
+def _metadata_of_status(status: Status) -> Metadata:
+    """Show the outbox as one point of its plots."""
+    return {
+        "pending": status.pending,
+        "in_flight": status.in_flight,
+        "parked": status.parked,
+        "quarantined": status.quarantined,
+        "undelivered": status.undelivered,
+        "recorded_in_the_future": status.future,
+        "lag_seconds": round(status.lag_seconds, 3),
+        "open_batches": sum(status.open_batches.values()),
+        "gaps": status.gaps,
+    }

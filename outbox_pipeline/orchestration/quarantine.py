@@ -8,11 +8,12 @@ from pydantic import Field
 
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.operations import quarantine
-from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.operations.quarantine import Held, Requeued
 from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.quarantined import Filter
 
@@ -66,14 +67,14 @@ def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline:
     """
     with one_sentence():
         chosen = quarantine.preview(pipeline.engine, config.chosen())
-        context.add_output_metadata(metadata.of_held(chosen.held))
+        context.add_output_metadata(of_held(chosen.held))
         if _is_dry(context, config, chosen.held):
             return
         done = quarantine.requeue(pipeline.engine, chosen.wanted)
         context.log.info(f"Requeued {done.count} events; outbox_sensor puts them into the next batch.")
         for refusal in done.refused:
             context.log.warning(f"{refusal.event_count} events of batch {refusal.batch_id} stay held: {refusal.why}.")
-        context.add_output_metadata(metadata.of_requeue(chosen.held, done))
+        context.add_output_metadata(_of_requeue(chosen.held, done))
 
 
 @literal
@@ -86,12 +87,12 @@ def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline
     """
     with one_sentence():
         chosen = quarantine.preview(pipeline.engine, config.chosen())
-        context.add_output_metadata(metadata.of_held(chosen.held))
+        context.add_output_metadata(of_held(chosen.held))
         if _is_dry(context, config, chosen.held):
             return
         count = quarantine.discard(pipeline.engine, chosen.wanted, note=config.note)
         context.log.info(f"Discarded {count} events.")
-        context.add_output_metadata({**metadata.of_held(chosen.held), "discarded": count})
+        context.add_output_metadata({**of_held(chosen.held), "discarded": count})
 
 
 @dg.job(
@@ -136,16 +137,31 @@ def quarantine_empty(pipeline: PipelineResource) -> dg.AssetCheckResult:
         passed=held.count == 0,
         severity=dg.AssetCheckSeverity.WARN,
         description=told(held),
-        metadata=metadata.of_held(held),
+        metadata=of_held(held),
     )
 
 
-def told(held: quarantine.Held) -> str:
+def told(held: Held) -> str:
     """Say how much is held and what to do about it."""
     return f"{held.summary()}. {_NEXT_STEP}" if held.count else "Nothing is held."
 
 
-def _is_dry(context: dg.OpExecutionContext, config: ChoiceConfig, held: quarantine.Held) -> bool:
+def _is_dry(context: dg.OpExecutionContext, config: ChoiceConfig, held: Held) -> bool:
     if config.dry_run:
         context.log.info(f"Dry run, nothing was changed: {held.summary()}. Set dry_run to false to go on.")
     return config.dry_run
+
+
+def of_held(held: Held) -> Metadata:
+    """Show how many events are held, or were before the change, for which reasons and since when."""
+    since = {} if held.oldest_at is None else {"oldest_held_at": dg.MetadataValue.timestamp(held.oldest_at)}
+    return {"held": held.count, "reasons": dg.MetadataValue.json(held.by_reason), **since}
+
+
+def _of_requeue(held: Held, done: Requeued) -> Metadata:
+    """Show what was requeued and what stays held."""
+    refused: list[dict[str, int | str]] = [
+        {"batch_id": str(item.batch_id), "events": item.event_count, "why": item.why}
+        for item in done.refused[:ROWS_SHOWN]
+    ]
+    return {**of_held(held), "requeued": done.count, "refused": table(refused)}

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from outbox_pipeline.operations.replay import Outcome, rechecks_due, replay
-from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.shown import of_replay
 from outbox_pipeline.orchestration.step_failures import one_sentence
 
 #: A run that failed is asked for again this much later: its key then has another number at the end.
@@ -30,7 +30,7 @@ def recheck_due(context: dg.OpExecutionContext, pipeline: PipelineResource):  # 
     for item in replayed:
         if item.outcome != Outcome.PROVEN:
             context.log.warning(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
-    context.add_output_metadata(metadata.of_replay(replayed))
+    context.add_output_metadata(of_replay(replayed))
 
 
 @dg.job(

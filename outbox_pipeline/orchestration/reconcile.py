@@ -15,15 +15,16 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from pydantic import Field
 
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.reconcile.compare import reconcile
-from outbox_pipeline.operations.reconcile.findings import DayTotals, Reconciled, Window
+from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference, Reconciled, Window
 from outbox_pipeline.operations.reconcile.repair import Repaired, parse_day, repair
-from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
+from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.settings import load_settings, today
 
@@ -91,7 +92,7 @@ def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResourc
         passed=totals.is_clean,
         severity=_severity(totals),
         description=_told(totals),
-        metadata=metadata.of_day(totals, found, None, days=found.window),
+        metadata=_of_day(totals, found, None, days=found.window),
     )
 
 
@@ -114,7 +115,7 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
         context.log.warning(sentence)
     for rows in found.unknown:
         context.log.warning(rows.sentence(pipeline.stores.client.table))
-    context.add_output_metadata(metadata.of_reconciled(found, repaired))
+    context.add_output_metadata(of_reconciled(found, repaired))
 
 
 @dg.job(
@@ -185,7 +186,7 @@ def _evaluation(
         severity=_severity(after),
         blocking=False,
         description=_told(after),
-        metadata=dict(metadata.of_day(totals, found, repaired)),
+        metadata=dict(_of_day(totals, found, repaired)),
     )
 
 
@@ -212,3 +213,88 @@ def _told(totals: DayTotals) -> str:
             "pruned: restore their rows in ClickHouse from a backup."
         )
     return " ".join(said)
+
+
+def _of_day(totals: DayTotals, found: Reconciled, repaired: Repaired | None, *, days: Window | None = None) -> Metadata:
+    """Show one day on both sides: numbers that plot, the batches that differ, and what was done about them.
+
+    *days* are those that the totals are about, when there are others beside their own.
+    """
+    differences = [item for item in found.differences if item.day in (days or Window(totals.day, totals.day))]
+    outcomes = {} if repaired is None else {item.batch_id: item.outcome for item in repaired.batches}
+    return {
+        "batches": totals.batches,
+        "batches_differing": totals.differing,
+        "rows_expected": totals.expected_rows,
+        "rows_found": totals.found_rows,
+        "rows_missing": sum(item.missing for item in differences),
+        "rows_doubled": sum(item.doubled for item in differences),
+        "rows_misplaced": sum(item.misplaced + item.other_generation for item in differences),
+        "rows_of_unknown_batches": totals.unknown_rows,
+        "events_in_no_place": totals.stray_events,
+        "events_late": totals.late_events,
+        "events_in_quarantine": totals.held_events,
+        "batches_on_their_way": totals.open_batches,
+        "batches_parked": totals.parked_batches,
+        "batches_pruned": totals.pruned_batches,
+        "checksum": dg.MetadataValue.text(f"{totals.found_checksum} (expected {totals.expected_checksum})"),
+        "differing_batches": table(
+            [
+                {
+                    **_of_difference(item),
+                    **({} if repaired is None else {"repair": str(outcomes.get(item.batch.batch_id, ""))}),
+                }
+                for item in differences[:ROWS_SHOWN]
+            ]
+        ),
+    }
+
+
+def of_reconciled(found: Reconciled, repaired: Repaired | None) -> Metadata:
+    """Show a whole comparison, with a summary to read."""
+    types: list[dict[str, int | str]] = [
+        {
+            "day": str(item.day),
+            "event_type": shortened(item.event_type),
+            "expected": item.expected,
+            "found": item.found,
+        }
+        for item in found.types
+        if item.expected != item.found
+    ]
+    return {
+        "days": len(found.days),
+        "batches": sum(day.batches for day in found.days),
+        "batches_differing": len(found.differences),
+        "rows_expected": sum(day.expected_rows for day in found.days),
+        "rows_found": sum(day.found_rows for day in found.days),
+        "rows_of_unknown_batches": sum(rows.row_count for rows in found.unknown),
+        "events_in_no_place": sum(stray.event_count for stray in found.strays),
+        "batches_redelivered": 0 if repaired is None else len(repaired.redelivered),
+        "events_put_back": 0 if repaired is None else repaired.put_back,
+        "seconds": round(found.seconds, 3),
+        "types_differing": table(types[:ROWS_SHOWN]),
+        "summary": dg.MetadataValue.md(_summary(found, repaired)),
+    }
+
+
+def _of_difference(item: Difference) -> dict[str, int | str]:
+    return {
+        "batch_id": str(item.batch.batch_id),
+        "expected": item.expected,
+        "found": item.found,
+        "missing": item.missing,
+        "doubled": item.doubled,
+        "misplaced": item.misplaced,
+        "other_generation": item.other_generation,
+        "altered": item.altered,
+    }
+
+
+def _summary(found: Reconciled, repaired: Repaired | None) -> str:
+    lines = [f"**{found.window.first_day} to {found.window.last_day}**", ""]
+    lines += [f"- {day.day}: {day.sentence}" for day in found.days[-ROWS_SHOWN:]]
+    if repaired is not None:
+        lines += ["", f"Delivered again: {len(repaired.redelivered)} batches. Put back: {repaired.put_back} events."]
+        lines += [f"- {sentence}" for sentence in repaired.left[:ROWS_SHOWN]]
+    return "\n".join(lines)

@@ -8,12 +8,12 @@ import dagster as dg
 from pydantic import Field
 
 from outbox_pipeline.errors import OutboxError, TransientError, first_line
-from outbox_pipeline.operations.retention import prune
-from outbox_pipeline.orchestration import shown as metadata
-from outbox_pipeline.orchestration.host.history import purge_history
+from outbox_pipeline.operations.retention import Pruned, prune
+from outbox_pipeline.orchestration.host.history import Purged, purge_history
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
+from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.settings import load_settings
 
 _TAGS = max_runtime() | in_background("true", priority=-10)
@@ -56,10 +56,10 @@ def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipelin
     if done.refused:
         raise dg.Failure(
             description=f"{len(done.refused)} batches keep their events: {done.refused[0].detail}.",
-            metadata=metadata.of_prune(done),
+            metadata=_of_prune(done),
             allow_retries=False,
         )
-    context.add_output_metadata(metadata.of_prune(done))
+    context.add_output_metadata(_of_prune(done))
 
 
 @dg.job(
@@ -87,7 +87,7 @@ def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig):  # ty
         done = purge_history(context.instance, days=days, seconds=config.minutes * 60)
     except OutboxError as error:
         raise dg.Failure(description=first_line(error), allow_retries=False) from None
-    context.add_output_metadata(metadata.of_purge(done, days=days))
+    context.add_output_metadata(_of_purge(done, days=days))
 
 
 @dg.job(
@@ -125,3 +125,30 @@ purge_history_daily = dg.ScheduleDefinition(
         "left then is the next night's."
     ),
 )
+
+
+def _of_prune(done: Pruned) -> Metadata:
+    """Show what was pruned, what was not and why, and how far back the outbox reaches now."""
+    oldest = {} if done.oldest_kept_at is None else {"oldest_kept_at": dg.MetadataValue.timestamp(done.oldest_kept_at)}
+    skipped: list[dict[str, int | str]] = [
+        {"batch_id": str(item.batch_id), "day": str(item.recorded_on), "events": item.event_count, "why": item.detail}
+        for item in done.skipped[:ROWS_SHOWN]
+    ]
+    return {
+        "events_pruned": done.events,
+        "batches_pruned": done.batches,
+        "discarded_pruned": done.discarded,
+        "fences_removed": done.fences,
+        "batches_skipped": len(done.skipped),
+        "skipped": table(skipped),
+        "is_dry_run": done.is_dry_run,
+        "is_finished": done.is_finished,
+        "retention_days": done.retention_days,
+        "seconds": done.seconds,
+        **oldest,
+    }
+
+
+def _of_purge(done: Purged, *, days: int) -> Metadata:
+    """Show what was purged of Dagster's own events."""
+    return {"events_purged": done.events, "runs": done.runs, "is_finished": done.is_finished, "history_days": days}

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.operations.replay import Outcome, Replayed
-from outbox_pipeline.orchestration.delivery.report import of_batch, of_day
+from outbox_pipeline.orchestration.delivery.report import summary_of_batch, summary_of_day
 from outbox_pipeline.relay.delivery import Marked
 
 AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -38,7 +38,7 @@ MARKED = Marked(2, 1, AT, 1200, 3.25, 0.5)
 
 def test_a_batch_is_told_in_a_few_lines() -> None:
     """Counts, types, reasons, lag, attempt and generation are there, with links to its runs and its day."""
-    said = of_batch(BATCH, MARKED, {"order_placed": 2}).value
+    said = summary_of_batch(BATCH, MARKED, {"order_placed": 2}).value
 
     assert said is not None
     assert "**2 events delivered and proved**, 1 refused." in said
@@ -52,7 +52,7 @@ def test_a_batch_is_told_in_a_few_lines() -> None:
 
 def test_an_event_type_cannot_leave_its_cell() -> None:
     """Whatever a type is called, it adds no cell, no line, no link and no image."""
-    said = of_batch(BATCH, MARKED, {"a|b`\n![x](http://evil)<script>": 2, "n" * 500: 1}).value or ""
+    said = summary_of_batch(BATCH, MARKED, {"a|b`\n![x](http://evil)<script>": 2, "n" * 500: 1}).value or ""
 
     (types,) = [line for line in said.splitlines() if line.startswith("| types")]
     assert types.count("|") == 3
@@ -63,10 +63,10 @@ def test_an_event_type_cannot_leave_its_cell() -> None:
 
 def test_only_some_types_are_named() -> None:
     """With many types the first ones are named and the others counted."""
-    said = of_batch(BATCH, MARKED, {f"type_{number}": 1 for number in range(8)}).value or ""
+    said = summary_of_batch(BATCH, MARKED, {f"type_{number}": 1 for number in range(8)}).value or ""
 
     assert "`type_4` 1, 3 more" in said
-    assert "see the step validate_batch" in (of_batch(BATCH, MARKED, None).value or "")
+    assert "see the step validate_batch" in (summary_of_batch(BATCH, MARKED, None).value or "")
 
 
 def test_a_day_is_told_in_one_line() -> None:
@@ -74,5 +74,5 @@ def test_a_day_is_told_in_one_line() -> None:
     replayed = [Replayed(UUID(int=number), Outcome.PROVEN, 10, "") for number in range(3)]
     replayed.append(Replayed(UUID(int=9), Outcome.FAILED, 0, "why"))
 
-    assert of_day(replayed).value == f"**4 batches with 30 rows**: 3 {Outcome.PROVEN}, 1 {Outcome.FAILED}."
-    assert "no batches" in (of_day([]).value or "")
+    assert summary_of_day(replayed).value == f"**4 batches with 30 rows**: 3 {Outcome.PROVEN}, 1 {Outcome.FAILED}."
+    assert "no batches" in (summary_of_day([]).value or "")

@@ -7,7 +7,8 @@ import pytest
 
 from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.reconcile.findings import Reconciled, TypeTotals, Window
-from outbox_pipeline.orchestration import shown as metadata
+from outbox_pipeline.orchestration.delivery.report import of_validate
+from outbox_pipeline.orchestration.reconcile import of_reconciled
 from outbox_pipeline.relay.delivery import Validated
 
 DAY = date(2026, 11, 28)
@@ -29,7 +30,7 @@ def types_in(entry: Any) -> list[str]:
 
 def test_metadata_of_a_batch_shows_the_beginning_of_a_type() -> None:
     """What an event is called cannot fill Dagster's database."""
-    shown = metadata.of_validate(Validated(2, {}, {LONG: 1, "order_placed": 1}, was_frozen=False))
+    shown = of_validate(Validated(2, {}, {LONG: 1, "order_placed": 1}, was_frozen=False))
 
     assert types_in(shown["event_types"]) == [shortened(LONG), "order_placed"]
 
@@ -38,4 +39,4 @@ def test_metadata_of_a_comparison_shows_the_beginning_of_a_type() -> None:
     """As of a batch."""
     found = Reconciled(Window(DAY, DAY), types=(TypeTotals(DAY, LONG, 2, 1),))
 
-    assert types_in(metadata.of_reconciled(found, None)["types_differing"]) == [shortened(LONG)]
+    assert types_in(of_reconciled(found, None)["types_differing"]) == [shortened(LONG)]

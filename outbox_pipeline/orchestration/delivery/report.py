@@ -1,4 +1,4 @@
-"""What a run did, in a few lines of Markdown for whoever opens it at night.
+"""What the steps of a delivery show: numbers that plot, small tables, and a summary of the run in Markdown.
 
 Invariant: counts, ids, names and times only, never an event's content; and whatever an event is called, it stays within
 its cell.
@@ -11,16 +11,78 @@ from urllib.parse import quote
 import dagster as dg
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.partitions import nearest_day
 from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
-from outbox_pipeline.relay.delivery import Marked, count_reasons
+from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, rate, table
+from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated, count_reasons
 
+_SAMPLE_SIZE = 10
 _NAMES_SHOWN = 5
 _NAME_LENGTH = 60
 
 
-def of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int] | None) -> dg.MarkdownMetadataValue:
+def of_extract(extracted: Extracted) -> Metadata:
+    """Show what came out of PostgreSQL."""
+    return {
+        "events": extracted.event_count,
+        "context_bytes": extracted.context_bytes,
+        "seconds": round(extracted.seconds, 3),
+        "events_per_second": rate(extracted.event_count, extracted.seconds),
+    }
+
+
+def of_validate(validated: Validated) -> Metadata:
+    """Show how many events were accepted, their types, and a sample of the rejected with reasons."""
+    return {
+        "accepted": validated.accepted_count,
+        "rejected": len(validated.rejected),
+        "decided_by": "an earlier attempt" if validated.was_frozen else "this attempt",
+        "event_types": table(
+            [
+                {"event_type": shortened(name), "events": count}
+                for name, count in list(validated.event_types.items())[:ROWS_SHOWN]
+            ]
+        ),
+        "rejected_sample": table(
+            [
+                {"position": position, "reasons": ", ".join(reasons)}
+                for position, reasons in list(validated.rejected.items())[:_SAMPLE_SIZE]
+            ]
+        ),
+        "reasons": dg.MetadataValue.json(validated.reasons),
+    }
+
+
+def of_load(loaded: Loaded) -> Metadata:
+    """Show what was sent and what ClickHouse proved."""
+    return {
+        "rows": loaded.row_count,
+        "sent_bytes": loaded.sent_bytes,
+        "generation": dg.MetadataValue.text(str(loaded.generation)),
+        "was_already_there": loaded.was_there,
+        "seconds": round(loaded.seconds, 3),
+        "rows_per_second": rate(loaded.row_count, loaded.seconds),
+        "proof": dg.MetadataValue.json({name: str(value) for name, value in loaded.proof.to_json().items()}),
+    }
+
+
+def of_mark(marked: Marked, *, day_row_count: int) -> Metadata:
+    """Show the batch as one point of the asset's plots."""
+    return {
+        "rows_loaded": marked.accepted_count,
+        "events_quarantined": marked.quarantined_count,
+        "lag_seconds": round(marked.lag_seconds, 3),
+        "delivery_seconds": round(marked.seconds, 3),
+        "rows_per_second": rate(marked.accepted_count, marked.seconds),
+        "context_bytes": marked.context_bytes,
+        "dagster/partition_row_count": day_row_count,
+        "processed_at": dg.MetadataValue.timestamp(marked.processed_at),
+    }
+
+
+def summary_of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int] | None) -> dg.MarkdownMetadataValue:
     """Say what was delivered and refused, how late, and where to look on; *batch* is its row before it was marked.
 
     *event_types* is None where another process validated the batch.
@@ -44,7 +106,7 @@ def of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int] | None
     return dg.MetadataValue.md("\n".join(lines))
 
 
-def of_day(replayed: Sequence[Replayed]) -> dg.MarkdownMetadataValue:
+def summary_of_day(replayed: Sequence[Replayed]) -> dg.MarkdownMetadataValue:
     """Say how many of a day's batches are proven, and what became of the others."""
     if not replayed:
         return dg.MetadataValue.md("**The day has no batches.** Nothing was recorded on it, or nothing is cut yet.")

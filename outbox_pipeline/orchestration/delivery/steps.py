@@ -17,14 +17,21 @@ from outbox_pipeline.errors import ProofError
 from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.operations.reconcile.repair import prove_days
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, replay
-from outbox_pipeline.orchestration import shown as metadata
 from outbox_pipeline.orchestration.assets import EVENT_LOG
-from outbox_pipeline.orchestration.delivery.report import of_batch, of_day
+from outbox_pipeline.orchestration.delivery.report import (
+    of_extract,
+    of_load,
+    of_mark,
+    of_validate,
+    summary_of_batch,
+    summary_of_day,
+)
 from outbox_pipeline.orchestration.delivery.run import RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.partitions import days_of
 from outbox_pipeline.orchestration.requests import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.shown import Metadata, of_replay
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
 from outbox_pipeline.relay.attempts import end_failed
@@ -46,7 +53,7 @@ def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeli
     with delivering(context, config, pipeline) as delivery:
         if delivery is not None:
             _tell_other_day(context)
-            context.add_output_metadata(metadata.of_extract(delivery.extract()))
+            context.add_output_metadata(of_extract(delivery.extract()))
             return
         batches = _batches(context, config, pipeline)
         events = sum(batch.event_count for batch in batches)
@@ -63,7 +70,7 @@ def validate_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
     """
     with delivering(context, config, pipeline) as delivery:
         if delivery is not None:
-            context.add_output_metadata(metadata.of_validate(delivery.validate()))
+            context.add_output_metadata(of_validate(delivery.validate()))
 
 
 @literal
@@ -84,7 +91,7 @@ def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline:
         except ProofError as error:
             end_failed(delivery, error)
             return _check(passed=False, shown={"differences": str(error)})
-        return _check(passed=True, shown=metadata.of_load(loaded))
+        return _check(passed=True, shown=of_load(loaded))
 
 
 @literal
@@ -102,8 +109,8 @@ def mark_processed(
             return dg.Output(None, metadata={"dagster/partition_row_count": _day_count(context, pipeline)})
         batch = delivery.batch()
         marked = delivery.mark()
-        shown = metadata.of_mark(marked, day_row_count=_day_count(context, pipeline))
-        return dg.Output(None, metadata={**shown, "summary": of_batch(batch, marked, delivery.event_types)})
+        shown = of_mark(marked, day_row_count=_day_count(context, pipeline))
+        return dg.Output(None, metadata={**shown, "summary": summary_of_batch(batch, marked, delivery.event_types)})
 
 
 def _tell_other_day(context: dg.OpExecutionContext) -> None:
@@ -134,7 +141,7 @@ def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
         if item.outcome != Outcome.PROVEN:
             context.log.info(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
     bad = [item for item in replayed if item.outcome in (Outcome.FAILED, Outcome.PRUNED)]
-    return _check(passed=not bad, shown={**metadata.of_replay(replayed), "summary": of_day(replayed)})
+    return _check(passed=not bad, shown={**of_replay(replayed), "summary": summary_of_day(replayed)})
 
 
 def _replay(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Iterator[Replayed]:
@@ -144,7 +151,7 @@ def _replay(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: Pi
     return replay(pipeline.stores, batches, reload=config.reload, run_id=context.run_id)
 
 
-def _check(*, passed: bool, shown: metadata.Metadata) -> dg.AssetCheckResult:
+def _check(*, passed: bool, shown: Metadata) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=passed, check_name=DELIVERED_WHOLE, asset_key=EVENT_LOG, metadata=shown)
 
 
