@@ -18,10 +18,10 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from sqlalchemy import Engine, text
 
 from benchmarks.common import PeakMemory, engine_pids, percentiles
+from outbox_pipeline.batches import BATCH_ID_TAG
 from outbox_pipeline.cli.up import dagster_environment
 from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
 from outbox_pipeline.orchestration.host.stack import DagsterStack, dagster_stack
-from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.stores import Stores
 

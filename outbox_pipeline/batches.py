@@ -56,6 +56,9 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
     (BatchStatus.PROCESSED, BatchStatus.DELIVERING): "a replay found ClickHouse different and delivers again",
 }
 
+#: Each run of a batch has its id under this tag, in Dagster and in the addresses of its pages.
+BATCH_ID_TAG = "outbox/batch_id"
+
 #: The highest position a sequence can draw.
 LAST_POSITION = 2**63 - 1
 

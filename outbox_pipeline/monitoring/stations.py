@@ -13,12 +13,10 @@ from uuid import UUID
 from sqlalchemy import Connection
 from sqlalchemy.engine import RowMapping
 
+from outbox_pipeline.batches import BATCH_ID_TAG
 from outbox_pipeline.postgres.overview import read_batch_times, read_recorded_at
 from outbox_pipeline.postgres.quarantine import read_history, read_replaced
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent
-
-#: Each run of a batch has its id under this tag.
-BATCH_ID_TAG = "outbox/batch_id"
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,28 @@
 
 What is wrong is asked anew in each tick, by the functions in `WATCHES`; what was told is in the sensor's cursor, which
 outlives the daemon. Invariant: a notice leaves the cursor only after the webhook took it, so a tick that dies tells
-again rather than never. The ledger decides whether a failed batch is tried again; nothing is told before it is parked.
+again rather than never. The ledger decides whether a failed batch is tried again; nothing is told before it is parked,
+and runs for one batch are not among the failed runs that are told. What the cursor keeps of failed runs is bounded, and
+looking twice at a run changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
+from outbox_pipeline.batches import BATCH_ID_TAG
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.health import lag_sentence
 from outbox_pipeline.monitoring.incidents import Condition, Incidents
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.webhook import post_json
+from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
-from outbox_pipeline.orchestration.failures import failing_groups, remember_runs
 from outbox_pipeline.orchestration.health import LAG_BELOW_THRESHOLD
+from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.settings import Settings
 
@@ -28,6 +32,15 @@ _AWAY_SECONDS = 60
 #: Results of a check with partitions that are looked at: the latest of each of about so many days.
 _MOST_RESULTS = 100
 _NAMES_SHOWN = 5
+
+#: Runs end on several hosts, whose clocks and commits are not in order: look back this far each time.
+_OVERLAP = timedelta(seconds=60)
+#: A sensor that was off for longer than this does not tell of what failed meanwhile.
+_LOOKS_BACK = timedelta(days=1)
+_MAX_RUNS_READ = 1000
+_MAX_RUNS_KEPT = 200
+#: A run that a sensor started is started again by it: only as many failures in a row are news.
+_SENSOR_FAILURES = 3
 
 #: Checks with an incident of their own: a parked batch or a failed run where a retry may be coming, and the lag.
 TOLD_OTHERWISE = frozenset({DELIVERED_WHOLE, LAG_BELOW_THRESHOLD})
@@ -90,7 +103,7 @@ def watch_runs(look: Look) -> list[Condition]:
     """Runs have failed that nothing starts again by itself."""
     return [
         Condition(f"run:{group}", f"Runs of {group} failed.", f"Look at {_named(names)} on Dagster's Runs page.")
-        for group, names in failing_groups(look.memory["runs"]).items()
+        for group, names in _failing_groups(look.memory["runs"]).items()
     ]
 
 
@@ -129,7 +142,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource
 def _looked(context: dg.SensorEvaluationContext, pipeline: PipelineResource, settings: Settings) -> Incidents:
     before, now = Incidents.from_json(context.cursor), datetime.now(UTC)
     status = _status(pipeline)
-    memory: dict[str, Any] = {"runs": remember_runs(context.instance, before.memory.get("runs", {}), now=now)}
+    memory: dict[str, Any] = {"runs": _remember_runs(context.instance, before.memory.get("runs", {}), now=now)}
     if status is None:
         memory["away_since"] = before.memory.get("away_since") or now.isoformat()
     look = Look(now, settings, status, before, memory, context.instance, _check_keys(context))
@@ -181,6 +194,68 @@ def _results(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> list[tuple[
         for partition, event in events
         if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
     ]
+
+
+def _remember_runs(instance: dg.DagsterInstance, memory: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
+    """Return what is remembered after the runs that ended since the last look.
+
+    `failing` has, by partition or job, the ids of the runs that failed since the last success and what they belong to.
+    """
+    begun = _time_of(memory.get("begun"), now)
+    seen = max(_time_of(memory.get("seen"), now), now - _LOOKS_BACK)
+    failing: dict[str, dict[str, Any]] = {name: dict(entry) for name, entry in memory.get("failing", {}).items()}
+    # What failed before the first look is no news.
+    for record in _ended_runs(instance, since=max(seen - _OVERLAP, begun)):
+        seen = max(seen, record.update_timestamp)
+        _note_run(failing, record.dagster_run)
+    kept = dict(list(failing.items())[-_MAX_RUNS_KEPT:])
+    return {"begun": begun.isoformat(), "seen": seen.isoformat(), "failing": kept}
+
+
+def _failing_groups(memory: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return by job or backfill what of it is failing for good: partitions, or the job itself."""
+    groups: dict[str, list[str]] = {}
+    for name, entry in memory.get("failing", {}).items():
+        if len(entry["runs"]) >= entry["needed"]:
+            groups.setdefault(entry["group"], []).append(name)
+    return groups
+
+
+def _time_of(stored: str | None, otherwise: datetime) -> datetime:
+    return otherwise if stored is None else datetime.fromisoformat(stored)
+
+
+def _ended_runs(instance: dg.DagsterInstance, *, since: datetime) -> Sequence[dg.RunRecord]:
+    ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS], updated_after=since)
+    return instance.get_run_records(ended, limit=_MAX_RUNS_READ, order_by="update_timestamp", ascending=True)
+
+
+def _note_run(failing: dict[str, dict[str, Any]], run: dg.DagsterRun) -> None:
+    if not _is_ours(run) or _is_for_a_batch(run) or run.tags.get("dagster/will_retry") == "true":
+        return
+    name = run.tags.get("dagster/partition") or run.job_name
+    if run.status == dg.DagsterRunStatus.SUCCESS:
+        failing.pop(name, None)
+        return
+    backfill = run.tags.get("dagster/backfill")
+    entry = failing.setdefault(name, {"runs": [], "group": f"backfill {backfill}" if backfill else run.job_name})
+    entry["needed"] = _SENSOR_FAILURES if "dagster/sensor_name" in run.tags else 1
+    if run.run_id not in entry["runs"]:
+        entry["runs"] = [*entry["runs"], run.run_id][-_SENSOR_FAILURES:]
+
+
+def _is_ours(run: dg.DagsterRun) -> bool:
+    return run.remote_job_origin is None or run.remote_job_origin.location_name == LOCATION_NAME
+
+
+def _is_for_a_batch(run: dg.DagsterRun) -> bool:
+    if BATCH_ID_TAG in run.tags:
+        return True
+    # Started by hand from the launchpad, it has no tag.
+    found: Any = run.run_config
+    for name in ("ops", EVENT_LOG.to_python_identifier(), "config", "batch_id"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found is not None
 
 
 def _named(names: list[str]) -> str:

@@ -27,13 +27,11 @@ from outbox_pipeline.monitoring.doctor import (
     check_variables,
     examine,
 )
-from outbox_pipeline.monitoring.stations import BATCH_ID_TAG
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.operations.quarantine import replace, requeue
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.repair import repair
-from outbox_pipeline.orchestration import requests as orchestration_requests
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
@@ -247,7 +245,6 @@ def test_trace_links_each_station_to_its_runs(stores: Stores) -> None:
     ]
     assert found.batch is not None
     assert found.batch.runs_url == runs
-    assert BATCH_ID_TAG == orchestration_requests.BATCH_ID_TAG
     assert [station.what for station in unlinked.stations] == [station.what for station in found.stations]
     assert {station.runs_url for station in unlinked.stations} == {None}
 

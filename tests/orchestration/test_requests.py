@@ -4,7 +4,8 @@ import dagster as dg
 import pytest
 from sqlalchemy import text
 
-from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG
+from outbox_pipeline.batches import BATCH_ID_TAG
+from outbox_pipeline.orchestration.delivery.outbox_sensor import ATTEMPT_TAG
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.orchestration.test_sensor import pipeline, tick

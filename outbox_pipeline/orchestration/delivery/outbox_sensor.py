@@ -1,26 +1,44 @@
-"""The sensor that finds pending events, cuts them into batches and starts a run for each batch that is due."""
+"""The sensor that finds pending events, cuts them into batches and starts a run for each batch that is due.
+
+It also compares the requests that no run has taken up yet with what Dagster knows of their runs. A run that waits in
+the queue may wait; one that has ended before its first step, or never came to be because a process died between the
+tick and the launch, is given up at once instead of after OUTBOX_REQUEST_SECONDS. Should such a run start after all, its
+attempt is over and it does nothing.
+"""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import dagster as dg
 
-from outbox_pipeline.batches import BatchRequest
+from outbox_pipeline.batches import BATCH_ID_TAG, BatchRequest
 from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.event_log import deliver_batch
+from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
-from outbox_pipeline.orchestration.requests import ATTEMPT_TAG, BATCH_ID_TAG, RECORDED_ON_TAG, tend_requests
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import read_requested, set_request_end
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import load_settings
+
+ATTEMPT_TAG = "outbox/attempt"
 
 #: Runs for days, from the backfill page, have none and wait in the queue until new events are on their way.
 _BEFORE_BACKFILLS = {"dagster/priority": "1"}
 
 #: The cursor while ClickHouse answers; otherwise it is the time since when it does not.
 _ANSWERING = "ClickHouse answers"
+
+#: A younger request is on its way: the daemon launches the runs of a tick after the tick has ended.
+_FRESH_SECONDS = 10.0
+#: After this long a request without any run will not get one.
+_LOST_SECONDS = 25.0
+
+_WAITING = frozenset({dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED})
 
 
 def _minimum_interval_seconds() -> int:
@@ -49,7 +67,7 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     except TransientError as error:
         since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
-    tend_requests(context.instance, pipeline)
+    _update_request_ends(context.instance, pipeline)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days())
     if tick.is_held_back:
         context.log.warning(f"Held back: {tick.summary()}.")
@@ -59,6 +77,30 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
         skip_reason=None if requests else f"No batch is due: {tick.summary()}.",
         cursor=_ANSWERING,
     )
+
+
+def _update_request_ends(instance: dg.DagsterInstance, pipeline: PipelineResource) -> None:
+    """Give up requests whose run has ended or does not exist, and let those in the queue wait on."""
+    with ledger_transaction(pipeline.engine) as connection:
+        requested = read_requested(connection, older_than_seconds=_FRESH_SECONDS)
+    for batch_id, attempt, age_seconds in requested:
+        lasting = _time_left(instance, pipeline, (batch_id, attempt), age_seconds)
+        if lasting is not None:
+            with ledger_transaction(pipeline.engine) as connection:
+                set_request_end(connection, batch_id, attempt, lasting=lasting)
+
+
+def _time_left(
+    instance: dg.DagsterInstance, pipeline: PipelineResource, request: tuple[UUID, int], age_seconds: float
+) -> timedelta | None:
+    batch_id, attempt = request
+    tags = {BATCH_ID_TAG: str(batch_id), ATTEMPT_TAG: str(attempt)}
+    runs = instance.get_runs(dg.RunsFilter(tags=tags), limit=1)
+    if not runs:
+        return timedelta(0) if age_seconds > _LOST_SECONDS else None
+    if runs[0].status in _WAITING:
+        return timedelta(seconds=pipeline.settings.request_seconds)
+    return timedelta(0) if runs[0].is_finished else None
 
 
 def _of_other_day(request: BatchRequest) -> dict[str, str]:

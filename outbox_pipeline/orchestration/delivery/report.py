@@ -10,11 +10,10 @@ from urllib.parse import quote
 
 import dagster as dg
 
-from outbox_pipeline.batches import Batch
+from outbox_pipeline.batches import BATCH_ID_TAG, Batch
 from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.partitions import nearest_day
-from outbox_pipeline.orchestration.requests import BATCH_ID_TAG
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, rate, table
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated, count_reasons
 

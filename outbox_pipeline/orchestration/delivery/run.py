@@ -20,6 +20,9 @@ from outbox_pipeline.postgres.leases import note_error, read_batch
 from outbox_pipeline.relay.attempts import end_failed, error_kind, start_requested, start_unrequested
 from outbox_pipeline.relay.delivery import Delivery
 
+#: On a run whose batch is of a day that is no partition: the run is then under the nearest day that is one.
+RECORDED_ON_TAG = "outbox/recorded_on"
+
 #: Trouble of seconds is waited out inside the run; anything longer is the sensor's next attempt.
 RETRIES = dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 

@@ -26,9 +26,8 @@ from outbox_pipeline.orchestration.delivery.report import (
     summary_of_batch,
     summary_of_day,
 )
-from outbox_pipeline.orchestration.delivery.run import RETRIES, DeliveryConfig, delivering
+from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG, RETRIES, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.partitions import days_of
-from outbox_pipeline.orchestration.requests import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.shown import Metadata, of_replay
