@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from outbox_pipeline.batches import BATCH_ID_TAG
+from outbox_pipeline.batches import BATCH_ID_TAG, BatchStatus
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.health import lag_sentence
 from outbox_pipeline.monitoring.incidents import Condition, Incidents
@@ -27,10 +27,10 @@ from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.settings import Settings
 
-#: PostgreSQL may restart without anybody being woken.
+#: PostgreSQL may restart without an alert.
 _AWAY_SECONDS = 60
 #: Results of a check with partitions that are looked at: the latest of each of about so many days.
-_MOST_RESULTS = 100
+_MAX_RESULTS = 100
 _NAMES_SHOWN = 5
 
 #: Runs end on several hosts, whose clocks and commits are not in order: look back this far each time.
@@ -43,7 +43,7 @@ _MAX_RUNS_KEPT = 200
 _SENSOR_FAILURES = 3
 
 #: Checks with an incident of their own: a parked batch or a failed run where a retry may be coming, and the lag.
-TOLD_OTHERWISE = frozenset({DELIVERED_WHOLE, LAG_BELOW_THRESHOLD})
+_CHECKS_WITH_OWN_INCIDENT = frozenset({DELIVERED_WHOLE, LAG_BELOW_THRESHOLD})
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ def watch_ledger(look: Look) -> list[Condition]:
 
 
 def watch_lag(look: Look) -> list[Condition] | None:
-    """The oldest undelivered event is too old; over once it is half as old, so that it does not flutter."""
+    """The oldest undelivered event is too old; over once it is half as old, so that it does not flap."""
     if look.status is None:
         return None
-    most = look.settings.alert_lag_seconds / (2 if "lag" in look.before.is_open else 1)
-    if look.status.lag_seconds <= most:
+    limit_seconds = look.settings.alert_lag_seconds / (2 if "lag" in look.before.is_open else 1)
+    if look.status.lag_seconds <= limit_seconds:
         return []
     title = f"{lag_sentence(look.status)}."
     detail = f"{look.status.undelivered:,} events wait. 'outbox status' says where, the page of outbox_sensor says why."
@@ -87,7 +87,7 @@ def watch_parked(look: Look) -> list[Condition] | None:
     """Batches have used up their attempts and wait for a person."""
     if look.status is None:
         return None
-    count = look.status.open_batches.get("parked", 0)
+    count = look.status.open_batches.get(BatchStatus.PARKED, 0)
     if not count:
         return []
     title = f"{count} {'batch is' if count == 1 else 'batches are'} parked with {look.status.parked:,} events."
@@ -131,7 +131,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource
     settings = pipeline.settings
     url = settings.alert_webhook_url
     if url is None:
-        return dg.SensorResult(skip_reason="OUTBOX_ALERT_WEBHOOK_URL is not set, so nobody is told of incidents.")
+        return dg.SensorResult(skip_reason="OUTBOX_ALERT_WEBHOOK_URL is not set, so incidents are sent nowhere.")
     incidents = _looked(context, pipeline, settings)
     left, sent_count, problem = incidents.send(lambda notice: post_json(url, notice.payload(settings.environment)))
     if problem is not None:
@@ -163,7 +163,7 @@ def _check_keys(context: dg.SensorEvaluationContext) -> tuple[dg.AssetCheckKey, 
     if context.repository_def is None:
         return ()
     keys = context.repository_def.asset_graph.asset_check_keys
-    return tuple(sorted((key for key in keys if key.name not in TOLD_OTHERWISE), key=str))
+    return tuple(sorted((key for key in keys if key.name not in _CHECKS_WITH_OWN_INCIDENT), key=str))
 
 
 def _failed_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> Condition | None:
@@ -187,7 +187,7 @@ def _results(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> list[tuple[
     storage = instance.event_log_storage
     records = storage.get_asset_check_execution_history(key, limit=5)
     if any(record.partition is not None for record in records):
-        records = storage.get_asset_check_execution_history(key, limit=_MOST_RESULTS)
+        records = storage.get_asset_check_execution_history(key, limit=_MAX_RESULTS)
     events = [(record.partition, record.event.dagster_event) for record in records if record.event is not None]
     return [
         (partition, event.asset_check_evaluation_data)

@@ -1,17 +1,17 @@
-"""The pipeline's health in the UI: checks of the outbox, its numbers, and who watches the watcher.
+"""The pipeline's health in the UI: checks of the outbox, its numbers, and a heartbeat that is missed when it stops.
 
 One sensor reports all of it without a run, since a process every few minutes for a few counts would cost more than the
 delivery it watches. Each check can also be executed by hand. A check keeps its last answer for ever, so a stopped
-sensor would leave it green: therefore the sensor vouches for the outbox while it finds nothing late, and
-`postgres/outbox` has a freshness policy that turns red when nobody has vouched for half an hour.
+sensor would leave it green: therefore the sensor materializes `postgres/outbox` every ten minutes while it finds
+nothing late, as a heartbeat, and that asset has a freshness policy that turns red after half an hour without one.
 
-All of this hangs on `postgres/outbox` and not on `event_log`, for two reasons in Dagster. It shows a check as not
+All of this is attached to `postgres/outbox` and not to `event_log`, for two reasons in Dagster. It shows a check as not
 evaluated once its asset was materialized again, as `event_log` is with every batch. And its freshness counts
-materializations only (not observations) of the whole asset: `event_log` has one from each delivery of whatever batch,
-and one that delivers nothing would wake whoever waits for new events. The outbox has none but the sensor's vouching, so
-a quiet outbox is vouched for like any other and never turns red for being quiet.
+materializations only (not observations) of the whole asset: `event_log` has one from each delivery of any batch, and
+one that delivers nothing would start what is meant to follow new events. The outbox has none but the heartbeat, so a
+quiet outbox gets it like any other and never turns red for being quiet.
 
-Invariant: a tick that vouches reports every check after it, so that none is shown as not evaluated.
+Invariant: a tick with a heartbeat reports every check after it, so that none is shown as not evaluated.
 """
 
 import json
@@ -45,8 +45,8 @@ LEDGER_CONSISTENT = "ledger_consistent"
 
 _REPORTED_EVERY_SECONDS = 600
 
-#: Red once the sensor has not vouched for the outbox three times in a row, yellow after two.
-VOUCHED = dg.FreshnessPolicy.time_window(
+#: Red after three heartbeats that did not come, yellow after two.
+_HEARTBEAT = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(seconds=3 * _REPORTED_EVERY_SECONDS + 120),
     warn_window=timedelta(seconds=2 * _REPORTED_EVERY_SECONDS + 120),
 )
@@ -62,7 +62,7 @@ OUTBOX = dg.AssetSpec(
     kinds={"postgres", "table"},
     owners=OWNERS,
     metadata={"dagster/table_name": "outbox.event", "runbook": dg.MetadataValue.md(_RUNBOOK)},
-    freshness_policy=VOUCHED,
+    freshness_policy=_HEARTBEAT,
 )
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
@@ -141,7 +141,8 @@ def health_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     before = _last_reported(context.cursor)
     is_due = before.get("slot") != slot
     news = [name for name in reports if is_due or before.get("answers", {}).get(name) != answers[name]]
-    events = _about_outbox(health, may_vouch=is_due and reports[LAG_BELOW_THRESHOLD].is_well) if news else []
+    has_heartbeat = is_due and reports[LAG_BELOW_THRESHOLD].is_well
+    events = _about_outbox(health, has_heartbeat=has_heartbeat) if news else []
     return dg.SensorResult(
         asset_events=[*events, *(_evaluation(name, reports[name]) for name in news)],
         skip_reason=_summary(reports, news),
@@ -187,16 +188,16 @@ def _evaluation(name: str, report: Report) -> dg.AssetCheckEvaluation:
     )
 
 
-def _about_outbox(health: Health, *, may_vouch: bool) -> list[dg.AssetObservation | dg.AssetMaterialization]:
+def _about_outbox(health: Health, *, has_heartbeat: bool) -> list[dg.AssetObservation | dg.AssetMaterialization]:
     seen = dg.AssetObservation(OUTBOX_KEY, metadata=_metadata_of_status(health.status))
-    if not may_vouch:
+    if not has_heartbeat:
         return [seen]
-    vouched = dg.AssetMaterialization(
+    heartbeat = dg.AssetMaterialization(
         OUTBOX_KEY,
         description="Nothing committed here is late: all of it is in event_log, in quarantine or on its way.",
         metadata={"lag_seconds": round(health.status.lag_seconds, 3)},
     )
-    return [seen, vouched]
+    return [seen, heartbeat]
 
 
 def _last_reported(cursor: str | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Quarantine in the UI: a check that is yellow while events are held, and jobs that requeue or discard them.
 
-The jobs change nothing before somebody turns their dry run off. health_sensor reports the check.
+The jobs change nothing until their dry run is turned off. health_sensor reports the check.
 """
 
 import dagster as dg
@@ -111,9 +111,9 @@ def requeue_quarantined() -> None:
 
 @dg.job(
     description=(
-        "Give up events that validation refused and that nobody needs. This cannot be taken back: a discarded event "
-        "is never delivered. Run it with dry_run true first to see how many it means; the note is required and says "
-        "why to whoever looks later."
+        "Give up events that validation refused and that are not needed. This cannot be taken back: a discarded event "
+        "is never delivered. Run it with dry_run true first to see how many it means; the note is required and keeps "
+        "the reason with each event."
     ),
     run_tags=max_runtime(600),
 )
@@ -126,8 +126,8 @@ def discard_quarantined() -> None:
     asset=OUTBOX_KEY,
     name=QUARANTINE_EMPTY,
     description=(
-        "No event is held in quarantine. Yellow while some are: they were refused by validation and wait for somebody "
-        "to requeue or discard them; all others are delivered. health_sensor keeps it fresh."
+        "No event is held in quarantine. Yellow while some are: they were refused by validation and stay held "
+        "until they are requeued or discarded; all others are delivered. health_sensor keeps it fresh."
     ),
 )
 def quarantine_empty(pipeline: PipelineResource) -> dg.AssetCheckResult:

@@ -39,7 +39,8 @@ class ReconcileConfig(dg.Config):
     first_day: str = Field(default="", description="First UTC day. Empty: OUTBOX_RECONCILE_DAYS days before today.")
     last_day: str = Field(default="", description="Last UTC day, included. Empty: yesterday.")
     repair: bool = Field(
-        default=False, description="Deliver differing batches again and put events back that are in no place."
+        default=False,
+        description="Deliver differing batches again and put untracked events (in no batch, gap or queue) back.",
     )
     by_type: bool = Field(
         default=False, description="Compare by event type too; reads all events of the days in PostgreSQL."
@@ -70,7 +71,7 @@ def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChe
             name=RECONCILED,
             partitions_def=recorded_days,
             description=(
-                "PostgreSQL and ClickHouse agree on this day: batches, rows, checksums, no event in no place. Red: "
+                "PostgreSQL and ClickHouse agree on this day: batches, rows, checksums, no untracked events. Red: "
                 "do what its text says; most of it is repaired by materializing the day. Yellow: rows under batch ids "
                 "that the ledger does not know. "
                 "reconcile_daily keeps it fresh."
@@ -150,10 +151,10 @@ def _each_day(found: Reconciled) -> list[DayTotals]:
     days = [window.first_day + timedelta(days=n) for n in range((window.last_day - window.first_day).days + 1)]
     totals = [found.day(day) for day in days]
     first, last = deliverable_days()
-    # Rows of a day that has no partition (1970: somebody inserted without recorded_at) would be shown nowhere.
-    homeless = sum(rows.row_count for rows in found.unknown if not first <= rows.day <= last)
-    if homeless and totals:
-        totals[-1] = replace(totals[-1], unknown_rows=totals[-1].unknown_rows + homeless)
+    # Rows of a day that has no partition (1970: inserted without recorded_at) would be shown nowhere.
+    rows_without_partition = sum(rows.row_count for rows in found.unknown if not first <= rows.day <= last)
+    if rows_without_partition and totals:
+        totals[-1] = replace(totals[-1], unknown_rows=totals[-1].unknown_rows + rows_without_partition)
     return totals
 
 

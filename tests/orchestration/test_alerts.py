@@ -91,7 +91,7 @@ def run_day(watched: Watched, *, tags: dict[str, str] | None = None, **config: o
     )
 
 
-def test_without_a_url_nobody_is_told(
+def test_without_a_url_nothing_is_sent(
     instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tick says which setting is missing, and remembers nothing."""
@@ -103,7 +103,7 @@ def test_without_a_url_nobody_is_told(
 
 
 def test_a_parked_batch_is_one_alert_and_one_recovery(watched: Watched, receiver: Receiver) -> None:
-    """While a retry is coming nobody is told; parked, once; delivered, once."""
+    """While a retry is coming nothing is sent; parked, once; delivered, once."""
     fail_a_batch(watched.stores)
     watched.tick()
     while_retrying = list(receiver.notices)
@@ -124,7 +124,7 @@ def test_a_parked_batch_is_one_alert_and_one_recovery(watched: Watched, receiver
     assert "outbox resume" in receiver.notices[0]["text"]
 
 
-def test_a_lag_over_the_threshold_does_not_flutter(
+def test_a_lag_over_the_threshold_does_not_flap(
     watched: Watched, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It opens above the threshold and not before; open, it ends below half of the threshold and not before."""
@@ -189,7 +189,7 @@ def test_a_failed_run_is_told_and_its_success_too(watched: Watched, receiver: Re
 
 
 def test_a_failed_run_of_a_batch_is_the_ledgers_matter(watched: Watched, receiver: Receiver) -> None:
-    """With or without the sensor's tags: the batch is tried again, so nobody is told of the run."""
+    """With or without the sensor's tags: the batch is tried again, so the run is no incident."""
     batch_id = str(fail_a_batch(watched.stores))
     watched.stores.client.run("RENAME TABLE {table:Identifier} TO hidden")
     run_day(watched, batch_id=batch_id)

@@ -1,4 +1,4 @@
-"""health_sensor and its checks on a real instance: what is news, what plots, and who notices when nobody looks."""
+"""health_sensor and its checks on a real instance: what is news, what plots, and a heartbeat that is missed."""
 
 import asyncio
 import json
@@ -173,7 +173,7 @@ def test_the_outbox_shows_numbers_that_plot(instance: dg.DagsterInstance, stores
     assert isinstance(shown["lag_seconds"], float)
 
 
-def test_checks_are_reported_after_vouching(instance: dg.DagsterInstance, stores: Stores) -> None:
+def test_checks_are_reported_after_the_heartbeat(instance: dg.DagsterInstance, stores: Stores) -> None:
     """Dagster shows a check as not evaluated once its asset is materialized again, so every check comes after that."""
     kinds = [type(event) for event in tick(instance, stores).asset_events]
 
@@ -183,7 +183,7 @@ def test_checks_are_reported_after_vouching(instance: dg.DagsterInstance, stores
 
 
 def test_one_changed_check_does_not_outdate_the_others(instance: dg.DagsterInstance, stores: Stores) -> None:
-    """Between two full reports a change is reported alone, without vouching."""
+    """Between two full reports a change is reported alone, without a heartbeat."""
     first = tick(instance, stores)
     publish(stores.engine, 1, context="[]")
     relay(stores, until_empty=True)
@@ -208,7 +208,7 @@ def freshness(instance: dg.DagsterInstance) -> FreshnessState:
 
 
 def test_a_quiet_outbox_stays_fresh(instance: dg.DagsterInstance, stores: Stores) -> None:
-    """Without a single event the outbox is vouched for, so silence never turns it red."""
+    """Without a single event the outbox has its heartbeat, so silence never turns it red."""
     forget_outbox(instance)
     unknown = freshness(instance)
     tick(instance, stores)
@@ -216,7 +216,7 @@ def test_a_quiet_outbox_stays_fresh(instance: dg.DagsterInstance, stores: Stores
     assert (unknown, freshness(instance)) == (FreshnessState.UNKNOWN, FreshnessState.PASS)
 
 
-def test_nobody_vouches_for_a_late_outbox(
+def test_a_late_outbox_has_no_heartbeat(
     instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While something is late, or PostgreSQL cannot be asked, nothing keeps the outbox fresh."""
@@ -233,7 +233,7 @@ def test_nobody_vouches_for_a_late_outbox(
     assert timedelta(minutes=20) < policy.fail_window.to_timedelta() < timedelta(hours=1)  # type: ignore[attr-defined]
 
 
-def test_vouching_leaves_the_event_log_in_sync(instance: dg.DagsterInstance, stores: Stores) -> None:
+def test_a_heartbeat_leaves_the_event_log_in_sync(instance: dg.DagsterInstance, stores: Stores) -> None:
     """The outbox's materializations carry no data version, so no delivered day is shown as out of date."""
     tick(instance, stores)
 

@@ -1,9 +1,9 @@
 """The door in front of Dagster's webserver: what the page of another site makes a browser send does not get in.
 
-The webserver asks nobody for a password and takes a mutation in any form, so any page that somebody opens could start
-or stop things through that person's browser. Browsers say in headers where a request comes from; programs send none of
-these headers and pass. Invariant: everything but the pages themselves is for pages of this very address, and only a
-POST with a JSON body changes something. The door decides by the head of a request and neither holds nor reads a body.
+The webserver has no login and takes a mutation in any form, so any page that a person opens could start or stop things
+through that person's browser. Browsers say in headers where a request comes from; programs send none of these headers
+and pass. Invariant: everything but the pages themselves is for pages of this very address, and only a POST with a JSON
+body changes something. The door decides by the head of a request and neither holds nor reads a body.
 """
 
 import re

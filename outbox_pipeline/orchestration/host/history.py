@@ -1,4 +1,4 @@
-"""Purge what Dagster keeps of old runs and nobody reads: step events, log lines, captured output.
+"""Purge what Dagster keeps of how old runs went step by step: step events, log lines, captured output.
 
 Dagster has no setting for it: `retention` in dagster.yaml is about ticks, and deleting a run would free its run key and
 take its materializations along. So rows of a closed list of types go from its table of events, in bounded steps.

@@ -2,8 +2,8 @@
 
 Invariant: at most one stack runs on a home, and none of its processes outlives it. A process that ends by itself is
 started again; what a killed stack left behind is ended at the next start, because a daemon that is left would go on
-with old code. The code server starts runs for whoever reaches it, so it listens on a Unix socket in a folder that no
-other account may enter.
+with old code. The code server starts runs for every program that reaches it, so it listens on a Unix socket in a folder
+that no other account may enter.
 """
 
 import fcntl
