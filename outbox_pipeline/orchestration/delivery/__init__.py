@@ -1,1 +1,4 @@
-"""The delivery of batches in Dagster: the sensor that asks for runs, the asset `event_log`, and the steps of a run."""
+"""The delivery of batches in Dagster: `outbox_sensor` asks for runs of the asset `event_log`, which go through `steps`.
+
+How a run gets its delivery is in `run`, what its steps show in `report`.
+"""
