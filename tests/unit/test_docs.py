@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -63,6 +65,12 @@ def parameters(command: str, rest: str) -> list[Any]:
 def rows(page: Path) -> dict[str, list[str]]:
     """Return the table rows whose first cell is code: its text and the other cells."""
     return {match["name"]: match["rest"].split(" | ") for match in _ROW.finditer(read(page))}
+
+
+def table_under(page: Path, heading: str) -> list[list[str]]:
+    """Return the cells of the table under a heading, without its first two lines."""
+    section = read(page).partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
 
 
 def anchors(page: Path) -> set[str]:
@@ -113,12 +121,32 @@ def test_every_variable_in_the_docs_exists(page: Path) -> None:
 
 def test_every_move_of_a_batch_is_drawn_and_explained() -> None:
     """The state diagram and the table of moves in architecture.md are `batches.MOVES`."""
-    page = ROOT / "docs" / "architecture.md"
+    page = ARCHITECTURE
     moves = {f"{before} → {after}" for before, after in MOVES}
     drawn = re.findall(r"^ +(\w+) --> (\w+)$", "".join(fences(page, "mermaid")), re.MULTILINE)
 
     assert {f"{before} → {after}" for before, after in drawn} == moves
     assert {name: cells for name, cells in rows(page).items() if " → " in name}.keys() == moves
+
+
+def test_the_floors_are_those_of_the_import_contract() -> None:
+    """The first table of architecture.md has the floors and rooms of the contract, in its order."""
+    contracts = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    shown = [_SPAN.findall(cells[1]) for cells in table_under(ARCHITECTURE, "The floors")]
+
+    assert shown == [re.findall(r"outbox_pipeline\.(\w+)", floor) for floor in layers]
+
+
+def test_every_file_under_where_to_look_exists() -> None:
+    """Each question names files that are there, beginning with the one that answers it."""
+    questions = table_under(ARCHITECTURE, "Where to look")
+
+    assert questions
+    for question, *files in questions:
+        named = _SPAN.findall(" ".join(files))
+        assert named, question
+        assert [path for path in named if not (ROOT / "outbox_pipeline" / path).is_file()] == [], question
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
