@@ -106,7 +106,7 @@ def _lead(link: Path, target: Path) -> None:
 
 
 def _is_private(link: Path) -> bool:
-    # A folder for temporary files is everybody's: after a restart of the machine the name may be somebody else's.
+    # All accounts may write into a folder for temporary files: after a restart the name may be another account's.
     with suppress(OSError):
         status = link.readlink().lstat()
         return (

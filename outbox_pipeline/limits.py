@@ -2,7 +2,7 @@
 
 It is ended by shutting down the sockets that it waits on.
 A thread that waits inside a driver cannot be interrupted, but an end of file on its socket ends the wait, and the
-driver raises. Nobody is asked first: a server that answers ends what lasts too long by itself, and one that does not
+driver raises. The server is not asked first: one that answers ends what lasts too long by itself, and one that does not
 answer would not hear of it. Invariant: a socket is shut down and never closed from here, so its number stays its
 owner's.
 """
@@ -50,7 +50,7 @@ class Limit:
             self.end()
 
     def end(self) -> None:
-        """Give whoever waits on the sockets an end of file."""
+        """Give the threads that wait on the sockets an end of file."""
         with self._lock:
             self.is_over = True
             for held in self._held:

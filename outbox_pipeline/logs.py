@@ -45,10 +45,10 @@ class Log(Protocol):
     """What callers use of a logger: a name from `EVENTS` and its ids."""
 
     def info(self, event: str, **ids: Any) -> None:
-        """Say that something happened."""
+        """Log that something happened."""
 
     def warning(self, event: str, **ids: Any) -> None:
-        """Say that something needs an eye."""
+        """Log a warning."""
 
 
 def log() -> Log:
@@ -60,7 +60,7 @@ def log() -> Log:
 
 
 def application_log() -> Log:
-    """Return the logger for lines in somebody else's process: structlog where it is configured, else logging."""
+    """Return the logger for lines in an application's process: structlog where it is configured, else logging."""
     structlog = sys.modules.get("structlog")
     return log() if structlog and structlog.is_configured() else _StandardLog()
 
@@ -69,11 +69,11 @@ class _StandardLog:
     """Writes a line to Python's logger `outbox_pipeline`: the name, then its ids."""
 
     def info(self, event: str, **ids: Any) -> None:
-        """Say that something happened."""
+        """Log that something happened."""
         self._write(logging.INFO, event, ids)
 
     def warning(self, event: str, **ids: Any) -> None:
-        """Say that something needs an eye."""
+        """Log a warning."""
         self._write(logging.WARNING, event, ids)
 
     def _write(self, level: int, event: str, ids: dict[str, Any]) -> None:

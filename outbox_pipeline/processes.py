@@ -1,4 +1,4 @@
-"""Processes told apart by pid and start time, because a pid alone is reused and would name a stranger.
+"""Processes told apart by pid and start time, because a pid alone is reused and would then name another process.
 
 The mark of a process never changes while it lives, whatever happens to the machine's clock.
 """
@@ -20,7 +20,7 @@ _children: dict[int, "subprocess.Popen[bytes]"] = {}
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process and nobody after it: its pid and when it started."""
+    """One process and none that gets its pid later: the pid and when it started."""
 
     pid: int
     mark: str

@@ -72,18 +72,18 @@ class Settings(BaseSettings):
     )
     event_modules: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
-        description="Importable modules with Event classes to hold contexts against, comma separated",
+        description="Importable modules with the Event classes that contexts are validated with, comma separated",
     )
     context_max_bytes: int = Field(
         1_000_000, ge=1, description="Largest context in bytes before an event is quarantined"
     )
-    batch_max_events: int = Field(500_000, ge=1, le=1_000_000, description="Most events in one batch")
-    batch_max_bytes: int = Field(160_000_000, ge=1, description="Most bytes of text in one batch")
+    batch_max_events: int = Field(500_000, ge=1, le=1_000_000, description="Limit of events in one batch")
+    batch_max_bytes: int = Field(160_000_000, ge=1, description="Limit of bytes of text in one batch")
     linger_seconds: float = Field(
         0, ge=0, le=_LONGEST_SECONDS, description="How long a batch that is not full waits for more events"
     )
-    max_open_batches: int = Field(8, ge=1, description="Batches in flight above which no new ones are cut")
-    max_cuts_per_tick: int = Field(4, ge=1, description="Batches cut in one sensor tick at most")
+    max_open_batches: int = Field(8, ge=1, description="Batches in flight at which no new ones are cut")
+    max_cuts_per_tick: int = Field(4, ge=1, description="Limit of batches cut in one sensor tick")
     lease_seconds: float = Field(
         30, ge=2, le=_LONGEST_SECONDS, description="How long a batch stays with a run that has gone silent"
     )
@@ -142,9 +142,9 @@ class Settings(BaseSettings):
     @field_validator("environment")
     @classmethod
     def _check_environment(cls, value: str) -> str:
-        most = MAX_BYTES["environment"]
-        if len(value.encode(errors="surrogatepass")) > most:
-            raise ValueError(f"OUTBOX_ENVIRONMENT must not be longer than {most} bytes in UTF-8")
+        limit = MAX_BYTES["environment"]
+        if len(value.encode(errors="surrogatepass")) > limit:
+            raise ValueError(f"OUTBOX_ENVIRONMENT must not be longer than {limit} bytes in UTF-8")
         return value
 
     @field_validator("event_types", mode="before")

@@ -1,6 +1,7 @@
 """A day of the shop: open, write while the pipeline delivers, wait until all has arrived, compare both sides.
 
-It knows nothing of Dagster or a terminal: somebody else delivers, and is given a look at the state twice a second.
+It knows nothing of Dagster or a terminal: delivery is started elsewhere, and the caller is shown the state twice a
+second.
 """
 
 import time

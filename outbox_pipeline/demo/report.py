@@ -73,13 +73,13 @@ class Report:
 
 
 def compare(journal: Journal, found: Found) -> Comparison:
-    """Hold the writers' journal against what was found."""
+    """Compare the writers' journal with what was found."""
     committed = set(journal.committed)
     delivered, quarantined = committed & found.rows.keys(), committed & found.quarantined.keys()
     times = {event_id: found.rows.get(event_id, 0) + found.quarantined.get(event_id, 0) for event_id in committed}
     missing = {event_id for event_id, count in times.items() if count == 0}
     duplicated = {event_id for event_id, count in times.items() if count > 1}
-    risen = journal.rolled_back & (found.rows.keys() | found.quarantined.keys())
+    rolled_back_found = journal.rolled_back & (found.rows.keys() | found.quarantined.keys())
     misjudged = (delivered & journal.malformed) | (quarantined - journal.malformed)
     return Comparison(
         committed=len(committed),
@@ -88,9 +88,9 @@ def compare(journal: Journal, found: Found) -> Comparison:
         quarantined=len(quarantined),
         missing=len(missing),
         duplicated=len(duplicated),
-        rolled_back_delivered=len(risen),
+        rolled_back_delivered=len(rolled_back_found),
         misjudged=len(misjudged),
-        suspects=tuple(sorted(missing | duplicated | risen | misjudged))[:_SUSPECTS_SHOWN],
+        suspects=tuple(sorted(missing | duplicated | rolled_back_found | misjudged))[:_SUSPECTS_SHOWN],
     )
 
 

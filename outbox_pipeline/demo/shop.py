@@ -1,7 +1,7 @@
 """The shop: customers, orders and payments in schema `shop`, and the events it publishes about them.
 
-An application as anybody would write one. Invariant: rows and events about them share one transaction; no function here
-commits, that is for whoever opened the session.
+An application like any other. Invariant: rows and events about them share one transaction; no function here
+commits, that is for the caller that opened the session.
 """
 
 from uuid import UUID
@@ -26,7 +26,7 @@ class _Base(DeclarativeBase):
 
 
 class Customer(_Base):
-    """Somebody who buys."""
+    """A person who buys."""
 
     __tablename__ = "customers"
 
@@ -134,7 +134,7 @@ def sell(session: Session, customer_id: int, item: str, *, is_declined: bool = F
 
 
 def cancel_an_order(session: Session) -> UUID | None:
-    """Cancel some unpaid order; None when there is none that nobody else is changing."""
+    """Cancel some unpaid order; None when there is none, or all of them are being changed."""
     unpaid = select(Order).where(Order.status == "placed").limit(1).with_for_update(skip_locked=True)
     order = session.scalars(unpaid).first()
     if order is None:

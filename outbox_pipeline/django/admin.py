@@ -1,6 +1,6 @@
 """Admin pages for events and quarantine: to look at, never to change.
 
-Whoever may view events (`outbox_pipeline.view_outboxevent`) sees their contexts.
+Users who may view events (`outbox_pipeline.view_outboxevent`) see their contexts.
 
 Invariant: what a page costs does not grow with the outbox. A list shows the newest 10,000 rows at most, filters and
 counts only among them, and an older event is found by its id.
@@ -23,7 +23,7 @@ from outbox_pipeline.names import MAX_BYTES, shortened
 NEWEST = 10_000
 #: How much of a context the page of an event shows.
 SHOWN_CHARACTERS = 100_000
-_MOST_TYPES = 200
+_TYPES_LIMIT = 200
 
 
 def newest(rows: QuerySet) -> QuerySet:
@@ -51,7 +51,7 @@ class TypeFilter(admin.SimpleListFilter):
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
         """Return the types, without those that are too long for an address."""
         types = newest(model_admin.get_queryset(request)).order_by("event_type").values_list("event_type", flat=True)
-        fitting = [name for name in types.distinct()[:_MOST_TYPES] if len(name) <= MAX_BYTES["event_type"]]
+        fitting = [name for name in types.distinct()[:_TYPES_LIMIT] if len(name) <= MAX_BYTES["event_type"]]
         return [(name, shortened(name)) for name in fitting]
 
     def queryset(self, request: Any, queryset: QuerySet) -> QuerySet:
@@ -99,15 +99,15 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return shortened(row.event_type)
 
     def has_add_permission(self, request: Any, obj: Any = None) -> bool:
-        """Nobody adds."""
+        """Adding is refused."""
         return False
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """Nobody changes."""
+        """Changing is refused."""
         return False
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """Nobody deletes."""
+        """Deleting is refused."""
         return False
 
     def get_changelist(self, request: Any, **kwargs: Any) -> type[ChangeList]:

@@ -47,7 +47,7 @@ def server_account() -> Account | None:
 
 
 def _created() -> pwd.struct_passwd:
-    # Without a password, a shell and a home: nobody logs in as it.
+    # Without a password, a shell and a home, so it cannot log in.
     command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME]
     try:
         subprocess.run(command, check=True, capture_output=True)

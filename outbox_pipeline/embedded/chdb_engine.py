@@ -32,7 +32,7 @@ from outbox_pipeline.embedded.server_errors import (
 REQUEST_SETTING = "chdb_client_name"
 
 #: Sessions at once; with a temporary table in each they take 60 MB.
-MOST_SESSIONS = 500
+MAX_SESSIONS = 500
 
 T = TypeVar("T")
 
@@ -161,10 +161,10 @@ class Engine:
             return session
 
     def _require_room(self) -> None:
-        if len(self._sessions) >= MOST_SESSIONS:
+        if len(self._sessions) >= MAX_SESSIONS:
             raise ServerError(
                 TOO_MANY_SIMULTANEOUS_QUERIES,
-                f"Too many sessions, maximum: {MOST_SESSIONS}. Send no session_id where no session is needed"
+                f"Too many sessions, maximum: {MAX_SESSIONS}. Send no session_id where no session is needed"
                 " (autogenerate_session_id=False in clickhouse-connect), or a shorter session_timeout."
                 " (TOO_MANY_SIMULTANEOUS_QUERIES)",
             )

@@ -1,8 +1,8 @@
 """The life of the local ClickHouse server: start it on a home, join the one that runs, stop it.
 
 The server is a process of its own because the engine lets only one process open a data directory. Its port and its
-token are kept in the home after it has gone and taken again, so a URL stays valid over a crash. Whoever has the token
-has the data: it is in a file of mode 0600 and in the URL, never on a command line. Call start and stop under the
+token are kept in the home after it has gone and taken again, so a URL stays valid over a crash. The token gives
+access to the data: it is in a file of mode 0600 and in the URL, never on a command line. Call start and stop under the
 home's lock.
 """
 
@@ -116,7 +116,7 @@ def take_token(home: Home) -> str:
 
 
 def write_state(home: Home, *, port: int, token: str) -> None:
-    """Note that this process serves the home on *port*; the file appears whole or not at all, for nobody else."""
+    """Note that this process serves the home on *port*; the file appears whole or not at all, and is private."""
     me = identify(os.getpid())
     state = {"process": asdict(me) if me else None, "port": port, "token": token}
     draft = home.clickhouse_state.with_suffix(".new")
@@ -160,7 +160,7 @@ def _start(home: Home, more_grants: Sequence[str]) -> ClickHouseHandle:
     if handle is None or handle.pid != child.pid:
         child.kill()
         child.wait()
-        raise ConfigurationError(f"The ClickHouse server does not start on {home.path}: {_last_words(home)}")
+        raise ConfigurationError(f"The ClickHouse server does not start on {home.path}: {_log_tail(home)}")
     return handle
 
 
@@ -191,6 +191,6 @@ def _answers(handle: ClickHouseHandle) -> bool:
         connection.close()
 
 
-def _last_words(home: Home) -> str:
+def _log_tail(home: Home) -> str:
     lines = home.clickhouse_log.read_text(errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'it said nothing'} ({home.clickhouse_log})"
+    return f"{lines[-1] if lines else 'its log is empty'} ({home.clickhouse_log})"

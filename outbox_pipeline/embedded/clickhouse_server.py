@@ -71,7 +71,7 @@ def _open_engine(options: argparse.Namespace, home: Home) -> Engine:
 
 
 class UserWatch:
-    """Tells when nobody uses the home any more, and then keeps everybody from joining until `close`."""
+    """Tells when no process uses the home any more, and then keeps others from joining until `close`."""
 
     def __init__(self, home: Home | None) -> None:
         """Watch the users of *home*; with None the server is on its own and stays."""
@@ -86,7 +86,7 @@ class UserWatch:
         if self.is_over or self._home is None:
             return self.is_over
         if not self._home.users.is_dir():
-            # The home was removed under the server: nobody can join any more.
+            # The home was removed under the server: no process can join any more.
             self.is_over = True
             return True
         self._databases = data_folders(self._home)
@@ -96,7 +96,7 @@ class UserWatch:
         elif self._alone_since is None:
             self._alone_since = now
         elif now - self._alone_since > _ALONE_SECONDS:
-            self.is_over = self._close_the_door(self._home)
+            self.is_over = self._lock_unless_used(self._home)
         return self.is_over
 
     def close(self) -> None:
@@ -105,12 +105,12 @@ class UserWatch:
             stop_server(data)
         self._held.close()
 
-    def _close_the_door(self, home: Home) -> bool:
+    def _lock_unless_used(self, home: Home) -> bool:
         # Users are added under the lock: with it in hand, an empty list stays empty.
-        with contextlib.ExitStack() as door:
-            if not door.enter_context(locked(home, wait=False)) or live_users(home):
+        with contextlib.ExitStack() as stack:
+            if not stack.enter_context(locked(home, wait=False)) or live_users(home):
                 return False
-            self._held = door.pop_all()
+            self._held = stack.pop_all()
             return True
 
 

@@ -1,4 +1,4 @@
-"""Embedded engines for as long as somebody uses them.
+"""Embedded engines for as long as a process uses them.
 
 Every use is an entry in the home's list; engines run while the list is not empty, and the last user stops
 them. A user that was killed leaves its engines running: the next use adopts them, and the ClickHouse server,

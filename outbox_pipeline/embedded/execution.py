@@ -146,7 +146,7 @@ def _refuse_other_rights(text: bytes) -> None:
 
 
 @contextmanager
-def received(data: Iterator[bytes], uploads: Path, *, most_bytes: int = LARGEST_UPLOAD_BYTES) -> Iterator[Path]:
+def received(data: Iterator[bytes], uploads: Path, *, max_bytes: int = LARGEST_UPLOAD_BYTES) -> Iterator[Path]:
     """Keep *data* in a file of *uploads* during the block, written as it comes.
 
     Raises ServerError when it has more bytes than that, or than the disk can take.
@@ -154,7 +154,7 @@ def received(data: Iterator[bytes], uploads: Path, *, most_bytes: int = LARGEST_
     path = uploads / str(uuid.uuid4())
     try:
         try:
-            _write(data, path, most_bytes)
+            _write(data, path, max_bytes)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -164,15 +164,15 @@ def received(data: Iterator[bytes], uploads: Path, *, most_bytes: int = LARGEST_
         path.unlink(missing_ok=True)
 
 
-def _write(data: Iterator[bytes], path: Path, most_bytes: int) -> None:
+def _write(data: Iterator[bytes], path: Path, max_bytes: int) -> None:
     size = 0
     with path.open("wb") as file:
         for piece in data:
             size += len(piece)
-            if size > most_bytes:
+            if size > max_bytes:
                 raise ServerError(
                     BAD_ARGUMENTS,
-                    f"The data of an INSERT may have {most_bytes} bytes without compression: send it in"
+                    f"The data of an INSERT may have {max_bytes} bytes without compression: send it in"
                     " several. (BAD_ARGUMENTS)",
                 )
             file.write(piece)

@@ -81,7 +81,7 @@ class Home:
 
 @contextmanager
 def locked(home: Home, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the home's lock; without *wait*, yield False at once when somebody else holds it."""
+    """Hold the home's lock; without *wait*, yield False at once when another process holds it."""
     descriptor = os.open(home.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield _lock(descriptor, wait=wait)

@@ -129,7 +129,7 @@ class Interface:
     """The ASGI endpoint that takes queries."""
 
     def __init__(self, engine: Engine, *, uploads: Path, token: str) -> None:
-        """Serve *engine* to whoever has the *token*; bodies of inserts are received in *uploads*."""
+        """Serve *engine* to clients that have the *token*; bodies of inserts are received in *uploads*."""
         self._engine = engine
         self._credentials = f"{USER}:{token}".encode()
         self._uploads = uploads
@@ -199,7 +199,7 @@ class Interface:
         body: Iterator[bytes]
         if content_type.startswith("multipart/form-data"):
             form = await incoming.read_statement()
-            # A form of many parts takes seconds, in which everybody else would wait.
+            # A form of many parts takes seconds, in which all other requests would wait.
             parameters |= await self._in_thread(partial(_form_fields, content_type, form))
             body = iter(())
         else:
@@ -267,7 +267,7 @@ class _Failure:
 
 
 def build_application(engine: Engine, *, uploads: Path, token: str) -> Starlette:
-    """Return the application that serves *engine* to whoever has the *token*."""
+    """Return the application that serves *engine* to clients that have the *token*."""
     interface = Interface(engine, uploads=uploads, token=token)
     return Starlette(
         # A page whose name was made to point at loopback comes with that name.
@@ -300,7 +300,7 @@ def _credentials(request: Request) -> bytes:
 
 
 def _is_from_browser(request: Request) -> bool:
-    """Tell whether a browser made this request, for a page or because somebody followed a link.
+    """Tell whether a browser made this request, for a page or because its user followed a link.
 
     A link that leads elsewhere first keeps the site `none` of what the user did, so the site alone says too little.
     """

@@ -256,7 +256,7 @@ def _is_open(path: Path) -> bool:
 
 
 def _is_roots(path: Path) -> bool:
-    """Return whether nobody but root may rename *path* or what is in it; others may add to a folder like /tmp."""
+    """Return whether only root may rename *path* or what is in it; others may add to a folder like /tmp."""
     real = path.resolve()
     return all(_keeps_names(folder.stat()) for folder in (real, *real.parents))
 

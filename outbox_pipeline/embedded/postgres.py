@@ -185,7 +185,8 @@ def _clear_leftovers(data: Path) -> None:
     """Make way for a new server after the last one was killed.
 
     Its backends must be gone first: they share its memory, and a second server beside them would ruin data.
-    Only then may its lock file go, which PostgreSQL respects as long as its pid exists: a zombie's, a stranger's.
+    Only then may its lock file go, which PostgreSQL respects as long as its pid exists, be it a zombie's
+    or another program's.
     """
     if not wait_until(lambda: not list(_workers(data)), seconds=_ORPHAN_SECONDS):
         for worker in _workers(data):
@@ -245,7 +246,7 @@ def _answers(handle: PostgresHandle) -> bool:
 
 
 def _connect(handle: PostgresHandle) -> "psycopg.Connection[Any]":
-    # libpq takes from the environment what nobody says, and that is about other servers.
+    # libpq takes from the environment what it is not told, and that is about other servers.
     return psycopg.connect(
         host=str(handle.socket_folder),
         hostaddr="",

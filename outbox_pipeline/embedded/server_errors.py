@@ -48,7 +48,7 @@ class ServerError(Exception):
 
 
 class ClientGoneError(Exception):
-    """The client has left; nobody reads an answer."""
+    """The client has left, so no answer is read."""
 
 
 def from_engine(error: Exception) -> ServerError:

@@ -1,4 +1,4 @@
-"""What the doctor says of one thing it looked at."""
+"""What the doctor says of one thing it looked at, and how a duration reads in the sentences of monitoring."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,3 +20,10 @@ class Check:
 def skipped(names: Iterable[str], because: str) -> list[Check]:
     """Return a report for each check that could not be made, as the check *because* failed."""
     return [Check(name, None, f"Skipped: the check '{because}' failed.") for name in names]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for a sentence: in seconds below two minutes, in minutes below two hours, else in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 
 from outbox_pipeline.errors import OutboxError, without_secrets
-from outbox_pipeline.monitoring.check import Check, skipped
+from outbox_pipeline.monitoring.check import Check, duration, skipped
 from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state, read_storage_settings
 from outbox_pipeline.postgres.quoting import reset_statements
 from outbox_pipeline.settings import Settings, shown_url
@@ -103,7 +103,7 @@ def check_daemon(state: DagsterState) -> Check:
     if not silent:
         return Check("dagster daemon", True, "Dagster's daemon runs.")
     told = [
-        f"{kind} ({_NEEDED[kind]}) {'has never run' if age is None else f'is silent for {_duration(age)}'}"
+        f"{kind} ({_NEEDED[kind]}) {'has never run' if age is None else f'is silent for {duration(age)}'}"
         for kind, age in silent.items()
     ]
     said = f"Dagster's daemon does not run: {', '.join(told)}. Start 'outbox up', or 'dagster-daemon run'."
@@ -111,7 +111,7 @@ def check_daemon(state: DagsterState) -> Check:
 
 
 def check_sensors(state: DagsterState) -> Check:
-    """Find sensors and schedules that somebody stopped, and an outbox_sensor that no longer ticks or fails."""
+    """Find sensors and schedules that were stopped, and an outbox_sensor that no longer ticks or fails."""
     name = "dagster sensors"
     stopped = sorted(sensor for sensor, status in state.sensors.items() if status == "STOPPED")
     if stopped:
@@ -123,7 +123,7 @@ def check_sensors(state: DagsterState) -> Check:
         return Check(name, False, said)
     if state.outbox_tick_age is None or state.outbox_tick_age > _TICKLESS_SECONDS:
         age = state.outbox_tick_age
-        ticked = "never ticked" if age is None else f"not ticked for {_duration(age)}"
+        ticked = "never ticked" if age is None else f"not ticked for {duration(age)}"
         said = f"outbox_sensor has {ticked}: look whether the daemon runs and Deployment shows the code location."
         return Check(name, False, said)
     return Check(name, True, "outbox_sensor ticks, and nothing is switched off.")
@@ -133,7 +133,7 @@ def check_queue(state: DagsterState) -> Check:
     """Find runs that wait in the queue for minutes, and what keeps them there."""
     if not state.queued_count or state.queued_seconds <= _QUEUED_SECONDS:
         return Check("dagster queue", True, f"{state.queued_count} runs are queued, {state.working_count} at work.")
-    waiting = f"{state.queued_count} runs are queued, the oldest for {_duration(state.queued_seconds)}"
+    waiting = f"{state.queued_count} runs are queued, the oldest for {duration(state.queued_seconds)}"
     if not state.working_count:
         said = (
             f"{waiting}, and none is at work: look whether the daemon runs; the page of a queued run says which limit "
@@ -142,11 +142,7 @@ def check_queue(state: DagsterState) -> Check:
     else:
         said = (
             f"{waiting}, while {state.working_count} are at work, the oldest, {state.oldest_run_id}, for "
-            f"{_duration(state.oldest_run_seconds)}: terminate it on the Runs page if it hangs, or raise "
+            f"{duration(state.oldest_run_seconds)}: terminate it on the Runs page if it hangs, or raise "
             "max_concurrent_runs in dagster.yaml."
         )
     return Check("dagster queue", False, said)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -36,7 +36,7 @@ from outbox_pipeline.registry import load_registry
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
 
 #: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.
-MOST_SKEW = timedelta(seconds=5)
+MAX_SKEW = timedelta(seconds=5)
 
 _OLDEST_POSTGRES = 15_00_00
 _OLDEST_CLICKHOUSE = (25, 8)
@@ -131,7 +131,7 @@ def check_clocks(clocks: list[ServerClock]) -> Check:
     apart = [(abs(one.ahead - other.ahead), one, other) for one, other in combinations([here, *clocks], 2)]
     skew, one, other = max(apart, key=lambda pair: pair[0])
     said = f"{one.name} and {other.name} are {skew.total_seconds():.1f} s apart"
-    if skew - one.uncertainty - other.uncertainty > MOST_SKEW:
+    if skew - one.uncertainty - other.uncertainty > MAX_SKEW:
         return Check("clocks", False, f"The clocks of {said}: let NTP set them, or lag and days will be wrong.")
     return Check("clocks", True, f"The clocks agree; {said}.")
 

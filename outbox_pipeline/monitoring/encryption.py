@@ -19,7 +19,7 @@ _NAME = "encryption"
 
 
 def check_encryption(settings: Settings, environment: Mapping[str, str]) -> Check:
-    """Warn of each URL that leads to another host in plain text, or past a certificate that nobody checks."""
+    """Warn of each URL that leads to another host in plain text, or without a check of its certificate."""
     postgres = {"OUTBOX_POSTGRES_URL": settings.postgres_url, "OUTBOX_DAGSTER_URL": settings.dagster_url}
     over_http = {
         "OUTBOX_CLICKHOUSE_URL": settings.clickhouse_url,

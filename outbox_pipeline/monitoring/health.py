@@ -2,7 +2,7 @@
 
 Is anything undelivered for too long, does an open transaction hold events back, and is the ledger sound? Everything is
 read in one transaction that changes nothing. Invariant: an answer names sessions, batches and counts, and never shows
-an event or the text of somebody's statement: of a statement only its command and table are read.
+an event or the text of another session's statement: of it only its command and table are read.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
+from outbox_pipeline.monitoring.check import duration
 from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.postgres.conditions import LedgerConditions, ledger_problem, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -18,7 +19,7 @@ from outbox_pipeline.postgres.quoting import quoted_text
 from outbox_pipeline.postgres.schema import check_version
 
 #: Pending events are counted up to here; more would make a look of every half minute expensive in a backlog.
-MOST_COUNTED = 100_000
+PENDING_LIMIT = 100_000
 
 _HOLDERS_SHOWN = 20
 
@@ -42,7 +43,7 @@ class GapHolder:
     age_seconds: float
 
     def described(self) -> str:
-        """Name it so that somebody can find it."""
+        """Name it so that a person can find it."""
         name = f"pid {self.pid}" if self.pid is not None else f"prepared transaction {self.gid or self.holder}"
         told = [f"user {self.user_name or 'not shown'}"]
         told += [f"application {self.application}"] if self.application else []
@@ -75,7 +76,7 @@ class Health:
 class Answer:
     """Whether all is well, one sentence or two that say what is wrong and what to do, and the numbers behind it.
 
-    `cause` changes when somebody should look again: another session, another rule, not merely another second.
+    `cause` changes when a person should look again: another session, another rule, not merely another second.
     """
 
     is_well: bool
@@ -90,7 +91,7 @@ def read_health(engine: Engine) -> Health:
     with ledger_transaction(engine) as connection:
         check_version(connection)
         return Health(
-            Status(**read_overview(connection, limit=MOST_COUNTED)),
+            Status(**read_overview(connection, limit=PENDING_LIMIT)),
             tuple(GapHolder(**row) for row in read_gap_holders(connection)),
             tuple(Breach(**row) for row in read_ledger_breaches(connection)),
             read_conditions(connection),
@@ -109,8 +110,8 @@ def judge_lag(health: Health, *, limit_seconds: float) -> Answer:
         "parked": status.parked,
     }
     if status.lag_seconds <= limit_seconds:
-        return Answer(True, f"Nothing has been undelivered for longer than {_duration(limit_seconds)}.", "", numbers)
-    limit = "" if status.is_ahead else f", more than {_duration(limit_seconds)}"
+        return Answer(True, f"Nothing has been undelivered for longer than {duration(limit_seconds)}.", "", numbers)
+    limit = "" if status.is_ahead else f", more than {duration(limit_seconds)}"
     said = (
         f"{lag_sentence(status)}{limit}: {_at_least(status)} pending, {status.in_flight:,} in flight, "
         f"{status.parked:,} parked. {_next_step(status)}"
@@ -122,10 +123,10 @@ def lag_sentence(status: Status) -> str:
     """Say what the lag is, without a stop: an age, or how far ahead something was recorded."""
     if status.is_ahead:
         return (
-            f"{status.future:,} undelivered events were recorded in the future, up to {_duration(status.lag_seconds)} "
+            f"{status.future:,} undelivered events were recorded in the future, up to {duration(status.lag_seconds)} "
             "ahead of PostgreSQL's clock, which was ahead or is behind now"
         )
-    return f"The oldest undelivered event is {_duration(status.lag_seconds)} old"
+    return f"The oldest undelivered event is {duration(status.lag_seconds)} old"
 
 
 def judge_gaps(health: Health, *, limit_seconds: float) -> Answer:
@@ -137,11 +138,11 @@ def judge_gaps(health: Health, *, limit_seconds: float) -> Answer:
         "limit_seconds": limit_seconds,
     }
     if not old:
-        said = f"No transaction has held events back for longer than {_duration(limit_seconds)}."
+        said = f"No transaction has held events back for longer than {duration(limit_seconds)}."
         return Answer(True, said, "", numbers)
     first, more = old[0], f" and {len(old) - 1} more" if len(old) > 1 else ""
     said = (
-        f"A transaction has been open for {_duration(first.age_seconds)} after publishing or trying to: "
+        f"A transaction has been open for {duration(first.age_seconds)} after publishing or trying to: "
         f"{first.described()}{more}. Its own events arrive when it commits; all others are delivered. {_ending(first)}"
     )
     rows = [_row(holder) for holder in old[:_HOLDERS_SHOWN]]
@@ -155,7 +156,7 @@ def judge_ledger(health: Health) -> Answer:
     if condition is None and not health.breaches:
         return Answer(True, "Every position is in exactly one place, and counts add up.", "", numbers)
     told = [condition] if condition is not None else []
-    told += [_told(breach, health.conditions) for breach in health.breaches]
+    told += [_sentence_of(breach, health.conditions) for breach in health.breaches]
     rows: list[dict[str, int | float | str]] = [
         {"rule": breach.rule, "times": breach.breach_count, "example": breach.example} for breach in health.breaches
     ]
@@ -248,15 +249,9 @@ _RULES: dict[str, _Sentence] = {
 }
 
 
-def _told(breach: Breach, conditions: LedgerConditions) -> str:
+def _sentence_of(breach: Breach, conditions: LedgerConditions) -> str:
     return _RULES[breach.rule](breach, conditions)
 
 
 def _at_least(status: Status) -> str:
     return f"at least {status.pending:,}" if status.pending_is_at_least else f"{status.pending:,}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,7 @@
 """Incidents: what is wrong now compared with what was wrong before, and the notices that follow from it.
 
-Invariant: an incident is told once when it opens and once when it ends, and a notice stays in `unsent` until somebody
-took it. At most two notices wait for one incident, so a receiver that was away for a day gets no storm.
+Invariant: an incident is told once when it opens and once when it ends, and a notice stays in `unsent` until the
+receiver took it. At most two notices wait for one incident, so a receiver that was away for a day gets no storm.
 """
 
 import json
@@ -18,7 +18,7 @@ FIRING = "firing"
 RESOLVED = "resolved"
 
 #: Notices sent in one go, so that a slow receiver does not take a tick's minute; the rest goes with the next one.
-_MOST_SENT = 5
+_SENT_LIMIT = 5
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,16 @@ class Incidents:
 
     def send(self, post: Callable[[Notice], None]) -> tuple[Self, int, str | None]:
         """Post what is unsent up to the first failure; return what is left, how many went, and the problem."""
-        for sent_count, notice in enumerate(self.unsent[:_MOST_SENT]):
+        for sent_count, notice in enumerate(self.unsent[:_SENT_LIMIT]):
             try:
                 post(notice)
             except OutboxError as error:
                 return replace(self, unsent=self.unsent[sent_count:]), sent_count, first_line(error)
-        return replace(self, unsent=self.unsent[_MOST_SENT:]), len(self.unsent[:_MOST_SENT]), None
+        return replace(self, unsent=self.unsent[_SENT_LIMIT:]), len(self.unsent[:_SENT_LIMIT]), None
 
 
 def _opened(unsent: tuple[Notice, ...], condition: Condition, at: str) -> tuple[tuple[Notice, ...], Notice]:
-    # An end that nobody was told of is taken back: to the receiver the incident simply goes on.
+    # An end that was not sent yet is taken back: to the receiver the incident simply goes on.
     ended = next((one for one in unsent if (one.key, one.status) == (condition.key, RESOLVED)), None)
     notice = Notice(
         condition.key, FIRING, condition.title, condition.detail, condition.severity, ended.since if ended else at, at

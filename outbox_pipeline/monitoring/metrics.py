@@ -27,7 +27,7 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.settings import Settings, load_settings
 
 #: Pending events are counted one by one up to here; above, the positions that may hold one are.
-MOST_COUNTED = 100_000
+PENDING_LIMIT = 100_000
 #: What is shown of the last hour's batches: the median, nearly all, the largest.
 QUANTILES = (0.5, 0.95, 1.0)
 
@@ -123,7 +123,7 @@ class LedgerCollector(Collector):
     def _read(self) -> RowMapping:
         with ledger_transaction(self.engine, statement_timeout_seconds=_STATEMENT_SECONDS) as connection:
             check_version(connection)
-            return read_metrics(connection, limit=MOST_COUNTED, quantiles=QUANTILES)
+            return read_metrics(connection, limit=PENDING_LIMIT, quantiles=QUANTILES)
 
 
 def metrics_app(settings: Settings | None = None) -> AsgiApp:

@@ -14,7 +14,7 @@ from outbox_pipeline.postgres.overview import read_overview
 from outbox_pipeline.postgres.schema import check_version
 
 #: Pending events are counted up to here; counting on would only make a slow answer slower.
-MOST_COUNTED = 1_000_000
+PENDING_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ def read_status(engine: Engine) -> Status:
     """
     with ledger_transaction(engine) as connection:
         check_version(connection)
-        return Status(**read_overview(connection, limit=MOST_COUNTED))
+        return Status(**read_overview(connection, limit=PENDING_LIMIT))

@@ -80,8 +80,8 @@ class Trace:
     """Everything both sides know about one event id.
 
     `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded, replaced), `gone` for an
-    event that only ClickHouse has, `unknown` for one that nobody has. `rows` is None when ClickHouse was not asked.
-    `stations` are in order of time, with links into Dagster's UI where OUTBOX_DAGSTER_UI_URL says where that is.
+    event that only ClickHouse has, `unknown` for one that neither side has. `rows` is None when ClickHouse was not
+    asked. `stations` are in order of time, with links into Dagster's UI where OUTBOX_DAGSTER_UI_URL says where that is.
     """
 
     event_id: UUID

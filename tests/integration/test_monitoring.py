@@ -139,7 +139,7 @@ def test_pending_events_are_found_in_gaps(stores: Stores) -> None:
 
 def test_counting_stops_at_its_bound(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """With more pending events than are counted, the number says that it is a lower bound."""
-    monkeypatch.setattr("outbox_pipeline.monitoring.status.MOST_COUNTED", 3)
+    monkeypatch.setattr("outbox_pipeline.monitoring.status.PENDING_LIMIT", 3)
     publish(stores.engine, 3)
 
     status = read_status(stores.engine)

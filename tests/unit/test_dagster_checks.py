@@ -34,7 +34,7 @@ def test_a_working_dagster_has_no_finding() -> None:
         (check_daemon(replace(WELL, heartbeat_ages={})), ["SENSOR", "has never run", "outbox up"]),
         (
             check_daemon(replace(WELL, heartbeat_ages={"SENSOR": 9.0, "QUEUED_RUN_COORDINATOR": 7200.0})),
-            ["QUEUED_RUN_COORDINATOR (starts queued runs) is silent for 120 min", "dagster-daemon run"],
+            ["QUEUED_RUN_COORDINATOR (starts queued runs) is silent for 2.0 h", "dagster-daemon run"],
         ),
         (
             check_sensors(replace(WELL, sensors={**WELL.sensors, "outbox_sensor": "STOPPED"})),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from outbox_pipeline.embedded.chdb_engine import MOST_SESSIONS
+from outbox_pipeline.embedded.chdb_engine import MAX_SESSIONS
 from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.processes import wait_until
@@ -99,10 +99,10 @@ def test_number_of_sessions_is_bounded(ask: Ask) -> None:
     opened = 0
     while (answer := ask(b"SELECT 1", session_id=f"bounded-{opened}", session_timeout="3600")).status == 200:
         opened += 1
-        assert opened <= MOST_SESSIONS
+        assert opened <= MAX_SESSIONS
     text = answer.read().decode()
 
-    assert opened > MOST_SESSIONS // 2
+    assert opened > MAX_SESSIONS // 2
     assert (answer.status, answer.headers["X-ClickHouse-Exception-Code"]) == (503, "202")
     assert "session_id" in text
     assert ask(b"SELECT 1").status == 200

@@ -11,7 +11,7 @@ from outbox_pipeline.embedded.server_errors import ServerError
 
 def test_data_is_kept_until_the_end_of_the_block(tmp_path: Path) -> None:
     """The file has the data, under a name that is a UUID, and goes with the block."""
-    with received(iter([b"a", b"", b"bc"]), tmp_path, most_bytes=3) as file:
+    with received(iter([b"a", b"", b"bc"]), tmp_path, max_bytes=3) as file:
         assert file.read_bytes() == b"abc"
         assert file.parent == tmp_path
     assert list(tmp_path.iterdir()) == []
@@ -20,7 +20,7 @@ def test_data_is_kept_until_the_end_of_the_block(tmp_path: Path) -> None:
 def test_data_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     """No more than the limit is written; the file is gone, and the rest is not asked for."""
     pieces = iter([b"abc", b"d", b"never"])
-    with pytest.raises(ServerError, match="may have 3 bytes") as caught, received(pieces, tmp_path, most_bytes=3):
+    with pytest.raises(ServerError, match="may have 3 bytes") as caught, received(pieces, tmp_path, max_bytes=3):
         pass
 
     assert caught.value.status == 400
