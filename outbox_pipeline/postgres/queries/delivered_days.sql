@@ -1,5 +1,5 @@
 -- What each UTC day's events have come to, in one snapshot: delivered, undelivered, quarantined, and complete through when.
--- :watermark was taken before this statement, so whoever is not seen here records later than it.
+-- :watermark was taken before this statement, so a transaction that is not seen here records later than it.
 -- An undelivered event that was recorded after the end of the day it counts for (a clock that was ahead) keeps the day open.
 -- Positions and recorded_at are drawn together, so what lies beyond :limit pending events was recorded after the oldest.
 WITH stretch AS (

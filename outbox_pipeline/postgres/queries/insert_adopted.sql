@@ -1,4 +1,5 @@
--- Write a batch of another life into the ledger: processed when ClickHouse has shown exactly its rows, else cut, for a run to finish.
+-- Write a batch of the old instance into the ledger: processed when ClickHouse has shown exactly its rows,
+-- else cut, for a run to finish.
 -- Rows under its id that are no events here are outside of it: those between its own positions, and whatever lies around them.
 WITH mine AS (
     SELECT DISTINCT position FROM pg_temp.shown_row WHERE batch_id = :batch_id AND is_ours

@@ -1,6 +1,6 @@
 -- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :limit, each of
 -- :max_stretches stretches of positions has its own probe of the primary key, gaps all of whose holders are still there
--- (nobody else can fill them) have none, and what is said of speed is about the last hour.
+-- (no other transaction can fill them) have none, and what is said of speed is about the last hour.
 -- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
 WITH inserting AS MATERIALIZED (
     SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders

@@ -1,5 +1,6 @@
--- Take events that another life delivered out of what is pending here: unclaimed, gaps, open batches, quarantine, in lock order.
--- Everybody who held a gap lived in the other life, so all gaps lose their holders and the next cut settles them.
+-- Take events that the old instance delivered out of what is pending here: unclaimed, gaps, open batches,
+-- quarantine, in lock order.
+-- The holders of gaps were transactions of the old instance, so all gaps lose their holders and the next cut settles them.
 WITH owned AS (
     SELECT coalesce(range_agg(int8range(position, position + 1)), '{}'::int8multirange) AS positions
     FROM pg_temp.shown_row WHERE is_ours
@@ -32,7 +33,7 @@ emptied AS (
 resolved AS (
     UPDATE outbox.quarantined_event
     SET status = 'requeued', resolved_at = coalesce(resolved_at, clock_timestamp()), replaced_by = NULL,
-        note = 'Another life of this outbox requeued and delivered it; adopted.'
+        note = 'The old instance requeued and delivered it; adopted.'
     FROM owned
     WHERE status <> 'requeued' AND owned.positions @> quarantined_event.position
 )

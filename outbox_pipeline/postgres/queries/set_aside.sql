@@ -1,5 +1,5 @@
 -- Move what lies between the first stretches of the unclaimed set and its open end into gaps, without having looked there.
--- The name that nobody bears stands among their holders, so the next cuts look at them, a portion at a time.
+-- A name that no transaction has stands among their holders, so the next cuts look at them, a portion at a time.
 -- Nothing is moved that the sequence had not drawn when the holders were read, nor what this cut looks at.
 WITH boundary AS (
     SELECT lower(stretch) AS first_position

@@ -1,5 +1,5 @@
 -- Look again at gaps that have lost a holder: what is visible now is unclaimed again, what no holder is left for never existed.
--- :holding was read by an earlier statement, so whoever is missing from it had finished before this one's snapshot.
+-- :holding was read by an earlier statement, so a transaction that is missing from it had finished before this one's snapshot.
 -- A portion at a time: what was not probed keeps its holders, and so does everything when the probes found :max_events,
 -- because then some of it may not have been probed to its end.
 WITH portion AS MATERIALIZED (

@@ -1,6 +1,6 @@
 -- The state of the whole outbox in one snapshot, so that an event on its way from one place to the next is counted once.
 -- Each stretch of positions has its own bounded probe of the primary key; gaps first, they hold the lowest positions.
--- A gap all of whose holders are still there was empty and still is: nobody else can fill it, so it is not probed.
+-- A gap all of whose holders are still there was empty and still is: no other transaction can fill it, so it is not probed.
 -- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
 WITH inserting AS MATERIALIZED (
     SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders

@@ -1,4 +1,4 @@
--- Events between two positions that are in no place: not unclaimed, in no gap, in no batch, not held or discarded.
+-- Untracked events between two positions: not unclaimed, in no gap, in no batch, not held or discarded.
 -- One statement, so one snapshot: a position that is just moving from one place to the next is seen in one of them.
 WITH looked AS (
     SELECT int8range(:first_position, :last_position, '[]') AS stretch

@@ -1,5 +1,6 @@
 -- Take what was picked out of the unclaimed set, and move what was not visible below it into gaps.
--- A gap never reaches beyond what the sequence had drawn when its holders were read: later positions are not lost, only unborn.
+-- A gap never reaches beyond what the sequence had drawn when its holders were read: later positions
+-- are not lost, only not yet allocated.
 -- Gaps are kept in rows of few stretches, so that looking at some of them again rewrites no others.
 WITH passed_over AS MATERIALIZED (
     SELECT CAST(:unclaimed AS int8multirange)

@@ -1,8 +1,8 @@
 -- Note who may still insert, each with a time before which nothing of theirs can still appear; returns the earliest.
--- Who was not there at the last look took the lock after it, so records later than it. A prepared transaction has
+-- A transaction that was not there at the last look took the lock after it, so records later than it. A prepared one has
 -- another name than it had before: it may be any of those that were there.
--- A time after :observed_at is from a clock that was ahead, or was set back since: whoever has it, or came after a look
--- at that time, may have recorded at any time, and nothing is known of when.
+-- A time after :observed_at is from a clock that was ahead, or was set back since: a transaction that has it, or came after a
+-- look at that time, may have recorded at any time, and nothing is known of when.
 WITH known AS (
     SELECT key AS holder, value::timestamptz AS since FROM outbox.watermark, jsonb_each_text(holders)
 ),
