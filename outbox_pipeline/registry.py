@@ -26,7 +26,7 @@ Model = type[Event]
 
 @dataclass(frozen=True)
 class Registry:
-    """The models to hold contexts against; without any, nothing is held against a model."""
+    """The models to validate contexts with; without any, no context is."""
 
     models: tuple[Model, ...] = ()
 

@@ -1,4 +1,4 @@
-"""What this application publishes. The pipeline holds contexts against these models: OUTBOX_EVENT_MODULES=events."""
+"""What this application publishes. The pipeline validates contexts with these models: OUTBOX_EVENT_MODULES=events."""
 
 from outbox_pipeline import Event
 

@@ -114,7 +114,7 @@ def check_start_date(settings: Settings) -> Check:
 def check_event_models(settings: Settings) -> Check:
     """Find modules and models that would stop every delivery at its validation."""
     if not settings.event_modules:
-        return Check("event models", True, "OUTBOX_EVENT_MODULES is not set: no context is held against a model.")
+        return Check("event models", True, "OUTBOX_EVENT_MODULES is not set: no context is validated with a model.")
     return _outcome("event models", lambda: _said_of_models(settings.event_modules or ()))
 
 

@@ -65,10 +65,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Rules:
-    """The limits an event is held against.
+    """The limits an event is validated with.
 
     `known_event_types` None means every type is known; `context_max_bytes` counts the UTF-8 text as stored. Types
-    without a model in `registry` are not held against one.
+    without a model in `registry` are not validated with one.
     """
 
     known_event_types: frozenset[str] | None = None

@@ -1,4 +1,4 @@
-"""What this shop publishes. The pipeline holds contexts against these models: OUTBOX_EVENT_MODULES=shop.events."""
+"""What this shop publishes. The pipeline validates contexts with these models: OUTBOX_EVENT_MODULES=shop.events."""
 
 from outbox_pipeline import Event
 
