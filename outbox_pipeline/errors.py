@@ -66,6 +66,10 @@ class FencedError(OutboxError):
     """ClickHouse refused an insert because a later attempt on the same batch is on record there."""
 
 
+class UsageError(OutboxError):
+    """What the words of a command line or of a run's config ask for cannot be meant; nothing was done."""
+
+
 class QuarantineError(OutboxError):
     """What was asked of the quarantine does not fit what is held there; nothing was changed."""
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.errors import UsageError
 
 
 class QuarantineStatus(StrEnum):
@@ -38,9 +38,9 @@ class Filter:
     def __post_init__(self) -> None:
         """Refuse what could only match by misunderstanding."""
         if self.has_ids and self.has_conditions:
-            raise QuarantineError("Name events by id or by type, reason, batch and time, not by both.")
+            raise UsageError("Name events by id or by type, reason, batch and time, not by both.")
         if self.since is not None and self.until is not None and self.since >= self.until:
-            raise QuarantineError("Nothing can be quarantined between since and until: since must be the earlier one.")
+            raise UsageError("Nothing can be quarantined between since and until: since must be the earlier one.")
 
     @property
     def has_ids(self) -> bool:

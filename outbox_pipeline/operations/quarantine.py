@@ -9,13 +9,13 @@ by `show`, for the person who asked, and never logged.
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
 from outbox_pipeline.batches import BatchStatus
-from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.errors import QuarantineError, UsageError
 from outbox_pipeline.events import EventRow
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import quarantine as store
@@ -25,6 +25,7 @@ from outbox_pipeline.postgres.quarantine import LockedEvent
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.publish import insert_events
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent, QuarantineStatus
+from outbox_pipeline.times import parse_time
 
 _MAX_NAMED = 5
 _LARGEST_NUMBER = 2**63 - 1
@@ -209,7 +210,7 @@ def parse_filter(
 ) -> Filter:
     """Read a filter from the words of a command line or a run's config; empty words count as not given.
 
-    An id is an event's UUID or its number in quarantine. Raises QuarantineError that says which word is wrong and does
+    An id is an event's UUID or its number in quarantine. Raises UsageError that says which word is wrong and does
     not quote it.
     """
     named = [(word, f"id number {place}") for place, word in enumerate(ids, start=1)]
@@ -219,8 +220,8 @@ def parse_filter(
         quarantine_ids=frozenset(_parse_number(word, name) for word, name in named if word in numbers),
         event_type=event_type or None,
         reason=reason or None,
-        since=_parse_time(since, "since") if since else None,
-        until=_parse_time(until, "until") if until else None,
+        since=parse_time(since, "since") if since else None,
+        until=parse_time(until, "until") if until else None,
         batch_id=_parse_uuid(batch_id, "batch_id", "a batch") if batch_id else None,
     )
 
@@ -267,22 +268,11 @@ def _refusals(locked: Sequence[LockedEvent], statuses: dict[UUID, BatchStatus]) 
     return tuple(Refusal(batch_id, count, why) for (batch_id, why), count in counted.items() if why is not None)
 
 
-def _parse_time(word: str, name: str) -> datetime:
-    """Return an ISO 8601 date or time; UTC unless it says otherwise."""
-    try:
-        found = datetime.fromisoformat(word.strip())
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise QuarantineError(
-            f"What is given as {name} is no time: write a UTC date or time such as 2026-03-01 or 2026-03-01T14:30."
-        ) from None
-
-
 def _parse_uuid(word: str, name: str, what: str) -> UUID:
     try:
         return UUID(word.strip())
     except ValueError:
-        raise QuarantineError(
+        raise UsageError(
             f"What is given as {name} is no id of {what}: 'outbox quarantine list --json' shows ids."
         ) from None
 
@@ -291,9 +281,7 @@ def _parse_number(word: str, name: str) -> int:
     digits = word.lstrip("0") or "0"
     # Python itself refuses to read a number of some thousand digits.
     if len(digits) > len(str(_LARGEST_NUMBER)) or int(digits) > _LARGEST_NUMBER:
-        raise QuarantineError(
-            f"What is given as {name} is no number in quarantine: 'outbox quarantine list' shows them."
-        )
+        raise UsageError(f"What is given as {name} is no number in quarantine: 'outbox quarantine list' shows them.")
     return int(digits)
 
 

@@ -6,7 +6,7 @@ The jobs change nothing until their dry run is turned off. health_sensor reports
 import dagster as dg
 from pydantic import Field
 
-from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.errors import UsageError
 from outbox_pipeline.operations import quarantine
 from outbox_pipeline.operations.quarantine import Held, Requeued
 from outbox_pipeline.orchestration.assets import OUTBOX_KEY
@@ -37,7 +37,7 @@ class ChoiceConfig(dg.Config):
     dry_run: bool = Field(default=True, description="Only count what matches. Set to false to change it.")
 
     def chosen(self) -> Filter:
-        """Return the filter. Raises QuarantineError when it cannot be read, or leaves open what is meant."""
+        """Return the filter. Raises UsageError when it cannot be read, or leaves open what is meant."""
         wanted = quarantine.parse_filter(
             self.event_ids,
             event_type=self.event_type,
@@ -47,7 +47,7 @@ class ChoiceConfig(dg.Config):
             batch_id=self.batch_id,
         )
         if wanted == Filter() and not self.everything:
-            raise QuarantineError("No filter is given: name events, choose a filter, or set everything to true.")
+            raise UsageError("No filter is given: name events, choose a filter, or set everything to true.")
         return wanted
 
 

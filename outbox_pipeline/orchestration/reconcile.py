@@ -18,7 +18,7 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference, Reconciled, Window
-from outbox_pipeline.operations.reconcile.repair import Repaired, parse_day, repair
+from outbox_pipeline.operations.reconcile.repair import Repaired, repair
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
@@ -27,6 +27,7 @@ from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.settings import load_settings, today
+from outbox_pipeline.times import parse_day
 
 RECONCILED = "reconciled"
 
@@ -49,8 +50,8 @@ class ReconcileConfig(dg.Config):
     def window(self) -> Window:
         """Return the days, never beyond those that have a partition.
 
-        Without days they are the last OUTBOX_RECONCILE_DAYS before today. Raises ConfigurationError for a word that is
-        no day, and when no day is left of those that were given: comparing nothing would look well.
+        Without days they are the last OUTBOX_RECONCILE_DAYS before today. Raises UsageError for a word that is no day,
+        ConfigurationError when no day is left of those that were given: comparing nothing would look well.
         """
         first_there, last_there = deliverable_days()
         last = parse_day(self.last_day, "last_day") if self.last_day else today() - timedelta(days=1)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 
-from outbox_pipeline.errors import QuarantineError, TransientError
+from outbox_pipeline.errors import QuarantineError, TransientError, UsageError
 from outbox_pipeline.operations.quarantine import count_held, discard, list_held, parse_filter, preview, requeue, show
 from outbox_pipeline.operations.replay import Outcome, Replayed, replay
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
@@ -410,7 +410,7 @@ def _unless_empty(act: Callable[[], object]) -> None:
 )
 def test_a_wrong_word_is_named(words: dict[str, str], said: str) -> None:
     """A filter that cannot be read is one sentence about the word that is wrong, which it does not repeat."""
-    with pytest.raises(QuarantineError, match=said) as refused:
+    with pytest.raises(UsageError, match=said) as refused:
         parse_filter(**words)  # type: ignore[arg-type]
 
     given = [word for value in words.values() for word in (value if isinstance(value, list) else [value])]

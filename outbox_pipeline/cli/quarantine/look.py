@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outbox_pipeline.cli.quarantine.options import BatchId, EventType, Reason, Since, Until, outbox
-from outbox_pipeline.cli.support.asking import right_use
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
-from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.errors import UsageError
 from outbox_pipeline.logs import escaped
 from outbox_pipeline.names import shortened
 
@@ -38,10 +37,9 @@ def list_events(
     from outbox_pipeline.operations.quarantine import list_held, parse_filter
     from outbox_pipeline.quarantined import QuarantineStatus
 
-    with right_use():
-        wanted = parse_filter(event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
-        if status not in list(QuarantineStatus):
-            raise QuarantineError(f"{status!r} is no status: it is held, requeued, discarded or replaced.")
+    wanted = parse_filter(event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
+    if status not in list(QuarantineStatus):
+        raise UsageError(f"{status!r} is no status: it is held, requeued, discarded or replaced.")
     with outbox() as (engine, _):
         events = list_held(engine, wanted, status=QuarantineStatus(status), limit=limit + 1)
     if as_json:
@@ -67,8 +65,7 @@ def show(
     from outbox_pipeline.operations.quarantine import parse_filter
     from outbox_pipeline.operations.quarantine import show as show_event
 
-    with right_use():
-        wanted = parse_filter([name])
+    wanted = parse_filter([name])
     with outbox() as (engine, _):
         found = show_event(engine, wanted)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.support.asking import require_agreement, right_use
+from outbox_pipeline.cli.support.asking import require_agreement
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 from outbox_pipeline.errors import QuarantineError
@@ -47,8 +47,7 @@ def replace(
     from outbox_pipeline.operations import quarantine
     from outbox_pipeline.postgres.engine import create_outbox_engine
 
-    with right_use():
-        wanted = quarantine.parse_filter([name])
+    wanted = quarantine.parse_filter([name])
     with ready_settings(clickhouse=False) as settings:
         engine = create_outbox_engine(settings, pooled=False)
         chosen = quarantine.preview(engine, wanted).wanted

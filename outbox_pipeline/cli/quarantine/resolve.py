@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from outbox_pipeline.cli.quarantine.options import BatchId, EventType, Reason, Since, Until, outbox
-from outbox_pipeline.cli.support.asking import ask, has_terminal, require_agreement, right_use
+from outbox_pipeline.cli.support.asking import ask, has_terminal, require_agreement
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
-from outbox_pipeline.errors import QuarantineError
+from outbox_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -48,11 +48,8 @@ def requeue(
     from outbox_pipeline.operations.quarantine import parse_filter
     from outbox_pipeline.operations.quarantine import requeue as requeue_events
 
-    with right_use():
-        wanted = parse_filter(
-            ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id
-        )
-        _require_choice(wanted, everything=everything)
+    wanted = parse_filter(ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
+    _require_choice(wanted, everything=everything)
     with outbox() as (engine, lock_seconds):
         chosen = _confirmed(engine, wanted, verb="Requeue", yes=yes)
         done = requeue_events(engine, chosen, lock_timeout_seconds=lock_seconds)
@@ -79,12 +76,9 @@ def discard(
     from outbox_pipeline.operations.quarantine import discard as discard_events
     from outbox_pipeline.operations.quarantine import parse_filter
 
-    with right_use():
-        wanted = parse_filter(
-            ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id
-        )
-        _require_choice(wanted, everything=everything)
-        note = note.strip() or _asked_note()
+    wanted = parse_filter(ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
+    _require_choice(wanted, everything=everything)
+    note = note.strip() or _asked_note()
     with outbox() as (engine, lock_seconds):
         chosen = _confirmed(engine, wanted, verb="Discard", yes=yes)
         count = discard_events(engine, chosen, note=note, lock_timeout_seconds=lock_seconds)
@@ -97,15 +91,15 @@ def discard(
 def _require_choice(wanted: "Filter", *, everything: bool) -> None:
     is_chosen = wanted.has_ids or wanted.has_conditions
     if not is_chosen and not everything:
-        raise QuarantineError("Say which events: ids, --type, --reason, --batch, --since or --until, or --all.")
+        raise UsageError("Say which events: ids, --type, --reason, --batch, --since or --until, or --all.")
     if is_chosen and everything:
-        raise QuarantineError("--all means every held event: leave it out, or everything else.")
+        raise UsageError("--all means every held event: leave it out, or everything else.")
 
 
 def _asked_note() -> str:
     answer = ask("Why are they given up?") if has_terminal() else ""
     if not answer:
-        raise QuarantineError('Say why with --note "…": it is kept with each event. (--reason is a filter.)')
+        raise UsageError('Say why with --note "…": it is kept with each event. (--reason is a filter.)')
     return answer
 
 

@@ -1,13 +1,10 @@
-"""Questions to whoever sits at the terminal; data stays on stdout, so they go to stderr."""
+"""Questions at the terminal; results stay on stdout, so they go to stderr."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import typer
 
 from outbox_pipeline.cli.support.failures import complain
-from outbox_pipeline.errors import QuarantineError
 
 
 def ask(question: str) -> str:
@@ -18,25 +15,15 @@ def ask(question: str) -> str:
 
 
 def has_terminal() -> bool:
-    """Tell whether somebody can be asked."""
+    """Tell whether there is a terminal to ask on."""
     return sys.stdin.isatty()
 
 
 def require_agreement(question: str) -> None:
-    """Go on only with a yes: exit code 1 after a no, 2 when there is nobody to ask."""
+    """Go on only with a yes: exit code 1 after a no, 2 when there is no terminal."""
     if not has_terminal():
         complain(f"{question} There is no terminal to ask on: repeat with --yes.")
         raise typer.Exit(2)
     if ask(f"{question} [y/N]").lower() not in {"y", "yes"}:
         typer.echo("Nothing was changed.", err=True)
         raise typer.Exit(1)
-
-
-@contextmanager
-def right_use() -> Iterator[None]:
-    """Turn what is wrong with the words of the command line into exit code 2."""
-    try:
-        yield
-    except QuarantineError as error:
-        complain(str(error))
-        raise typer.Exit(2) from None

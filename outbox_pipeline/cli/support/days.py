@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from outbox_pipeline.operations.reconcile.findings import Window
@@ -16,12 +16,12 @@ LastDay = Annotated[str, typer.Option("--to", metavar="DAY", help="Last UTC day,
 def window_of(first_day: str, last_day: str) -> "Window":
     """Return the days that are meant, all of them without words; what cannot be meant is wrong use."""
     from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
-    from outbox_pipeline.operations.reconcile.repair import parse_day
+    from outbox_pipeline.times import parse_day
 
     try:
         first = parse_day(first_day, "--from") if first_day else ALL_DAYS.first_day
         last = parse_day(last_day, "--to") if last_day else ALL_DAYS.last_day
-    except ConfigurationError as error:
+    except UsageError as error:
         raise typer.BadParameter(str(error)) from None
     if first > last:
         raise typer.BadParameter(f"--from {first} is after --to {last}")

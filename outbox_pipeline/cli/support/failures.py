@@ -1,6 +1,7 @@
 """How a command ends when it cannot do its work.
 
-An error this package raises on purpose is one red sentence and exit code 1, or 2 when a setting is wrong. Anything
+An error this package raises on purpose is one red sentence and exit code 1, or 2 when a setting
+or the use is wrong. Anything
 else is a defect and keeps its traceback, without passwords.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from outbox_pipeline.errors import OutboxError, SettingsError, without_secrets
+from outbox_pipeline.errors import OutboxError, SettingsError, UsageError, without_secrets
 from outbox_pipeline.logs import escaped
 
 
@@ -25,7 +26,7 @@ class OutboxGroup(TyperGroup):
             return super().invoke(ctx)
         except OutboxError as error:
             complain(str(error))
-            raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
+            raise typer.Exit(2 if isinstance(error, SettingsError | UsageError) else 1) from None
 
 
 def complain(sentence: str) -> None:

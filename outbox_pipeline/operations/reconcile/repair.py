@@ -6,10 +6,8 @@ What cannot be repaired from here (pruned events, rows of unknown batches, a seq
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 
 from outbox_pipeline.batches import BatchStatus
-from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled, Window
 from outbox_pipeline.operations.reconcile.strays import put_back
@@ -67,14 +65,6 @@ def prove_days(stores: Stores, days: Window, *, run_id: str | None = None) -> li
         *(Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch)) for batch in open_batches),
         *repair(stores, found, run_id=run_id).batches,
     ]
-
-
-def parse_day(word: str, name: str) -> date:
-    """Return a UTC day. Raises ConfigurationError when it is none, which says *name* and does not quote the word."""
-    try:
-        return date.fromisoformat(word.strip())
-    except ValueError:
-        raise ConfigurationError(f"What is given as {name} is no day: write it like 2026-03-01.") from None
 
 
 def _redeliver(stores: Stores, difference: Difference, run_id: str | None) -> Replayed:
