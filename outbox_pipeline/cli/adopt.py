@@ -1,13 +1,12 @@
 """The command `adopt`: the way on for a ledger that stopped because it was restored, failed over or cloned."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outbox_pipeline.cli.support.asking import require_agreement
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
-from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from outbox_pipeline.operations.adopt import Adoption
@@ -26,11 +25,11 @@ def adopt(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what adopting would do.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a restored, failed over or cloned outbox go on: learn from ClickHouse what its other life delivered.
+    """Let a restored, failed over or cloned outbox go on: learn from ClickHouse what the old instance delivered.
 
-    Run it on exactly one of the lives, with the others stopped for good. What ClickHouse holds under the same position
-    and event id is processed from then on; rows it holds of events that do not exist here are reported and never
-    touched. On a terminal it shows what it found and asks.
+    Run it on exactly one copy, with all others stopped for good. What ClickHouse holds under the same position and
+    event id is processed from then on; rows it holds of events that do not exist here are reported and never touched.
+    It shows what it found and asks; without a terminal it wants --yes.
 
     Example: `outbox adopt --dry-run`
     """
@@ -58,14 +57,9 @@ def _adopt(stores: "Stores", *, is_confirmed: bool, dry_run: bool) -> "Adoption"
 
 
 def _confirm(found: "Adoption") -> None:
-    if not sys.stdin.isatty():
-        raise ConfigurationError(
-            "Adopting needs a yes, and nobody is at a terminal: look with 'outbox adopt --dry-run', stop the other "
-            "life for good, then run 'outbox adopt --yes'."
-        )
     for name, value in _facts(found):
         typer.echo(f"{name}: {shown(value)}", err=True)
-    typer.confirm("Is the other life stopped for good, and shall this one go on?", abort=True, err=True)
+    require_agreement("Is the old server stopped for good? Shall this copy take over?")
 
 
 def _facts(result: "Adoption") -> list[tuple[str, object]]:
@@ -79,7 +73,7 @@ def _facts(result: "Adoption") -> list[tuple[str, object]]:
         ("processed here, not whole there", f"{result.incomplete_batches:,} batches, to be replayed"),
         ("gaps to settle", result.gap_count),
         ("sequence", f"{result.sequence_before:,} → {result.sequence_after:,}"),
-        ("newest row of the other life", result.last_loaded_at),
+        ("newest row of the old instance", result.last_loaded_at),
     ]
     facts += [("  e.g. only in ClickHouse", f"{row.event_id} at {row.position:,}") for row in result.strange_samples]
     facts += [("  e.g. twice", event_id) for event_id in result.doubled_samples]

@@ -58,7 +58,7 @@ def demo(
         if is_clean:
             typer.secho("Every committed event is where it belongs, exactly once.", fg="green", err=True)
         else:
-            complain(_accusation(report, day, settings))
+            complain(_mismatch(report, day, settings))
         if not exits:
             _leave_up(url, stack)
     if not is_clean:
@@ -125,7 +125,7 @@ def show_report(report: "Report", *, as_json: bool) -> None:
     print_facts([(_LABELS.get(name, name.replace("_", " ")), value) for name, value in flat.items()])
 
 
-def _accusation(report: "Report", day: "ShopDay", settings: "Settings") -> str:
+def _mismatch(report: "Report", day: "ShopDay", settings: "Settings") -> str:
     counted = report.comparison
     status = day.status
     said = "PostgreSQL does not answer" if status is None else f"last error: {status.last_error or 'none'}"

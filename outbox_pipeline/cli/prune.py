@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from outbox_pipeline.operations.retention import Pruned
     from outbox_pipeline.stores import Stores
 
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def prune(
         print_json(done)
     else:
         print_facts(_facts(done))
-    for item in done.refused[:_MOST_NAMED]:
+    for item in done.refused[:_MAX_NAMED]:
         complain(f"Batch {item.batch_id} keeps its events: {item.detail}.")
     if done.refused:
         complain(f"{len(done.refused)} batches were refused.")

@@ -68,7 +68,7 @@ def publish(
     name = "stdin" if str(file) == "-" else str(file)
     with ready_settings(clickhouse=False) as settings:
         engine = create_outbox_engine(settings, pooled=False)
-        # Whoever writes into the pipe may take his time; publishing locks nothing that others wait for.
+        # The producer of the pipe may be slow; publishing locks nothing that others wait for.
         with _opened(file) as stream, ledger_transaction(engine, idle_seconds=0) as connection:
             check_version(connection)
             rows = read_events(stream, name, context_max_bytes=settings.context_max_bytes)

@@ -50,6 +50,6 @@ def _facts(found: "Status") -> list[tuple[str, object]]:
     if found.last_error_batch_id is not None:
         facts.append(("… of batch", found.last_error_batch_id))
     if found.gaps:
-        holders = ", ".join(found.oldest_gap_holders) or "nobody any more"
+        holders = ", ".join(found.oldest_gap_holders) or "no open transaction"
         facts.append(("gaps", f"{found.gaps:,}, oldest since {shown(found.oldest_gap_at)}, held by {holders}"))
     return facts

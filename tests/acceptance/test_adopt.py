@@ -78,7 +78,8 @@ def test_the_command_needs_a_yes(
     adopted = command(here, "--yes")
     again = command(here)
 
-    assert refused[:2] == (1, "")
+    assert refused[:2] == (2, "")
+    assert "3 events in 1 batches" in refused[2]
     assert "--yes" in refused[2]
     assert after == before
     assert adopted[0] == 0
@@ -116,6 +117,8 @@ def test_on_a_terminal_it_shows_what_it_found_and_asks(
     os.close(theirs)
 
     assert "3 events in 1 batches" in done.stderr
+    assert "Is the old server stopped for good?" in done.stderr
+    assert is_adopted or done.stdout == ""
     assert done.returncode == (0 if is_adopted else 1)
     assert adopt(here, dry_run=True).was_own is is_adopted
 

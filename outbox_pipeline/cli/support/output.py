@@ -1,4 +1,4 @@
-"""What commands write: data to stdout for people or machines, progress to stderr.
+"""What commands write: results to stdout for people or machines, progress to stderr.
 
 Invariants: with `--json`, stdout holds JSON and nothing else. What producers wrote is never obeyed by a terminal: there
 control characters are shown as escapes; into a pipe or a file data goes as it is.
@@ -93,7 +93,7 @@ def _json_escaped(text: str) -> str:
 
 
 def progress(*columns: str) -> "Progress":
-    """Return a live display on stderr that shows *columns* of its tasks' fields; silent when nobody watches."""
+    """Return a live display on stderr that shows *columns* of its tasks' fields; silent without a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
