@@ -2,7 +2,7 @@
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,12 +19,11 @@ def init() -> None:
     """
     from outbox_pipeline.clickhouse.client import clickhouse_client
     from outbox_pipeline.clickhouse.table import create_table
-    from outbox_pipeline.postgres.engine import create_outbox_engine
     from outbox_pipeline.postgres.schema import migrate, missing_roles
     from outbox_pipeline.settings import shown_url
 
     with ready_settings() as settings:
-        engine = create_outbox_engine(settings, pooled=False)
+        engine = ledger_engine(settings)
         version = migrate(engine)
         typer.echo(f"PostgreSQL: outbox schema at version {version} in {shown_url(settings.postgres_url)}")
         if missing := missing_roles(engine):

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_json, progress
 
@@ -62,12 +62,12 @@ def publish(
     Example: `echo '{"event_type": "hello", "event_context": {"who": "world"}}' | outbox publish -`
     """
     from outbox_pipeline.event_files import read_events
-    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.engine import ledger_transaction
     from outbox_pipeline.postgres.schema import check_version
 
     name = "stdin" if str(file) == "-" else str(file)
     with ready_settings(clickhouse=False) as settings:
-        engine = create_outbox_engine(settings, pooled=False)
+        engine = ledger_engine(settings)
         # The producer of the pipe may be slow; publishing locks nothing that others wait for.
         with _opened(file) as stream, ledger_transaction(engine, idle_seconds=0) as connection:
             check_version(connection)

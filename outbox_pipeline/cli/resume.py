@@ -5,7 +5,7 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import shown
 
 
@@ -25,10 +25,9 @@ def resume(
     Example: `outbox resume`
     """
     from outbox_pipeline.operations.resume import resume as resume_batches
-    from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with ready_settings(clickhouse=False) as settings:
-        engine = create_outbox_engine(settings, pooled=False)
+        engine = ledger_engine(settings)
         resumed = resume_batches(engine, batch_id, lock_timeout_seconds=settings.lock_timeout_seconds)
     for sentence in resumed.sentences:
         typer.echo(shown(sentence), err=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ def status(as_json: AsJson = False) -> None:
     Example: `outbox status --json`
     """
     from outbox_pipeline.monitoring.status import read_status
-    from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with ready_settings(clickhouse=False) as settings:
-        found = read_status(create_outbox_engine(settings, pooled=False))
+        found = read_status(ledger_engine(settings))
     if as_json:
         print_json(found)
     else:

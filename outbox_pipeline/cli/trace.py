@@ -5,7 +5,7 @@ from uuid import UUID
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.names import shortened
 
@@ -30,11 +30,10 @@ def trace(
     Example: `outbox trace 412d8176-416a-5d43-8b59-333d72dce3f0`
     """
     from outbox_pipeline.monitoring.trace import trace_event
-    from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with ready_settings() as settings:
         settings = _with_ui(settings)
-        found = trace_event(create_outbox_engine(settings, pooled=False), settings, event_id)
+        found = trace_event(ledger_engine(settings), settings, event_id)
     if as_json:
         print_json(found)
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.support.engines import given_urls, ready_settings
+from outbox_pipeline.cli.support.engines import given_urls, ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import quoted
 from outbox_pipeline.errors import ConfigurationError
 
@@ -106,10 +106,10 @@ def _require_servers(settings: "Settings") -> None:
     # Dagster's own processes would answer a server that is away with pages of traceback.
     from outbox_pipeline.clickhouse.client import require_answer
     from outbox_pipeline.postgres.dagster_storage import require_storage
-    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.engine import ledger_transaction
     from outbox_pipeline.postgres.schema import check_version
 
-    with ledger_transaction(create_outbox_engine(settings, pooled=False)) as connection:
+    with ledger_transaction(ledger_engine(settings)) as connection:
         check_version(connection)
     require_answer(settings)
     if settings.dagster_url is not None:

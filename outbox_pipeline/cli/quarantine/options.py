@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -25,7 +25,6 @@ BatchId = Annotated[Optional[str], typer.Option("--batch", help="Only events tha
 @contextmanager
 def outbox() -> Iterator[tuple["Engine", float]]:
     """Yield the outbox database, and for how many seconds a lock is waited for."""
-    from outbox_pipeline.postgres.engine import create_outbox_engine
 
     with ready_settings(clickhouse=False) as settings:
-        yield create_outbox_engine(settings, pooled=False), settings.lock_timeout_seconds
+        yield ledger_engine(settings), settings.lock_timeout_seconds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outbox_pipeline.cli.support.asking import require_agreement
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.names import shortened
@@ -45,11 +45,10 @@ def replace(
     Example: `outbox quarantine replace 412d8176-416a-5d43-8b59-333d72dce3f0 --with corrected.json`
     """
     from outbox_pipeline.operations import quarantine
-    from outbox_pipeline.postgres.engine import create_outbox_engine
 
     wanted = quarantine.parse_filter([name])
     with ready_settings(clickhouse=False) as settings:
-        engine = create_outbox_engine(settings, pooled=False)
+        engine = ledger_engine(settings)
         chosen = quarantine.preview(engine, wanted).wanted
         held = quarantine.show(engine, wanted).content
         if held is None:

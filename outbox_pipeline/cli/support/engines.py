@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from outbox_pipeline.embedded.engines import EngineUrls
     from outbox_pipeline.settings import Settings
 
@@ -54,6 +56,13 @@ def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterat
 
     with embedded_engines(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse) as urls:
         yield given, with_urls(given, urls)
+
+
+def ledger_engine(settings: "Settings") -> "Engine":
+    """Return an engine for the few transactions of a command, which keeps no connection between them."""
+    from outbox_pipeline.postgres.engine import create_outbox_engine
+
+    return create_outbox_engine(settings, pooled=False)
 
 
 def running_settings() -> "Settings":
@@ -116,10 +125,10 @@ def require_embedded() -> None:
 
 
 def _ensure_schema(settings: "Settings") -> None:
-    from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+    from outbox_pipeline.postgres.engine import ledger_transaction
     from outbox_pipeline.postgres.schema import migrate, schema_version
 
-    engine = create_outbox_engine(settings, pooled=False)
+    engine = ledger_engine(settings)
     with ledger_transaction(engine) as connection:
         is_new = schema_version(connection) is None
     if is_new:
