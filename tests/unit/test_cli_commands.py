@@ -108,6 +108,10 @@ def test_version_is_one_line() -> None:
         ["publish", "/nowhere/events.jsonl"],
         ["publish", "/"],
         ["resume", "no-uuid"],
+        ["reconcile", "--from", "yesterday"],
+        ["replay", "--from", "2026-03-02", "--to", "2026-03-01"],
+        ["quarantine", "list", "--since", "yesterday"],
+        ["quarantine", "requeue"],
         ["sql", "SELECT 1", "--json", "--format", "CSV"],
     ],
 )
