@@ -1,18 +1,17 @@
 """The command `publish`: a file of events in one transaction."""
 
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
 from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.failures import complain
+from outbox_pipeline.cli.support.files import existing, name_of, opened
 from outbox_pipeline.cli.support.output import AsJson, print_json, progress
 
 if TYPE_CHECKING:
@@ -41,15 +40,8 @@ def add_to(app: typer.Typer) -> None:
     app.command("publish")(publish)
 
 
-def _existing(file: Path) -> Path:
-    # typer's own check does not let the dash through.
-    if str(file) != "-" and not file.is_file():
-        raise typer.BadParameter(f"there is no file {file}")
-    return file
-
-
 def publish(
-    file: Annotated[Path, typer.Argument(help="JSON Lines file; - for stdin.", callback=_existing)],
+    file: Annotated[Path, typer.Argument(help="JSON Lines file; - for stdin.", callback=existing)],
     as_json: AsJson = False,
 ) -> None:
     """Publish a file of events, all of them in one transaction or none.
@@ -65,11 +57,11 @@ def publish(
     from outbox_pipeline.postgres.engine import ledger_transaction
     from outbox_pipeline.postgres.schema import check_version
 
-    name = "stdin" if str(file) == "-" else str(file)
+    name = name_of(file)
     with ready_settings(clickhouse=False) as settings:
         engine = ledger_engine(settings)
         # The producer of the pipe may be slow; publishing locks nothing that others wait for.
-        with _opened(file) as stream, ledger_transaction(engine, idle_seconds=0) as connection:
+        with opened(file) as stream, ledger_transaction(engine, idle_seconds=0) as connection:
             check_version(connection)
             rows = read_events(stream, name, context_max_bytes=settings.context_max_bytes)
             done = _insert(connection, rows, name)
@@ -109,9 +101,3 @@ def _chunks(rows: "Iterable[EventRow]") -> "Iterator[list[EventRow]]":
     remaining = iter(rows)
     while chunk := list(islice(remaining, _CHUNK_EVENTS)):
         yield chunk
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as stream:
-        yield stream

@@ -3,7 +3,6 @@
 Invariant: nothing is published before the held event and what will stand in its place were shown and agreed to.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from outbox_pipeline.cli.support.asking import require_agreement
 from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
+from outbox_pipeline.cli.support.files import existing, name_of, opened
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 from outbox_pipeline.errors import QuarantineError
 from outbox_pipeline.names import shortened
@@ -20,18 +20,11 @@ if TYPE_CHECKING:
     from outbox_pipeline.operations.quarantine import Content
 
 
-def _existing(file: Path) -> Path:
-    # typer's own check does not let the dash through.
-    if str(file) != "-" and not file.is_file():
-        raise typer.BadParameter(f"there is no file {file}")
-    return file
-
-
 def replace(
     name: Annotated[str, typer.Argument(metavar="ID", help="The held event's id, or its number in quarantine.")],
     *,
     file: Annotated[
-        Path, typer.Option("--with", help="JSON file with the corrected event; - for stdin.", callback=_existing)
+        Path, typer.Option("--with", help="JSON file with the corrected event; - for stdin.", callback=existing)
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before publishing it.")] = False,
     as_json: AsJson = False,
@@ -70,10 +63,8 @@ def _read(file: Path, held: "Content", *, context_max_bytes: int) -> "EventRow":
 
     names = ("event_type", "environment", "event_date_time", "metadata_version")
     defaults = {name: getattr(held, name) for name in names}
-    if str(file) == "-":
-        return read_event(sys.stdin.buffer, "stdin", context_max_bytes=context_max_bytes, defaults=defaults)
-    with file.open("rb") as stream:
-        return read_event(stream, str(file), context_max_bytes=context_max_bytes, defaults=defaults)
+    with opened(file) as stream:
+        return read_event(stream, name_of(file), context_max_bytes=context_max_bytes, defaults=defaults)
 
 
 def _comparison(held: "Content", corrected: "EventRow") -> str:
