@@ -1,4 +1,4 @@
-"""UTC days as data: which there can be, how far one is delivered, and its events that have no place.
+"""UTC days as data: which there can be, how far one is delivered, and its untracked events.
 
 A day is the one on which PostgreSQL stored an event. Nothing here asks a store.
 """

@@ -1,4 +1,4 @@
-"""Commands on the application's own events: `events list` shows the models that contexts are held against."""
+"""Commands on the application's own events: `events list` shows the models that contexts are validated with."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def list_models(as_json: AsJson = False) -> None:
         print_json([_plain(one) for one in described])
         return
     if not modules:
-        typer.echo("OUTBOX_EVENT_MODULES names no modules, so no context is held against a model.", err=True)
+        typer.echo("OUTBOX_EVENT_MODULES names no modules, so no context is validated with a model.", err=True)
         return
     names = ["type", "version", "model", "fields", "defined in"]
     print_table(

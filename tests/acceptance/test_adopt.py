@@ -126,7 +126,7 @@ def test_on_a_terminal_it_shows_what_it_found_and_asks(
 def test_without_clickhouse_nothing_is_adopted(
     stores: Stores, restore: Restore, backup: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """What the other life delivered cannot be guessed: with ClickHouse away it is one sentence, and nothing changes."""
+    """What the old instance delivered is not guessed: with ClickHouse away it is one sentence, and nothing changes."""
     publish(stores.engine, 3)
     here = restore(back_up(stores, backup))
     before = everything(here)

@@ -1,4 +1,4 @@
-"""After a restore or in a clone, nothing that another life delivered is delivered again, and nothing is lost.
+"""After a restore or in a clone, nothing that the old instance delivered is delivered again, and nothing is lost.
 
 "There" is the life that went on after the backup, "here" the one that was restored from it.
 """
@@ -158,7 +158,7 @@ def test_a_batch_of_both_kinds_can_be_repaired(
 def test_a_gap_of_the_other_life_is_settled(
     stores: Stores, restore: Restore, backup: Path, commits_before: bool
 ) -> None:
-    """Nobody of the other life holds a gap here: what the backup has of it is kept apart from what it does not have."""
+    """No old transaction holds a gap here: what the backup has of it is kept apart from what it does not have."""
     with stores.engine.connect() as never:
         publish_in(never)
         late = stores.engine.connect()
@@ -186,7 +186,7 @@ def test_a_gap_of_the_other_life_is_settled(
 def test_a_transaction_here_is_not_taken_for_a_holder_of_the_other_life(
     stores: Stores, restore: Restore, backup: Path
 ) -> None:
-    """Virtual transaction ids of two clusters can be equal; a gap of the other life waits for nobody here."""
+    """Virtual transaction ids of two clusters can be equal; a gap of the old instance waits for no transaction here."""
     with stores.engine.connect() as late:
         publish_in(late)
         publish(stores.engine, 3)
@@ -248,7 +248,7 @@ def test_a_batch_in_flight_is_taken_further_than_the_other_life_took_it(
 def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
     stores: Stores, restore: Restore, backup: Path
 ) -> None:
-    """The first attempt here counts as a second one: it looks first, and fences what the other life may still send."""
+    """The first attempt here counts as a second one: it looks first, and fences what the old one may still send."""
     publish(stores.engine, 3)
     cut_batches(stores.engine, stores.settings, limit=1)
     here = restore(back_up(stores, backup))
@@ -263,14 +263,14 @@ def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
 
 
 def send_late(there: Stores, batch_id: UUID) -> None:
-    """Send a batch as the other life's first attempt, frozen until now, would."""
+    """Send a batch as the old instance's first attempt, frozen until now, would."""
     events = extract_events(there.engine, batch_id)
     body = load.as_arrow(events, batch_id, generation=0)
     load.insert_generation(there.client, body, batch_id=batch_id, generation=0, attempt=1)
 
 
 def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Restore, backup: Path) -> None:
-    """A request of the other life that was frozen until after the adoption cannot double what was adopted."""
+    """A request of the old instance that was frozen until after the adoption cannot double what was adopted."""
     publish(stores.engine, 3)
     here = restore(back_up(stores, backup))
     relay(stores, until_empty=True)
@@ -283,7 +283,7 @@ def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Res
 
 
 def test_a_batch_left_unfinished_there_is_finished_here(stores: Stores, restore: Restore, backup: Path) -> None:
-    """A batch the other life left with rows of two generations is adopted open, and a run here makes it right."""
+    """A batch the old instance left with rows of two generations is adopted open, and a run here makes it right."""
     publish(stores.engine, 3)
     here = restore(back_up(stores, backup))
     relay(stores, until_empty=True)

@@ -362,7 +362,7 @@ def test_many_batches_are_compared_in_few_queries(stores: Stores, monkeypatch: p
 
 
 def test_a_ledger_of_another_cluster_is_not_compared(stores: Stores, batches: list[Batch]) -> None:
-    """Rows that another life delivered would all be called unknown, with the advice to delete them."""
+    """Rows that the old instance delivered would all be called unknown, with the advice to delete them."""
     with stores.engine.begin() as connection:
         connection.execute(text("UPDATE outbox.unclaimed SET timeline = timeline + 1"))
 

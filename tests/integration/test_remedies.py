@@ -126,7 +126,7 @@ def test_every_right_that_is_missing_comes_back(stores: Stores, pipeline: Stores
 
 
 def test_all_rights_that_are_missing_come_back(stores: Stores, pipeline: Stores) -> None:
-    """A role that has none is told each step in an order that works; then it delivers, and adopts another life."""
+    """A role that has none is told each step in an order that works; then it delivers, and adopts a ledger."""
     database = identifier(str(stores.engine.url.database))
     execute(
         stores.engine,

@@ -181,7 +181,7 @@ def test_a_requeue_in_between_wins_or_loses_whole(stores: Stores, postgres_url: 
 
 
 def test_an_adopted_delivery_takes_a_replaced_event_back(stores: Stores) -> None:
-    """When another life turns out to have delivered the original, it is no longer called replaced."""
+    """When the old instance turns out to have delivered the original, it is no longer called replaced."""
     event_id = hold(stores)
     replace(stores.engine, one(event_id), correction())
 

@@ -526,7 +526,7 @@ def test_fences_of_pruned_batches_go(stores: Stores) -> None:
 
 
 def test_a_ledger_of_another_cluster_is_not_pruned(stores: Stores) -> None:
-    """After a restore the events may be the only copy of what the other life lost: nothing goes before adopt."""
+    """After a restore the events may be the only copy of what the old instance lost: nothing goes before adopt."""
     deliver(stores)
     execute(stores, "UPDATE outbox.unclaimed SET timeline = timeline + 1")
 

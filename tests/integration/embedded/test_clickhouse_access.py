@@ -163,7 +163,7 @@ def test_stranger_is_answered_before_the_body(connect: Connect, bare_url: str) -
 
 
 def test_wrong_password_is_one_clear_sentence(bare_url: str) -> None:
-    """A client with a URL of another life of the server learns what to do."""
+    """A client with a URL of an earlier server of the home learns what to do."""
     with pytest.raises(DatabaseError, match="'outbox env' shows the URL that does") as caught:
         clickhouse_connect.get_client(dsn=bare_url.replace("//", "//outbox:stale@"))
     assert caught.value.code == 516
