@@ -180,7 +180,9 @@ def _typed(table: pa.Table) -> pa.Table:
     # PostgreSQL's json arrives as Arrow's JSON extension type over strings.
     contexts = pa.chunked_array([chunk.storage for chunk in table["event_context"].chunks], pa.string())
     at = table.schema.get_field_index("event_context")
-    return table.set_column(at, "event_context", contexts).cast(EVENT_SCHEMA).combine_chunks()
+    return (
+        table.set_column(at, "event_context", contexts).select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA).combine_chunks()
+    )
 
 
 def _insert(stores: Stores, events: pa.Table) -> None:

@@ -21,6 +21,7 @@ from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import FENCED_WORDS
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.errors import InDoubtError
+from outbox_pipeline.event_schema import SENT, EventColumn
 
 #: One block whatever the size: blocks commit one by one, so half a batch could stay behind.
 _ONE_BLOCK_ROWS = 4_000_000
@@ -37,7 +38,7 @@ _INSERT_SETTINGS = {
 }
 
 #: What is sent; `loaded_at` is the server's.
-SENT_COLUMNS = {name: kind for name, kind in COLUMNS.items() if name != "loaded_at"}
+SENT_COLUMNS = {column.name: COLUMNS[column.name] for column in SENT}
 _STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in SENT_COLUMNS.items()).replace("'", "\\'")
 
 # Column names and types are constants of this package; values are parameters.
@@ -147,17 +148,20 @@ def as_arrow(events: pa.Table, batch_id: UUID, generation: int) -> Body:
 
 def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
     count = events.num_rows
-    columns = {
-        "event_type": events["event_type"],
-        "event_date_time": events["event_date_time"],
-        "environment": events["environment"],
-        "event_context": events["event_context"],
-        "metadata_version": events["metadata_version"].cast(pa.uint64()),
-        "event_id": events["event_id"],
+    of_the_batch = {
         "batch_id": pa.repeat(pa.scalar(batch_id.bytes, pa.binary(16)), count),
         "generation": pa.repeat(pa.scalar(generation, pa.uint32()), count),
-        "position": events["position"].cast(pa.uint64()),
-        "recorded_at": events["recorded_at"],
-        "trace_context": events["trace_context"].fill_null(""),
+    }
+    columns = {
+        column.name: of_the_batch[column.name] if column.name in of_the_batch else _sent(events, column)
+        for column in SENT
     }
     return pa.table(columns).combine_chunks()
+
+
+def _sent(events: pa.Table, column: EventColumn) -> pa.ChunkedArray:
+    # The table's numbers have no sign, and its texts are empty where PostgreSQL has no value.
+    values = events[column.name]
+    if column.kind == "number":
+        return values.cast(pa.uint64())
+    return values.fill_null("") if column.may_be_missing else values

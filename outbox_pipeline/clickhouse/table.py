@@ -5,22 +5,21 @@ import re
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.completeness import create_delivered
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.event_schema import EVENT_COLUMNS
+
+#: How ClickHouse holds each kind of value.
+_TYPES = {
+    "name": "LowCardinality(String)",
+    "text": "String",
+    "json": "String",
+    "number": "UInt64",
+    "count": "UInt32",
+    "uuid": "UUID",
+    "time": "DateTime64(6, 'UTC')",
+}
 
 #: Column names and types in the table's order; the first five are what readers of an event log query.
-COLUMNS = {
-    "event_type": "LowCardinality(String)",
-    "event_date_time": "DateTime64(6, 'UTC')",
-    "environment": "LowCardinality(String)",
-    "event_context": "String",
-    "metadata_version": "UInt64",
-    "event_id": "UUID",
-    "batch_id": "UUID",
-    "generation": "UInt32",
-    "position": "UInt64",
-    "recorded_at": "DateTime64(6, 'UTC')",
-    "trace_context": "String",
-    "loaded_at": "DateTime64(6, 'UTC')",
-}
+COLUMNS = {column.name: _TYPES[column.kind] for column in EVENT_COLUMNS}
 
 #: Inserts remembered per partition, so that a repeated one is dropped. A cheap path, never the proof.
 DEDUPLICATION_WINDOW = 10_000

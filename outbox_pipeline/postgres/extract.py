@@ -22,6 +22,7 @@ from sqlalchemy import Engine, event
 
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError, first_line, without_secrets
+from outbox_pipeline.event_schema import arrow_schema
 from outbox_pipeline.limits import StepLimits, limited
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of, translated, unreachable
@@ -32,19 +33,7 @@ from outbox_pipeline.postgres.states import state_of
 from outbox_pipeline.postgres.watchdog import CLOSED, PING_SECONDS, client_limit, open_watched, ports_of
 
 #: The columns of an extracted batch.
-EVENT_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),
-        ("event_id", pa.binary(16)),
-        ("event_type", pa.string()),
-        ("event_date_time", pa.timestamp("us", tz="UTC")),
-        ("environment", pa.string()),
-        ("event_context", pa.string()),
-        ("metadata_version", pa.int64()),
-        ("recorded_at", pa.timestamp("us", tz="UTC")),
-        ("trace_context", pa.string()),
-    ]
-)
+EVENT_SCHEMA = arrow_schema()
 
 #: More than a batch ever has: the driver then hands out one chunk, and nothing has to be joined, which is a copy.
 _ONE_CHUNK_BYTES = 1_000_000_000

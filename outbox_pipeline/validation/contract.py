@@ -12,24 +12,13 @@ import pandera.pandas as pandera
 import pyarrow as pa
 
 from outbox_pipeline.errors import BatchDataError
-
-_TIME = pa.timestamp("us", "UTC")
+from outbox_pipeline.event_schema import EXTRACTED, arrow_schema
 
 #: Column → Arrow type, in no particular order; a batch has exactly these.
-ARROW_TYPES: dict[str, pa.DataType] = {
-    "position": pa.int64(),
-    "event_id": pa.binary(16),
-    "event_type": pa.string(),
-    "event_date_time": _TIME,
-    "environment": pa.string(),
-    "event_context": pa.string(),
-    "metadata_version": pa.int64(),
-    "recorded_at": _TIME,
-    "trace_context": pa.string(),
-}
+ARROW_TYPES: dict[str, pa.DataType] = {field.name: field.type for field in arrow_schema()}
 
 #: Columns in which every event has a value.
-REQUIRED = tuple(name for name in ARROW_TYPES if name != "trace_context")
+REQUIRED = tuple(column.name for column in EXTRACTED if not column.may_be_missing)
 
 #: Column added once a batch fits the contract and there are models: what is wrong with a context, null for nothing.
 MODEL_PROBLEM = "model_problem"

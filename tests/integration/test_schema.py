@@ -7,11 +7,9 @@ from sqlalchemy import Engine, MetaData, text
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.extract import EVENT_SCHEMA
 from outbox_pipeline.postgres.migrations.files import LOCK_KEY
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate, schema_version
 from outbox_pipeline.postgres.tables import SCHEMA, metadata
-from outbox_pipeline.validation.contract import ARROW_TYPES
 
 
 def test_migrating_again_changes_nothing(outbox_engine: Engine) -> None:
@@ -79,11 +77,6 @@ def test_the_tables_in_python_are_the_tables_in_the_database(outbox_engine: Engi
         }
 
     assert shape(dict(tables)) == shape(dict(metadata.tables))
-
-
-def test_what_is_extracted_is_what_is_validated() -> None:
-    """The columns an extracted batch has are the columns validation asks for."""
-    assert {field.name: field.type for field in EVENT_SCHEMA} == dict(ARROW_TYPES)
 
 
 def test_a_held_lock_is_named_and_not_waited_for(outbox_engine: Engine) -> None:

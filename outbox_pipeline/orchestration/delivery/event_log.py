@@ -51,7 +51,7 @@ def _delivered_whole() -> dg.AssetCheckSpec:
 
 def _table_metadata() -> dict[str, Any]:
     meaning = column_comments()
-    columns = [dg.TableColumn(name, type=kind, description=meaning[name]) for name, kind in COLUMNS.items()]
+    columns = [dg.TableColumn(name, type=kind, description=meaning.get(name)) for name, kind in COLUMNS.items()]
     return {
         "dagster/table_name": load_settings().clickhouse_table,
         "dagster/column_schema": dg.TableSchema(columns),

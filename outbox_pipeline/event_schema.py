@@ -1,0 +1,74 @@
+"""The columns of an event, once for every store: what each is called, what kind of value it has and who sets it.
+
+Each store says in one place how it holds a kind: ClickHouse's types are in `clickhouse.table`, Arrow's here, and the
+numbered `.sql` files create PostgreSQL's. A new column begins here; `integration/test_event_schema.py` then names every
+list that lacks it. `context_bytes` and `published_by` are PostgreSQL's own and never leave it.
+
+Imports nothing, so that every floor may use it; Arrow is loaded where a table is made.
+"""
+
+from enum import Enum
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: A `name` is a text of few different values, a `count` a number of 32 bits, a `number` one of 64.
+Kind = Literal["name", "text", "json", "number", "count", "uuid", "time"]
+
+
+class Source(Enum):
+    """Who sets a column."""
+
+    APPLICATION = "the application that publishes the event"
+    OUTBOX = "PostgreSQL, when the event is inserted"
+    DELIVERY = "the delivery, for all events of a batch"
+    EVENT_LOG = "ClickHouse, when the row is inserted"
+
+
+class EventColumn(NamedTuple):
+    """One column of an event; `may_be_missing` tells whether an event can be without a value."""
+
+    name: str
+    kind: Kind
+    source: Source
+    may_be_missing: bool = False
+
+
+#: In the order of ClickHouse's table.
+EVENT_COLUMNS = (
+    EventColumn("event_type", "name", Source.APPLICATION),
+    EventColumn("event_date_time", "time", Source.APPLICATION),
+    EventColumn("environment", "name", Source.APPLICATION),
+    EventColumn("event_context", "json", Source.APPLICATION),
+    EventColumn("metadata_version", "number", Source.APPLICATION),
+    EventColumn("event_id", "uuid", Source.APPLICATION),
+    EventColumn("batch_id", "uuid", Source.DELIVERY),
+    EventColumn("generation", "count", Source.DELIVERY),
+    EventColumn("position", "number", Source.OUTBOX),
+    EventColumn("recorded_at", "time", Source.OUTBOX),
+    EventColumn("trace_context", "text", Source.APPLICATION, may_be_missing=True),
+    EventColumn("loaded_at", "time", Source.EVENT_LOG),
+)
+
+#: What an application publishes.
+PUBLISHED = tuple(column for column in EVENT_COLUMNS if column.source is Source.APPLICATION)
+#: What a batch is read with from the outbox, and judged by.
+EXTRACTED = tuple(column for column in EVENT_COLUMNS if column.source in (Source.APPLICATION, Source.OUTBOX))
+#: What is sent to ClickHouse.
+SENT = tuple(column for column in EVENT_COLUMNS if column.source is not Source.EVENT_LOG)
+
+
+def arrow_schema() -> "pa.Schema":
+    """Return the Arrow schema of an extracted batch."""
+    import pyarrow as pa
+
+    types = {
+        "name": pa.string(),
+        "text": pa.string(),
+        "json": pa.string(),
+        "number": pa.int64(),
+        "uuid": pa.binary(16),
+        "time": pa.timestamp("us", tz="UTC"),
+    }
+    return pa.schema([(column.name, types[column.kind]) for column in EXTRACTED])
