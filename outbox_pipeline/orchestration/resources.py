@@ -24,7 +24,7 @@ from outbox_pipeline.stores import Stores
 class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own usage leaves it open
     """Both stores, by OUTBOX_POSTGRES_URL and OUTBOX_CLICKHOUSE_URL. At most one delivery is open in a process."""
 
-    # A field here would be one of every run's config: whoever starts runs could send the events elsewhere.
+    # A field here would be one of every run's config: a run could be started that sends the events elsewhere.
     _engine: Engine | None = PrivateAttr(None)
     _client: EventLogClient | None = PrivateAttr(None)
     _delivery: Delivery | None = PrivateAttr(None)

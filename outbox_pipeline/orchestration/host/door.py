@@ -23,7 +23,7 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 #: What the webserver answers beside its pages and their files. A link on another site may lead to a page only.
 DATA_PATHS = ("/graphql", "/logs/", "/notebook", "/dagit/notebook", "/download_debug/", "/report_asset_")
 
-#: Told to anybody under any name: which version runs. Load balancers ask it by address, some without a name.
+#: Answered under any name: which version runs. Load balancers ask it by address, some without a name.
 _HEALTH_PATH = "/server_info"
 #: Dagster's UI shows a notebook in a frame of its own page.
 _FRAMED_PATHS = ("/notebook", "/dagit/notebook")
