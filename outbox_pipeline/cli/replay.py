@@ -13,8 +13,8 @@ from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, 
 
 if TYPE_CHECKING:
     from outbox_pipeline.batches import Batch
-    from outbox_pipeline.operations.reconcile.choose import Chosen
     from outbox_pipeline.operations.replay import Replayed
+    from outbox_pipeline.operations.replay_choice import Chosen
     from outbox_pipeline.stores import Stores
 
 #: Batches that failed and are printed one by one.
@@ -48,8 +48,8 @@ def replay(
 
     Example: `outbox replay --from 2026-03-01 --to 2026-03-01 --reload --dry-run`
     """
-    from outbox_pipeline.operations.reconcile.choose import Choice, choose, count
     from outbox_pipeline.operations.replay import Outcome
+    from outbox_pipeline.operations.replay_choice import Choice, choose, count
     from outbox_pipeline.stores import open_stores
 
     if not (first_day or last_day or event_type or batch_id):

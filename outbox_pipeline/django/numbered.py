@@ -26,7 +26,7 @@ from outbox_pipeline.postgres.migrations.files import (
     waited_sentence,
 )
 from outbox_pipeline.postgres.migrations.rights import READ_RIGHTS, Rights
-from outbox_pipeline.postgres.states import answered, state_of
+from outbox_pipeline.postgres.sqlstates import answered, state_of
 
 #: As Alembic makes it.
 _VERSION_TABLE = f"""

@@ -17,7 +17,7 @@ from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
-from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS, examine_dagster
+from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions

@@ -30,7 +30,7 @@ from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import adopt as adoption
-from outbox_pipeline.postgres import claim
+from outbox_pipeline.postgres import cut as claim
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence

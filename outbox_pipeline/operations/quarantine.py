@@ -19,7 +19,7 @@ from outbox_pipeline.errors import QuarantineError, UsageError
 from outbox_pipeline.events import EventRow
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import quarantine as store
-from outbox_pipeline.postgres.claim import lock_unclaimed
+from outbox_pipeline.postgres.cut import lock_unclaimed
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.quarantine import LockedEvent
 from outbox_pipeline.postgres.schema import check_version

@@ -7,7 +7,6 @@ from outbox_pipeline.orchestration.completeness import completeness_sensor
 from outbox_pipeline.orchestration.delivery.event_log import deliver_batch, event_log
 from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.health import OUTBOX, health_checks, health_sensor
-from outbox_pipeline.orchestration.parked import resume_parked_batches
 from outbox_pipeline.orchestration.quarantine import (
     discard_quarantined,
     quarantine_empty,
@@ -16,6 +15,7 @@ from outbox_pipeline.orchestration.quarantine import (
 from outbox_pipeline.orchestration.recheck import recheck_batches, recheck_sensor
 from outbox_pipeline.orchestration.reconcile import reconcile_daily, reconcile_days, reconciled
 from outbox_pipeline.orchestration.resources import PipelineResource, nothing_kept
+from outbox_pipeline.orchestration.resume import resume_parked_batches
 from outbox_pipeline.orchestration.retention import (
     prune_dagster_history,
     prune_hourly,

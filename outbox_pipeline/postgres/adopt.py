@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, text, update
 
 from outbox_pipeline.batches import BatchStatus, Proof
-from outbox_pipeline.postgres import claim
+from outbox_pipeline.postgres import cut as claim
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, event
 

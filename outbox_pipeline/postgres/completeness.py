@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from sqlalchemy import Connection, func, select
 
 from outbox_pipeline.errors import TransientError
-from outbox_pipeline.postgres.claim import read_holders
+from outbox_pipeline.postgres.cut import read_holders
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import watermark
 

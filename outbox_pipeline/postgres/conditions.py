@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from outbox_pipeline.errors import LedgerError
-from outbox_pipeline.postgres import claim
+from outbox_pipeline.postgres import cut as claim
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.quoting import quoted_name

@@ -17,7 +17,7 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.errors import Server, primary_message, translated_of
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.session import ENCODING, PATIENCE
-from outbox_pipeline.postgres.states import state_of
+from outbox_pipeline.postgres.sqlstates import state_of
 from outbox_pipeline.settings import shown_url
 
 #: Names of UTC; a server's default is often one of them.

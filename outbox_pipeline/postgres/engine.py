@@ -18,7 +18,7 @@ from outbox_pipeline.postgres.conninfo import connect_arguments, read_url
 from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.session import IDLE_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, session_settings
-from outbox_pipeline.postgres.states import state_of
+from outbox_pipeline.postgres.sqlstates import state_of
 from outbox_pipeline.settings import Settings
 
 if TYPE_CHECKING:

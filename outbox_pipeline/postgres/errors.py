@@ -34,7 +34,7 @@ from outbox_pipeline.errors import (
 from outbox_pipeline.postgres.pooling import ADVICE, is_without_transactions
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.quoting import quoted_name
-from outbox_pipeline.postgres.states import answered, standby, state_of
+from outbox_pipeline.postgres.sqlstates import answered, standby, state_of
 from outbox_pipeline.postgres.watchdog import PING_SECONDS, SilentError, allow
 from outbox_pipeline.settings import shown_url
 

@@ -29,7 +29,7 @@ from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of,
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.postgres.quoting import reset_statements
 from outbox_pipeline.postgres.session import TRANSACTION, session_settings
-from outbox_pipeline.postgres.states import state_of
+from outbox_pipeline.postgres.sqlstates import state_of
 from outbox_pipeline.postgres.watchdog import CLOSED, PING_SECONDS, client_limit, open_watched, ports_of
 
 #: The columns of an extracted batch.

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, Engine
 
 from outbox_pipeline.errors import ConstraintError
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.points import Point, announce

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from sqlalchemy import Engine, create_engine
 
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches

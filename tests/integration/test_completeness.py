@@ -19,7 +19,7 @@ from outbox_pipeline.operations import completeness
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.quarantine import discard, requeue
 from outbox_pipeline.postgres import completeness as watermark
-from outbox_pipeline.postgres.claim import read_holders
+from outbox_pipeline.postgres.cut import read_holders
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested

@@ -5,7 +5,8 @@ from datetime import date
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.relay.cut import cut_batches

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
-from outbox_pipeline.postgres import claim, gaps
+from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import gaps
 from outbox_pipeline.relay import cut
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings

@@ -17,7 +17,6 @@ from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.check import Check
-from outbox_pipeline.monitoring.dagster_checks import DAGSTER_CHECKS
 from outbox_pipeline.monitoring.doctor import (
     ServerClock,
     check_clickhouse_version,
@@ -27,6 +26,7 @@ from outbox_pipeline.monitoring.doctor import (
     check_variables,
     examine,
 )
+from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.operations.quarantine import replace, requeue

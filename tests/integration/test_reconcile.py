@@ -10,12 +10,13 @@ from sqlalchemy import Connection, text
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.reconcile import shown_proofs
 from outbox_pipeline.errors import BatchDataError, LedgerError
-from outbox_pipeline.operations.reconcile import compare, strays
+from outbox_pipeline.operations.reconcile import compare
+from outbox_pipeline.operations.reconcile import untracked as strays
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.operations.reconcile.repair import differences_left, repair
 from outbox_pipeline.operations.replay import Outcome, replay
-from outbox_pipeline.postgres.claim import lock_unclaimed
+from outbox_pipeline.postgres.cut import lock_unclaimed
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import known_bounds
 from outbox_pipeline.relay.attempts import start_unrequested

@@ -19,8 +19,8 @@ from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.table import create_table, durability_problem, table_problem
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.check import Check
-from outbox_pipeline.monitoring.dagster_checks import check_home, examine_dagster
 from outbox_pipeline.monitoring.doctor import check_start_date, check_variables, examine, grants_problem
+from outbox_pipeline.monitoring.doctor_dagster import check_home, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.postgres.engine import create_outbox_engine

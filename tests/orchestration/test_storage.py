@@ -12,7 +12,7 @@ from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._core.storage.dagster_run import DagsterRun
 from sqlalchemy import create_engine, make_url, text
 
-from outbox_pipeline.monitoring.dagster_checks import check_storage
+from outbox_pipeline.monitoring.doctor_dagster import check_storage
 from outbox_pipeline.postgres.dagster_storage import read_dagster_state, read_storage_settings
 from outbox_pipeline.processes import wait_until
 from tests.fixtures.pgbouncer import Pool, left_behind

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from outbox_pipeline.monitoring.check import Check
-from outbox_pipeline.monitoring.dagster_checks import check_daemon, check_home, check_queue, check_sensors
+from outbox_pipeline.monitoring.doctor_dagster import check_daemon, check_home, check_queue, check_sensors
 from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
 from outbox_pipeline.postgres.dagster_storage import DagsterState
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, Proof
 from outbox_pipeline.clickhouse.batch_contents import shown_batches
 from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
+from outbox_pipeline.operations.reconcile.by_type import compare_types, late_events
 from outbox_pipeline.operations.reconcile.examine import examine
 from outbox_pipeline.operations.reconcile.findings import (
     ALL_DAYS,
@@ -27,8 +28,7 @@ from outbox_pipeline.operations.reconcile.findings import (
     Window,
     checksum,
 )
-from outbox_pipeline.operations.reconcile.strays import find_strays
-from outbox_pipeline.operations.reconcile.types import compare_types, late_events
+from outbox_pipeline.operations.reconcile.untracked import find_strays
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled, Window
-from outbox_pipeline.operations.reconcile.strays import put_back
+from outbox_pipeline.operations.reconcile.untracked import put_back
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_processed

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 
 from outbox_pipeline.monitoring.check import Check
-from outbox_pipeline.monitoring.dagster_checks import examine_dagster
+from outbox_pipeline.monitoring.doctor_dagster import examine_dagster
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from outbox_pipeline.settings import Settings

@@ -14,8 +14,8 @@ from outbox_pipeline.days import StrayEvents
 from outbox_pipeline.logs import log
 from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.postgres import reconcile as ledger
-from outbox_pipeline.postgres.claim import lock_unclaimed
 from outbox_pipeline.postgres.conditions import require_own_cluster
+from outbox_pipeline.postgres.cut import lock_unclaimed
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.stores import Stores
 

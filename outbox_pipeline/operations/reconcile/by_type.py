@@ -9,8 +9,8 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, HeldType
 from outbox_pipeline.clickhouse.proof import proof_of_table
 from outbox_pipeline.clickhouse.reconcile import shown_types
-from outbox_pipeline.operations.reconcile.choose import pieces
 from outbox_pipeline.operations.reconcile.findings import LateEvents
+from outbox_pipeline.operations.replay_choice import pieces
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.reconcile import held_types, read_processed
