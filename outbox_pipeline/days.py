@@ -1,4 +1,4 @@
-"""UTC days as data: which there can be, how far one is delivered, and its untracked events.
+"""UTC days as data: which there can be, windows of them, how far one is delivered, and its untracked events.
 
 A day is the one on which PostgreSQL stored an event. Nothing here asks a store.
 """
@@ -9,6 +9,22 @@ from datetime import date, datetime
 #: Days that ClickHouse's type Date can hold.
 FIRST_DAY = date(1970, 1, 1)
 LAST_DAY = date(2149, 6, 5)
+
+
+@dataclass(frozen=True)
+class Window:
+    """UTC days, both ends included."""
+
+    first_day: date
+    last_day: date
+
+    def __contains__(self, day: date) -> bool:
+        """Tell whether a day is one of them."""
+        return self.first_day <= day <= self.last_day
+
+
+#: Every day that an event can have been recorded on.
+ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class DeliveredDay:
 
 
 @dataclass(frozen=True)
-class StrayEvents:
+class UntrackedEvents:
     """Events of one UTC day that are untracked: in no batch, gap or queue."""
 
     day: date

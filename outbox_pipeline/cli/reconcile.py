@@ -27,7 +27,7 @@ def reconcile(
     first_day: FirstDay = "",
     last_day: LastDay = "",
     repair: Annotated[
-        bool, typer.Option("--repair", help="Deliver differing batches again and put stray events back.")
+        bool, typer.Option("--repair", help="Deliver differing batches again and put untracked events back.")
     ] = False,
     by_type: Annotated[
         bool, typer.Option("--by-type", help="Compare by event type too; reads all events of the days.")
@@ -66,7 +66,7 @@ def _facts(found: "Reconciled", repaired: "Repaired | None") -> list[tuple[str, 
         ("batches", sum(day.batches for day in found.days)),
         ("rows", f"{sum(day.found_rows for day in found.days):,} of {sum(day.expected_rows for day in found.days):,}"),
         ("batches that differ", len(found.differences)),
-        ("untracked events", sum(stray.event_count for stray in found.strays)),
+        ("untracked events", sum(item.event_count for item in found.untracked)),
         ("rows of unknown batches", sum(rows.row_count for rows in found.unknown)),
         ("on their way", f"{sum(day.open_batches for day in found.days):,} batches"),
         ("in quarantine", sum(day.held_events for day in found.days)),
@@ -90,7 +90,7 @@ def _as_plain(found: "Reconciled", repaired: "Repaired | None", left: list[str])
         "seconds": round(found.seconds, 3),
         "days": [vars(day) for day in found.days],
         "differences": [_plain_difference(item) for item in found.differences],
-        "strays": [vars(stray) for stray in found.strays],
+        "strays": [vars(item) for item in found.untracked],
         "late": [vars(item) for item in found.late],
         "unknown": [vars(rows) for rows in found.unknown],
         "unknown_batches": found.unknown_batches,

@@ -30,7 +30,7 @@ from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import adopt as adoption
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
@@ -104,7 +104,7 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     lock_timeout = stores.settings.lock_timeout_seconds
     with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:
         check_version(connection)
-        claim.lock_unclaimed(connection)
+        cut.lock_unclaimed(connection)
         conditions = read_conditions(connection)
         if conditions.hidden_tables:
             raise LedgerError(hidden_sentence(conditions.role_name, conditions.hidden_tables))
@@ -128,7 +128,7 @@ def _adopt(connection: Connection, stores: Stores, *, dry_run: bool) -> Adoption
     raised_count = _catch_up(connection, stores.client, scan)
     staged = adoption.read_staged(connection)
     unfinished = [one for one in staged if not _insert(connection, stores, scan, staged=one, dry_run=dry_run)]
-    before = claim.read_last_drawn(connection)
+    before = cut.read_last_drawn(connection)
     return replace(
         result,
         is_dry_run=dry_run,

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.reconcile import shown_types
-from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
+from outbox_pipeline.days import ALL_DAYS, Window
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.reconcile import batches_of_days, batches_with_type

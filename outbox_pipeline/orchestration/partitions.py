@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 import dagster as dg
 
-from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
+from outbox_pipeline.days import ALL_DAYS, Window
 from outbox_pipeline.settings import load_settings, today
 
 # Today's partition is still open; without the offset Dagster would refuse runs for it. One more day bears a clock of

@@ -14,10 +14,11 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from pydantic import Field
 
+from outbox_pipeline.days import Window
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.reconcile.compare import reconcile
-from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference, Reconciled, Window
+from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference, Reconciled
 from outbox_pipeline.operations.reconcile.repair import Repaired, repair
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
@@ -271,7 +272,7 @@ def of_reconciled(found: Reconciled, repaired: Repaired | None) -> Metadata:
         "rows_expected": sum(day.expected_rows for day in found.days),
         "rows_found": sum(day.found_rows for day in found.days),
         "rows_of_unknown_batches": sum(rows.row_count for rows in found.unknown),
-        "events_in_no_place": sum(stray.event_count for stray in found.strays),
+        "events_in_no_place": sum(item.event_count for item in found.untracked),
         "batches_redelivered": 0 if repaired is None else len(repaired.redelivered),
         "events_put_back": 0 if repaired is None else repaired.put_back,
         "seconds": round(found.seconds, 3),

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, text, update
 
 from outbox_pipeline.batches import BatchStatus, Proof
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, event
 
@@ -191,7 +191,7 @@ def make_open_look_first(connection: Connection) -> int:
 def highest_position(connection: Connection) -> int:
     """Return the position beyond which no event stands here; a restore may leave the sequence below its events."""
     highest_event = select(func.coalesce(func.max(event.c.position), 0)).scalar_subquery()
-    return max(claim.read_last_drawn(connection), connection.scalar(select(highest_event)) or 0)
+    return max(cut.read_last_drawn(connection), connection.scalar(select(highest_event)) or 0)
 
 
 def set_sequence(connection: Connection, position: int) -> None:

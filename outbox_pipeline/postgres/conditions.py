@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from outbox_pipeline.errors import LedgerError
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.quoting import quoted_name
@@ -40,7 +40,7 @@ class LedgerConditions:
 
 def read_conditions(connection: Connection) -> LedgerConditions:
     """Read the unclaimed set and everything its meaning depends on. Changes nothing."""
-    found = connection.execute(query("ledger_conditions"), {"max_stretches": claim.MAX_UNCLAIMED_STRETCHES})
+    found = connection.execute(query("ledger_conditions"), {"max_stretches": cut.MAX_UNCLAIMED_STRETCHES})
     return LedgerConditions(**found.one()._mapping)
 
 

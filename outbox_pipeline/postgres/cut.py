@@ -1,8 +1,8 @@
 """Statements that move positions from `unclaimed` into a batch or a gap.
 
-The order between them is the guarantee, see `relay.cut`: lock, then look for visible events, then read which
-transactions may still insert. Positions travel as PostgreSQL's own text; a set of 200,000 ranges costs nothing to hand
-through.
+The order between them is the guarantee, see `relay.cut`: lock, read which transactions may still insert, look for
+visible events, then read those transactions again. Positions travel as PostgreSQL's own text; a set of 200,000 ranges
+costs nothing to hand through.
 """
 
 from dataclasses import dataclass

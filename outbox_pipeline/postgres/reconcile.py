@@ -1,4 +1,4 @@
-"""Statements of a reconciliation: what the ledger says of a window of days, and the way back for stray events.
+"""Statements of a reconciliation: what the ledger says of a window of days, and the way back for untracked events.
 
 All but `put_back` only look. Sets of positions travel as PostgreSQL's own text.
 """
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, cast, select, text, true, update
 from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
 
 from outbox_pipeline.batches import Batch, BatchStatus, HeldType
-from outbox_pipeline.days import StrayEvents
+from outbox_pipeline.days import UntrackedEvents
 from outbox_pipeline.postgres.leases import read_batches
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, unclaimed
@@ -91,21 +91,21 @@ def batches_with_type(connection: Connection, batch_ids: Collection[UUID], event
     return list(connection.execute(query("batches_with_type"), parameters).scalars())
 
 
-def stray_bounds(connection: Connection, first_day: date, last_day: date) -> tuple[int, int]:
+def untracked_bounds(connection: Connection, first_day: date, last_day: date) -> tuple[int, int]:
     """Return the first and the last position at which events of these days can stand; none when first > last."""
-    first, last = connection.execute(query("stray_bounds"), {"first_day": first_day, "last_day": last_day}).one()
+    first, last = connection.execute(query("untracked_bounds"), {"first_day": first_day, "last_day": last_day}).one()
     return first, last
 
 
-def find_strays(connection: Connection, first_position: int, last_position: int) -> list[StrayEvents]:
+def find_untracked(connection: Connection, first_position: int, last_position: int) -> list[UntrackedEvents]:
     """Return the untracked events between two positions, in no batch, gap or queue, by day."""
-    rows = connection.execute(query("strays"), {"first_position": first_position, "last_position": last_position})
-    return [StrayEvents(**row._mapping) for row in rows]
+    rows = connection.execute(query("untracked"), {"first_position": first_position, "last_position": last_position})
+    return [UntrackedEvents(**row._mapping) for row in rows]
 
 
-def put_back(connection: Connection, strays: Sequence[StrayEvents]) -> None:
-    """Make stray events unclaimed again. Call it under the lock on `unclaimed`, with strays found under that lock."""
-    for stray in strays:
+def put_back(connection: Connection, untracked: Sequence[UntrackedEvents]) -> None:
+    """Make untracked events unclaimed again; call it under the lock on `unclaimed`, with those found under it."""
+    for item in untracked:
         connection.execute(
-            update(unclaimed).values(positions=unclaimed.c.positions + cast(stray.positions, INT8MULTIRANGE))
+            update(unclaimed).values(positions=unclaimed.c.positions + cast(item.positions, INT8MULTIRANGE))
         )

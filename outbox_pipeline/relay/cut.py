@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from outbox_pipeline.errors import ConstraintError
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut as ledger
 from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -99,8 +99,8 @@ def _look(engine: Engine, settings: Settings) -> _Look:
     except ConstraintError:
         # Positions that are unclaimed and in a batch at once (put there by hand) would stop every cut for ever.
         with ledger_transaction(engine, lock_timeout_seconds=lock_timeout) as connection:
-            claim.lock_unclaimed(connection)
-            claim.forget_batched(connection)
+            ledger.lock_unclaimed(connection)
+            ledger.forget_batched(connection)
             return _cut_one(connection, settings)
 
 
@@ -108,13 +108,13 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     # Each line below is a statement of its own and the order matters. A snapshot taken before the lock would forget an
     # event that commits in between. A transaction that could fill a position drawn by `conditions` either is among
     # the holders read next or has ended before the events are looked for, which then shows what it committed.
-    claim.lock_unclaimed(connection)
+    ledger.lock_unclaimed(connection)
     conditions = read_conditions(connection)
     require_sound(conditions)
-    holding = claim.read_holders(connection)
+    holding = ledger.read_holders(connection)
     unclaimed, is_whole = _settle(connection, conditions, holding)
     max_events = _events_to_look_at(conditions, settings)
-    picked = claim.pick_events(
+    picked = ledger.pick_events(
         connection,
         unclaimed,
         max_events=max_events,
@@ -126,13 +126,13 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     if picked is None and conditions.stretch_count == 1:
         return _Look(is_whole)
     # Transactions that came since cannot fill what was drawn before; naming them too costs a look when they end.
-    holders = sorted({*holding, *claim.read_holders(connection)})
+    holders = sorted({*holding, *ledger.read_holders(connection)})
     batch = None
     if picked is not None:
         is_last = is_whole and picked.event_count == picked.looked_count < max_events
         batch = CutBatch(uuid7(), picked.recorded_on, picked.event_count, picked.context_bytes, is_last)
-        claim.insert_batch(connection, batch.batch_id, picked)
-    claim.take_positions(
+        ledger.insert_batch(connection, batch.batch_id, picked)
+    ledger.take_positions(
         connection, picked, unclaimed_positions=unclaimed, last_drawn=conditions.last_drawn, holders=holders
     )
     return _Look(is_whole, batch)
@@ -140,8 +140,8 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
 
 def _settle(connection: Connection, conditions: LedgerConditions, holding: list[str]) -> tuple[str, bool]:
     """Settle a portion of the gaps that are due; return what to look at, and whether that is all there is."""
-    if conditions.stretch_count >= claim.MAX_UNCLAIMED_STRETCHES and gaps.set_aside(
-        connection, beyond=claim.MAX_UNCLAIMED_STRETCHES, last_drawn=conditions.last_drawn, holders=holding
+    if conditions.stretch_count >= ledger.MAX_UNCLAIMED_STRETCHES and gaps.set_aside(
+        connection, beyond=ledger.MAX_UNCLAIMED_STRETCHES, last_drawn=conditions.last_drawn, holders=holding
     ):
         return conditions.unclaimed, False
     gap_ids = gaps.gaps_to_settle(connection, holding)
@@ -160,7 +160,7 @@ def _events_to_look_at(conditions: LedgerConditions, settings: Settings) -> int:
     return min(settings.batch_max_events, max(_MIN_SCAN_EVENTS, fitting))
 
 
-def _should_linger(picked: claim.PickedEvents, settings: Settings, max_events: int) -> bool:
+def _should_linger(picked: ledger.PickedEvents, settings: Settings, max_events: int) -> bool:
     # Fewer picked than looked at: the bytes were used up, or another day has begun. Nothing can join this batch then.
     is_full = picked.event_count >= max_events or picked.event_count < picked.looked_count
     # A negative age (a clock set back) waits for nothing.

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from sqlalchemy import Engine, create_engine
 
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut as ledger
 from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -63,7 +63,7 @@ def test_no_order_of_events_loses_or_doubles_one(world: World) -> None:
 
 def test_no_order_of_events_loses_one_between_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, when each look at the ledger ends after one or two stretches or events."""
-    monkeypatch.setattr(claim, "MAX_UNCLAIMED_STRETCHES", 2)
+    monkeypatch.setattr(ledger, "MAX_UNCLAIMED_STRETCHES", 2)
     monkeypatch.setattr(gaps, "MAX_PROBED_STRETCHES", 1)
     monkeypatch.setattr(gaps, "MAX_MOVED_EVENTS", 2)
     monkeypatch.setattr(gaps, "STRETCHES_A_GAP", 1)
@@ -74,11 +74,11 @@ def test_no_order_of_events_loses_one_between_portions(world: World, monkeypatch
 def cut_with_early_holders(engine: Engine, settings: Settings, *, limit: int) -> None:
     """Cut like `cut_batches`, but read who may still insert before the sequence."""
     with ledger_transaction(engine) as connection:
-        claim.lock_unclaimed(connection)
-        holders = claim.read_holders(connection)
+        ledger.lock_unclaimed(connection)
+        holders = ledger.read_holders(connection)
         gaps.settle_gaps(connection, gaps.gaps_to_settle(connection, holders), holding=holders)
         conditions = read_conditions(connection)
-        picked = claim.pick_events(
+        picked = ledger.pick_events(
             connection,
             conditions.unclaimed,
             max_events=settings.batch_max_events,
@@ -86,12 +86,12 @@ def cut_with_early_holders(engine: Engine, settings: Settings, *, limit: int) ->
             first_day=settings.start_date,
         )
         if picked is not None:
-            claim.insert_batch(connection, uuid7(), picked)
-            claim.take_positions(
+            ledger.insert_batch(connection, uuid7(), picked)
+            ledger.take_positions(
                 connection,
                 picked,
                 unclaimed_positions=conditions.unclaimed,
-                last_drawn=claim.read_last_drawn(connection),
+                last_drawn=ledger.read_last_drawn(connection),
                 holders=holders,
             )
 
@@ -99,7 +99,7 @@ def cut_with_early_holders(engine: Engine, settings: Settings, *, limit: int) ->
 def cut_and_forget(engine: Engine, settings: Settings, *, limit: int) -> None:
     """Cut, but take every gap for one that nobody can fill any more."""
     with ledger_transaction(engine) as connection:
-        claim.lock_unclaimed(connection)
+        ledger.lock_unclaimed(connection)
         gaps.settle_gaps(connection, gaps.gaps_to_settle(connection, []), holding=[])
     cut_batches(engine, settings, limit=limit)
 

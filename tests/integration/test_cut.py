@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut as ledger
 from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.queries import query
@@ -190,9 +190,9 @@ def test_a_position_put_back_by_hand_does_not_stop_cutting(outbox_engine: Engine
 # What the order of the statements protects from: each test below takes one protection away and loses an event.
 
 
-def _cut_with(connection: Connection, picked: claim.PickedEvents, *, holders: list[str]) -> None:
+def _cut_with(connection: Connection, picked: ledger.PickedEvents, *, holders: list[str]) -> None:
     conditions = read_conditions(connection)
-    claim.take_positions(
+    ledger.take_positions(
         connection,
         picked,
         unclaimed_positions=conditions.unclaimed,
@@ -205,13 +205,13 @@ def test_holders_read_before_the_sequence_would_lose_one(outbox_engine: Engine) 
     """A position drawn after the holders were read must not become a gap: nobody in it can fill it."""
     with outbox_engine.connect() as slow:
         with outbox_engine.begin() as cutter:
-            claim.lock_unclaimed(cutter)
-            too_early = claim.read_holders(cutter)
+            ledger.lock_unclaimed(cutter)
+            too_early = ledger.read_holders(cutter)
             publish_in(slow)
             publish(outbox_engine)
-            picked = claim.pick_events(cutter, "{[1,)}", max_events=9, max_bytes=999, first_day=date(2026, 1, 1))
+            picked = ledger.pick_events(cutter, "{[1,)}", max_events=9, max_bytes=999, first_day=date(2026, 1, 1))
             assert picked is not None
-            in_time = claim.read_holders(cutter)
+            in_time = ledger.read_holders(cutter)
             _cut_with(cutter, picked, holders=too_early)
         with outbox_engine.begin() as cutter:
             gaps.settle_gaps(cutter, gaps.gaps_to_settle(cutter, in_time), holding=too_early)
@@ -232,7 +232,7 @@ def test_repeatable_read_would_lose_a_late_commit(outbox_engine: Engine) -> None
         with frozen, frozen.begin():
             frozen.execute(text("SELECT count(*) FROM outbox.event"))
             slow.commit()
-            holding = claim.read_holders(frozen)
+            holding = ledger.read_holders(frozen)
             gaps.settle_gaps(frozen, gaps.gaps_to_settle(frozen, holding), holding=holding)
 
     assert ledger_sets(outbox_engine) == ("{[3,)}", []), "position 1 is in no set any more: lost"

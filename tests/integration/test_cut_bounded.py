@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
-from outbox_pipeline.postgres import cut as claim
+from outbox_pipeline.postgres import cut as ledger
 from outbox_pipeline.postgres import gaps
 from outbox_pipeline.relay import cut
 from outbox_pipeline.relay.cut import cut_batches
@@ -29,7 +29,7 @@ _PLACES = text(
 @pytest.fixture(autouse=True)
 def tiny_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a cut look at four unclaimed stretches, and settle three stretches or five events."""
-    monkeypatch.setattr(claim, "MAX_UNCLAIMED_STRETCHES", 4)
+    monkeypatch.setattr(ledger, "MAX_UNCLAIMED_STRETCHES", 4)
     monkeypatch.setattr(gaps, "MAX_PROBED_STRETCHES", 3)
     monkeypatch.setattr(gaps, "MAX_MOVED_EVENTS", 5)
     monkeypatch.setattr(gaps, "STRETCHES_A_GAP", 2)

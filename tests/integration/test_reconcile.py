@@ -9,11 +9,11 @@ from sqlalchemy import Connection, text
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.reconcile import shown_proofs
+from outbox_pipeline.days import Window
 from outbox_pipeline.errors import BatchDataError, LedgerError
 from outbox_pipeline.operations.reconcile import compare
-from outbox_pipeline.operations.reconcile import untracked as strays
+from outbox_pipeline.operations.reconcile import untracked as operation
 from outbox_pipeline.operations.reconcile.compare import reconcile
-from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.operations.reconcile.repair import differences_left, repair
 from outbox_pipeline.operations.replay import Outcome, replay
 from outbox_pipeline.postgres.cut import lock_unclaimed
@@ -203,7 +203,7 @@ def test_a_replay_never_takes_a_pruned_batch(stores: Stores, batches: list[Batch
     assert read_all(stores.engine)[1].status == BatchStatus.PROCESSED
 
 
-def test_stray_events_are_put_back_and_delivered(stores: Stores, batches: list[Batch]) -> None:
+def test_untracked_events_are_put_back_and_delivered(stores: Stores, batches: list[Batch]) -> None:
     """An event that is in no place is found with its position; repair makes it unclaimed, and the next cut takes it."""
     publish(stores.engine, 5)
     forget(stores.engine, "{[301,304)}")
@@ -212,14 +212,14 @@ def test_stray_events_are_put_back_and_delivered(stores: Stores, batches: list[B
     done = repair(stores, found)
     relay(stores, until_empty=True)
 
-    (stray,) = found.strays
-    assert (stray.event_count, stray.positions, found.is_clean) == (3, "{[301,304)}", False)
+    (item,) = found.untracked
+    assert (item.event_count, item.positions, found.is_clean) == (3, "{[301,304)}", False)
     assert (done.put_back, done.is_whole) == (3, True)
     assert_each_exactly_once(stores.engine, stores.client)
     assert reconcile(stores).is_clean
 
 
-def test_events_in_their_places_are_no_strays(stores: Stores, batches: list[Batch]) -> None:
+def test_events_in_their_places_are_not_untracked(stores: Stores, batches: list[Batch]) -> None:
     """Unclaimed, passed over, in an open batch, held or discarded: none of these is put back."""
     publish(stores.engine, 2, context="[]")
     relay(stores, until_empty=True)
@@ -234,7 +234,7 @@ def test_events_in_their_places_are_no_strays(stores: Stores, batches: list[Batc
 
     found = reconcile(stores)
 
-    assert (found.strays, found.days[0].held_events) == ((), 1)
+    assert (found.untracked, found.days[0].held_events) == ((), 1)
     assert repair(stores, found).put_back == 0
 
 
@@ -247,12 +247,12 @@ def test_two_put_backs_at_once_put_a_position_back_once(
     found = reconcile(stores)
 
     def lock_late(connection: Connection) -> None:
-        monkeypatch.setattr(strays, "lock_unclaimed", lock_unclaimed)
+        monkeypatch.setattr(operation, "lock_unclaimed", lock_unclaimed)
         repair(stores, found)
         relay(stores, until_empty=True)
         lock_unclaimed(connection)
 
-    monkeypatch.setattr(strays, "lock_unclaimed", lock_late)
+    monkeypatch.setattr(operation, "lock_unclaimed", lock_late)
     late = repair(stores, found)
 
     assert late.put_back == 0

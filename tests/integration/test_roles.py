@@ -272,7 +272,7 @@ def test_the_pipeline_delivers_with_its_role_alone(stores: Stores, pipeline: Sto
 
 
 def test_the_pipeline_reconciles_and_repairs(stores: Stores, pipeline: Stores) -> None:
-    """Comparing both sides, putting strays back and delivering again need no more than the same role."""
+    """Comparing both sides, putting untracked events back and delivering again need no more than the same role."""
     publish(stores.engine, 300)
     relay(pipeline, until_empty=True)
     change(stores.client, "DELETE FROM {table:Identifier} WHERE position < 4", UUID(int=0))

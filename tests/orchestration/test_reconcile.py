@@ -116,7 +116,7 @@ def test_the_result_of_a_delivered_day_counts_as_its_latest(
 
 
 def test_the_job_repairs_when_told(instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]) -> None:
-    """With repair the differing batch is delivered again, strays are put back, and the check is green."""
+    """With repair the differing batch is delivered again, untracked events are put back, and the check is green."""
     before = healthy_rows(stores.client, batches[1].batch_id)
     BREAKAGES["doubled rows"].do(stores.client, batches[1].batch_id)
     publish(stores.engine, 2)

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from outbox_pipeline.days import Window
 from outbox_pipeline.names import shortened
-from outbox_pipeline.operations.reconcile.findings import Reconciled, TypeTotals, Window
+from outbox_pipeline.operations.reconcile.findings import Reconciled, TypeTotals
 from outbox_pipeline.orchestration.delivery.report import of_validate
 from outbox_pipeline.orchestration.reconcile import of_reconciled
 from outbox_pipeline.relay.delivery import Validated

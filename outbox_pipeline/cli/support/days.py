@@ -7,7 +7,7 @@ import typer
 from outbox_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.operations.reconcile.findings import Window
+    from outbox_pipeline.days import Window
 
 FirstDay = Annotated[str, typer.Option("--from", metavar="DAY", help="First UTC day, e.g. 2026-03-01.")]
 LastDay = Annotated[str, typer.Option("--to", metavar="DAY", help="Last UTC day, included.")]
@@ -15,7 +15,7 @@ LastDay = Annotated[str, typer.Option("--to", metavar="DAY", help="Last UTC day,
 
 def window_of(first_day: str, last_day: str) -> "Window":
     """Return the days that are meant, all of them without words; what cannot be meant is wrong use."""
-    from outbox_pipeline.operations.reconcile.findings import ALL_DAYS, Window
+    from outbox_pipeline.days import ALL_DAYS, Window
     from outbox_pipeline.times import parse_day
 
     try:

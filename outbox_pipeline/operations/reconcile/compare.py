@@ -15,20 +15,19 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, Proof
 from outbox_pipeline.clickhouse.batch_contents import shown_batches
 from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
+from outbox_pipeline.days import ALL_DAYS, Window
 from outbox_pipeline.operations.reconcile.by_type import compare_types, late_events
 from outbox_pipeline.operations.reconcile.examine import examine
 from outbox_pipeline.operations.reconcile.findings import (
-    ALL_DAYS,
     DayTotals,
     Difference,
     LateEvents,
     Reconciled,
     TypeTotals,
     UnknownBatch,
-    Window,
     checksum,
 )
-from outbox_pipeline.operations.reconcile.untracked import find_strays
+from outbox_pipeline.operations.reconcile.untracked import find_untracked
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -83,11 +82,11 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
         _compare(stores, batch_ids, astray=astray, findings=findings)
         if by_type:
             _compare_types(stores, batch_ids, findings)
-    strays = tuple(stray for stray in find_strays(stores, window) if stray.day in window)
+    untracked = tuple(item for item in find_untracked(stores, window) if item.day in window)
     result = Reconciled(
         window,
         differences=tuple(findings.differences),
-        strays=strays,
+        untracked=untracked,
         late=tuple(findings.late),
         unknown=tuple(_described(stores, unknown[:MAX_UNKNOWN])),
         unknown_batches=len(unknown),
@@ -186,11 +185,11 @@ def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayT
         ledger_days = {day.day: day for day in ledger.read_day_counts(connection, window.first_day, window.last_day)}
     differing = Counter(difference.day for difference in result.differences)
     beyond = Counter(difference.day for difference in result.differences if difference.is_pruned)
-    strays = Counter({stray.day: stray.event_count for stray in result.strays})
+    untracked = Counter({item.day: item.event_count for item in result.untracked})
     late = _sum((item.day, item.event_count) for item in result.late)
     unknown = _sum((rows.day, rows.row_count) for rows in result.unknown if rows.day in window)
     totals = []
-    for day in sorted({*ledger_days, *findings.batches, *strays, *unknown}):
+    for day in sorted({*ledger_days, *findings.batches, *untracked, *unknown}):
         there, expected = ledger_days.get(day), findings.expected.get(day, NOTHING)
         found = findings.found.get(day, NOTHING)
         totals.append(
@@ -207,7 +206,7 @@ def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayT
                 open_batches=there.open_batches if there else 0,
                 parked_batches=there.parked_batches if there else 0,
                 held_events=there.held_events if there else 0,
-                stray_events=strays[day],
+                stray_events=untracked[day],
                 late_events=late[day],
                 unknown_rows=unknown[day],
             )

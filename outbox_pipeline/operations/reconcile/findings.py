@@ -6,25 +6,9 @@ from functools import reduce
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
-from outbox_pipeline.days import StrayEvents
-
-
-@dataclass(frozen=True)
-class Window:
-    """The UTC days that are compared, both ends included."""
-
-    first_day: date
-    last_day: date
-
-    def __contains__(self, day: date) -> bool:
-        """Tell whether a day is one of them."""
-        return self.first_day <= day <= self.last_day
-
+from outbox_pipeline.days import UntrackedEvents, Window
 
 _PRUNED = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
-
-#: Every day there can be.
-ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -205,7 +189,7 @@ class Reconciled:
     window: Window
     days: tuple[DayTotals, ...] = ()
     differences: tuple[Difference, ...] = ()
-    strays: tuple[StrayEvents, ...] = ()
+    untracked: tuple[UntrackedEvents, ...] = ()
     late: tuple[LateEvents, ...] = ()
     unknown: tuple[UnknownBatch, ...] = ()
     unknown_batches: int = 0

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.days import Window
 from outbox_pipeline.operations.reconcile.compare import reconcile
-from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled, Window
+from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled
 from outbox_pipeline.operations.reconcile.untracked import put_back
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -37,9 +38,9 @@ class Repaired:
 
 
 def repair(stores: Stores, found: Reconciled, *, run_id: str | None = None) -> Repaired:
-    """Deliver each differing batch again and put stray events back; what was put back waits for the next cut."""
+    """Deliver each differing batch again and put untracked events back; what was put back waits for the next cut."""
     batches = tuple(_redeliver(stores, difference, run_id) for difference in found.differences)
-    count = put_back(stores, found.window) if found.strays else 0
+    count = put_back(stores, found.window) if found.untracked else 0
     return Repaired(batches, count, tuple(_left(stores, found, batches)))
 
 
@@ -47,10 +48,10 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     """Say in sentences what a comparison found and is not repaired."""
     said = [f"Batch {item.batch.batch_id} differs: {item.sentence}." for item in found.differences]
     said += [
-        f"{stray.event_count:,} untracked events of {stray.day}, in no batch, gap or queue, at {stray.positions}."
-        for stray in found.strays
+        f"{item.event_count:,} untracked events of {item.day}, in no batch, gap or queue, at {item.positions}."
+        for item in found.untracked
     ]
-    if found.strays or not all(item.is_pruned for item in found.differences):
+    if found.untracked or not all(item.is_pruned for item in found.differences):
         said.append("Run 'outbox reconcile --repair' to repair this.")
     return said + list(_beyond_repair(stores, found))
 

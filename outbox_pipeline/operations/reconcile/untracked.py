@@ -10,9 +10,8 @@ from datetime import date
 
 from sqlalchemy import Connection
 
-from outbox_pipeline.days import StrayEvents
+from outbox_pipeline.days import UntrackedEvents, Window
 from outbox_pipeline.logs import log
-from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.cut import lock_unclaimed
@@ -26,25 +25,25 @@ _SLICE = 2_000_000
 _SHOWN_CHARACTERS = 200
 
 
-def find_strays(stores: Stores, window: Window) -> list[StrayEvents]:
-    """Return the stray events around the window's batches, one item a day and slice of positions.
+def find_untracked(stores: Stores, window: Window) -> list[UntrackedEvents]:
+    """Return the untracked events around the window's batches, one item a day and slice of positions.
 
     Their days may lie outside of the window: an event's day is when it was recorded, and positions overlap.
     """
     found = []
     for first, last in _slices(stores, window):
         with ledger_transaction(stores.engine) as connection:
-            found += ledger.find_strays(connection, first, last)
+            found += ledger.find_untracked(connection, first, last)
     return _by_day(found)
 
 
 def put_back(stores: Stores, window: Window) -> int:
-    """Make the stray events of the window unclaimed again, so that the next cut takes them; return how many."""
+    """Make the untracked events of the window unclaimed again, so that the next cut takes them; return how many."""
     count = 0
     for positions in _slices(stores, window):
         # Looked for first without the lock, which holds up cuts: nearly always there is nothing.
         with ledger_transaction(stores.engine) as connection:
-            has_some = any(stray.day in window for stray in ledger.find_strays(connection, *positions))
+            has_some = any(item.day in window for item in ledger.find_untracked(connection, *positions))
         if has_some:
             lock_timeout = stores.settings.lock_timeout_seconds
             with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout) as connection:
@@ -57,24 +56,24 @@ def put_back(stores: Stores, window: Window) -> int:
 def _put_back(connection: Connection, window: Window, positions: tuple[int, int]) -> int:
     require_own_cluster(connection)
     lock_unclaimed(connection)
-    strays = [stray for stray in ledger.find_strays(connection, *positions) if stray.day in window]
-    ledger.put_back(connection, strays)
-    return sum(stray.event_count for stray in strays)
+    untracked = [item for item in ledger.find_untracked(connection, *positions) if item.day in window]
+    ledger.put_back(connection, untracked)
+    return sum(item.event_count for item in untracked)
 
 
 def _slices(stores: Stores, window: Window) -> Iterator[tuple[int, int]]:
     with ledger_transaction(stores.engine) as connection:
-        first, last = ledger.stray_bounds(connection, window.first_day, window.last_day)
+        first, last = ledger.untracked_bounds(connection, window.first_day, window.last_day)
     while first <= last:
         yield first, min(first + _SLICE - 1, last)
         first += _SLICE
 
 
-def _by_day(found: list[StrayEvents]) -> list[StrayEvents]:
-    counted: dict[date, list[StrayEvents]] = defaultdict(list)
-    for stray in found:
-        counted[stray.day].append(stray)
+def _by_day(found: list[UntrackedEvents]) -> list[UntrackedEvents]:
+    counted: dict[date, list[UntrackedEvents]] = defaultdict(list)
+    for item in found:
+        counted[item.day].append(item)
     return [
-        StrayEvents(day, sum(stray.event_count for stray in some), some[0].positions[:_SHOWN_CHARACTERS])
+        UntrackedEvents(day, sum(item.event_count for item in some), some[0].positions[:_SHOWN_CHARACTERS])
         for day, some in counted.items()
     ]

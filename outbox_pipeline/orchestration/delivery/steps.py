@@ -13,8 +13,8 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.days import Window
 from outbox_pipeline.errors import ProofError
-from outbox_pipeline.operations.reconcile.findings import Window
 from outbox_pipeline.operations.reconcile.repair import prove_days
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, replay
 from outbox_pipeline.orchestration.assets import EVENT_LOG
