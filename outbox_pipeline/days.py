@@ -48,7 +48,7 @@ class DeliveredDay:
 
 @dataclass(frozen=True)
 class UntrackedEvents:
-    """Events of one UTC day that are untracked: in no batch, gap or queue."""
+    """Events of one UTC day that are untracked: neither unclaimed nor in a gap, a batch or quarantine."""
 
     day: date
     event_count: int

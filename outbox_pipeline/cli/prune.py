@@ -7,6 +7,7 @@ import typer
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
+from outbox_pipeline.counts import counted
 
 if TYPE_CHECKING:
     from outbox_pipeline.operations.retention import Pruned
@@ -46,7 +47,7 @@ def prune(
     for item in done.refused[:_MAX_NAMED]:
         complain(f"Batch {item.batch_id} keeps its events: {item.detail}.")
     if done.refused:
-        complain(f"{len(done.refused)} batches were refused.")
+        complain(f"{counted(len(done.refused), 'batch', 'batches')} refused.")
         raise typer.Exit(1)
 
 
@@ -69,7 +70,10 @@ def _facts(done: "Pruned") -> list[tuple[str, Any]]:
         return [("pruned", "nothing: OUTBOX_RETENTION_DAYS is 0, everything is kept")]
     skipped = ", ".join(f"{count} {reason}" for reason, count in done.reasons.items())
     facts: list[tuple[str, Any]] = [
-        ("would prune" if done.is_dry_run else "pruned", f"{done.events:,} events of {done.batches:,} batches"),
+        (
+            "would prune" if done.is_dry_run else "pruned",
+            f"{counted(done.events, 'event')} of {counted(done.batches, 'batch', 'batches')}",
+        ),
         ("discarded events", done.discarded),
         ("skipped batches", skipped or "none"),
         ("oldest kept", done.oldest_kept_at),

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS, examine_dagster
@@ -256,9 +257,9 @@ def _check_future(engine: Engine) -> Check:
         return Check("future days", False, _said(error))
     if not count and not status.future:
         return Check("future days", True, "Nothing was recorded in the future.")
-    days = f"{count:,} batches are of days that have not come, up to {last_day}" if count else ""
+    days = f"{counted(count, 'batch', 'batches')} of days that have not come, up to {last_day}" if count else ""
     until = "" if status.future_until is None else f"{status.future_until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    events = f"{status.future:,} undelivered events were recorded up to {until}" if status.future else ""
+    events = f"{counted(status.future, 'undelivered event')} recorded up to {until}" if status.future else ""
     said = (
         f"{' and '.join(filter(None, [days, events]))}: PostgreSQL's clock was ahead, or is behind now. They are "
         "delivered like all others and keep their days; look at the clocks."

@@ -36,7 +36,7 @@ def check_encryption(settings: Settings, environment: Mapping[str, str]) -> Chec
         if url is not None and _is_open_http(url.get_secret_value())
     ]
     if not open_ones:
-        return Check(_NAME, True, "No URL leads to another host without TLS and a checked certificate.")
+        return Check(_NAME, True, "Every URL leads to this machine, or over TLS with a checked certificate.")
     said = (
         f"{'; '.join(open_ones)}. Passwords and events can be read or changed on the way: write "
         "?sslmode=verify-full&sslrootcert=… or https, unless something else encrypts the way there."

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_batch, resume_parked
@@ -30,7 +31,8 @@ class Resumed:
     def sentences(self) -> list[str]:
         """Say of each batch what it was parked for."""
         return [
-            f"Batch {one.batch_id}, {one.event_count:,} events, was parked: {one.last_error or 'no error is kept.'}"
+            f"Batch {one.batch_id}, {counted(one.event_count, 'event')}, was parked: "
+            f"{one.last_error or 'no error is kept.'}"
             for one in self.batches
         ]
 

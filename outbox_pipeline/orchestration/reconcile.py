@@ -42,7 +42,10 @@ class ReconcileConfig(dg.Config):
     last_day: str = Field(default="", description="Last UTC day, included. Empty: yesterday.")
     repair: bool = Field(
         default=False,
-        description="Deliver differing batches again and put untracked events (in no batch, gap or queue) back.",
+        description=(
+            "Deliver differing batches again and put untracked events back: those neither unclaimed nor in a gap, a "
+            "batch or quarantine."
+        ),
     )
     by_type: bool = Field(
         default=False, description="Compare by event type too; reads all events of the days in PostgreSQL."

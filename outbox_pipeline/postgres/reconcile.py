@@ -98,7 +98,7 @@ def untracked_bounds(connection: Connection, first_day: date, last_day: date) ->
 
 
 def find_untracked(connection: Connection, first_position: int, last_position: int) -> list[UntrackedEvents]:
-    """Return the untracked events between two positions, in no batch, gap or queue, by day."""
+    """Return the untracked events between two positions, by day."""
     rows = connection.execute(query("untracked"), {"first_position": first_position, "last_position": last_position})
     return [UntrackedEvents(**row._mapping) for row in rows]
 

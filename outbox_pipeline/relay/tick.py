@@ -9,6 +9,7 @@ from datetime import date
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import BatchRequest
+from outbox_pipeline.counts import counted
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.in_flight import OpenBatches, count_open
 from outbox_pipeline.postgres.schema import check_version
@@ -39,7 +40,7 @@ class Tick:
 
     def summary(self) -> str:
         """Say in one sentence why nothing, or what, was requested."""
-        parts = [f"{self.open_count} batches in flight"]
+        parts = [f"{counted(self.open_count, 'batch', 'batches')} in flight"]
         if self.cut.lingering_count:
             parts.append(f"{self.cut.lingering_count} events wait for a fuller batch (OUTBOX_LINGER_SECONDS)")
         if self.is_probing:
@@ -50,8 +51,8 @@ class Tick:
             parts.append(f"{self.other_day_count} of a day that is no partition, delivered under the nearest that is")
         if self.is_held_back:
             parts.append(
-                f"{self.held_back_count} batches and all pending events held back, because OUTBOX_START_DATE is in the "
-                "future and no day is a partition: set an earlier one"
+                f"{counted(self.held_back_count, 'batch', 'batches')} and all pending events held back, because "
+                "OUTBOX_START_DATE is in the future and no day is a partition: set an earlier one"
             )
         return ", ".join(parts)
 
@@ -59,7 +60,7 @@ class Tick:
 def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) -> Tick:
     """Cut what is pending unless too much is in flight, then draw attempts for due batches, of whatever day.
 
-    Parked batches and batches that a replay delivers again do not count as in flight, so they hold nothing else up.
+    Parked batches and batches that a replay delivers again do not count against the limit, so they hold nothing up.
     After a transient failure one batch at a time is requested until one is delivered: a server that has just come back
     is not stormed. With *days* that end before they begin nothing is done: no run could be started for any batch, and
     what is not cut yet is cut under its right day once there is one.

@@ -116,7 +116,7 @@ def test_the_doctor_names_days_that_have_not_come(stores: Stores) -> None:
     assert (fine.ok, fine.is_warning) == (True, False)
     assert (found.ok, found.is_warning) == (True, True)
     day = (datetime.now(UTC) + AHEAD).date()
-    assert f"1 batches are of days that have not come, up to {day}" in found.message
+    assert f"1 batch of days that have not come, up to {day}" in found.message
 
 
 def test_the_last_hour_and_the_last_mark_are_not_in_the_future(stores: Stores) -> None:

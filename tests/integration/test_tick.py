@@ -91,7 +91,7 @@ def test_without_any_day_everything_is_held_back_and_told(stores: Stores) -> Non
     then = plan_tick(stores.engine, stores.settings, days=EVER)
 
     assert (held.requests, held.cut.event_count, held.held_back_count) == ([], 0, 1)
-    assert "1 batches and all pending events held back, because OUTBOX_START_DATE is in the future" in held.summary()
+    assert "1 batch and all pending events held back, because OUTBOX_START_DATE is in the future" in held.summary()
     assert then.cut.event_count == len(then.requests) == 1
 
 

@@ -98,7 +98,7 @@ def test_a_tick_evaluated_twice_asks_once(instance: dg.DagsterInstance, stores: 
     second = tick(instance, pipeline(stores))
 
     assert not second.run_requests
-    assert "1 batches in flight" in str(second.skip_reason)
+    assert "1 batch in flight" in str(second.skip_reason)
 
 
 def test_no_run_starts_while_clickhouse_is_away(instance: dg.DagsterInstance, stores: Stores) -> None:

@@ -6,6 +6,7 @@ from functools import reduce
 from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.counts import counted
 from outbox_pipeline.days import UntrackedEvents, Window
 
 _PRUNED = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
@@ -80,9 +81,9 @@ class UnknownBatch:
         )
         remedy = f"ALTER TABLE {table} DELETE WHERE batch_id = '{self.batch_id}'"
         return (
-            f"{self.row_count:,} rows of {self.day} under batch {self.batch_id}, which the ledger does not know; "
-            f"{what}. When no other outbox writes into {table} and no restore is waiting for 'outbox adopt', remove "
-            f"them: {remedy}"
+            f"{counted(self.row_count, 'row')} of {self.day} under batch {self.batch_id}, which the ledger does not "
+            f"know; {what}. When no other outbox writes into {table} and no restore is waiting for 'outbox adopt', "
+            f"remove them: {remedy}"
         )
 
 
@@ -98,9 +99,9 @@ class LateEvents:
     def sentence(self) -> str:
         """Say why they were never delivered and the exact next step."""
         return (
-            f"{self.event_count:,} events stand at positions of batch {self.batch_id}, which was cut before they were "
-            "recorded: the sequence of outbox.event went back, and they were never delivered. Publish them again with "
-            "new ids, and look for what calls setval on outbox.event_position_seq."
+            f"{counted(self.event_count, 'event')} recorded at positions of batch {self.batch_id} after it was cut: "
+            "the sequence of outbox.event went back, and nothing delivered them. Publish them again with new ids, and "
+            "look for what calls setval on outbox.event_position_seq."
         )
 
 
@@ -165,17 +166,21 @@ class DayTotals:
         """Say what is wrong, or that nothing is."""
         uneven = self.found_rows != self.expected_rows
         rows = f", {self.found_rows:,} rows instead of {self.expected_rows:,}" if uneven else ""
-        counted = {
-            f"of {self.batches:,} batches differ{rows}": self.differing,
-            "untracked events (in no batch, gap or queue)": self.stray_events,
-            "events recorded after their batch was cut": self.late_events,
-            "batches parked": self.parked_batches,
-            "rows of unknown batches": self.unknown_rows,
+        strays = counted(self.stray_events, "untracked event")
+        told = {
+            f"{self.differing:,} of {self.batches:,} batches differ{rows}": self.differing,
+            f"{strays} (neither unclaimed nor in a gap, a batch or quarantine)": self.stray_events,
+            f"{counted(self.late_events, 'event')} recorded after the cut of that batch": self.late_events,
+            f"{counted(self.parked_batches, 'batch', 'batches')} parked": self.parked_batches,
+            f"{counted(self.unknown_rows, 'row')} of unknown batches": self.unknown_rows,
         }
-        parts = [f"{count:,} {what}" for what, count in counted.items() if count]
-        said = ", ".join(parts) or f"{self.batches:,} batches, {self.found_rows:,} rows, all as the ledger expects"
-        waiting = f"; {self.open_batches:,} batches are on their way" if self.open_batches else ""
-        pruned = f"; {self.pruned_batches:,} batches are pruned and can only be proved" if self.pruned_batches else ""
+        parts = [what for what, count in told.items() if count]
+        said = (
+            ", ".join(parts)
+            or f"{_batches(self.batches)}, {counted(self.found_rows, 'row')}, all as the ledger expects"
+        )
+        waiting = f"; {_batches(self.open_batches)} on the way" if self.open_batches else ""
+        pruned = f"; {_batches(self.pruned_batches)} pruned, which can only be proved" if self.pruned_batches else ""
         return f"{said}{waiting}{pruned}"
 
 
@@ -221,3 +226,7 @@ def checksum(proof: Proof) -> str:
     """Return one number for a set of rows: ids, positions, times and contents, added up."""
     total = proof.id_sum + proof.position_sum + proof.time_sum + proof.context_sum
     return f"{total % 2**64:016x}"
+
+
+def _batches(count: int) -> str:
+    return counted(count, "batch", "batches")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.counts import counted
 from outbox_pipeline.days import Window
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled
@@ -48,7 +49,8 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     """Say in sentences what a comparison found and is not repaired."""
     said = [f"Batch {item.batch.batch_id} differs: {item.sentence}." for item in found.differences]
     said += [
-        f"{item.event_count:,} untracked events of {item.day}, in no batch, gap or queue, at {item.positions}."
+        f"{counted(item.event_count, 'untracked event')} of {item.day}, neither unclaimed nor in a gap, a batch or "
+        f"quarantine, at {item.positions}."
         for item in found.untracked
     ]
     if found.untracked or not all(item.is_pruned for item in found.differences):
@@ -94,4 +96,7 @@ def _beyond_repair(stores: Stores, found: Reconciled) -> Iterator[str]:
         yield f"{more:,} more unknown batches: does another outbox write into {stores.client.table}?"
     parked = sum(day.parked_batches for day in found.days)
     if parked:
-        yield f"{parked:,} batches are parked: 'outbox status' shows the last error, 'outbox resume' frees them."
+        yield (
+            f"{counted(parked, 'batch', 'batches')} parked: 'outbox status' shows the last error, 'outbox resume' "
+            "has them tried again."
+        )

@@ -1,4 +1,4 @@
-"""Untracked events, in no batch, gap or queue, and the way back: a mistake by hand or a defect would make one.
+"""Untracked events, and the way back: a mistake by hand or a defect would make one.
 
 Invariant: a position is put back only when a snapshot shows it untracked that was taken under the lock on `unclaimed`;
 otherwise two of these at once would put it into `unclaimed` and a batch, and stop every cut.
