@@ -1,32 +1,16 @@
 """The command `delivered`: how far each day is delivered, as analysts see it."""
 
-from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated, Optional
+from datetime import date
+from typing import TYPE_CHECKING
 
 import typer
 
+from outbox_pipeline.cli.support.days import FirstDay, LastDay, window_of
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
 
 if TYPE_CHECKING:
     from outbox_pipeline.days import DeliveredDay
-
-# Optional[] and not `| None`: typer then shows the bare type in its usage line.
-FromDay = Annotated[
-    Optional[datetime],  # noqa: UP045
-    typer.Option(
-        "--from",
-        metavar="DAY",
-        formats=["%Y-%m-%d"],
-        help="First UTC day, e.g. 2026-03-01; the first there is when left out.",
-    ),
-]
-UntilDay = Annotated[
-    Optional[datetime],  # noqa: UP045
-    typer.Option(
-        "--to", metavar="DAY", formats=["%Y-%m-%d"], help="Last UTC day, included; the last there is when left out."
-    ),
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("delivered")(delivered)
 
 
-def delivered(*, from_day: FromDay = None, until_day: UntilDay = None, as_json: AsJson = False) -> None:
+def delivered(*, first_day: FirstDay = None, last_day: LastDay = None, as_json: AsJson = False) -> None:
     """Show of each day whether all of its events are delivered, or up to when, with counts.
 
     Writes the table in ClickHouse first, so that what is shown is true now. Exit code 1 when one of the days before
@@ -47,9 +31,8 @@ def delivered(*, from_day: FromDay = None, until_day: UntilDay = None, as_json: 
     from outbox_pipeline.operations.completeness import record_completeness
     from outbox_pipeline.stores import open_stores
 
-    bounds = (from_day.date() if from_day else FIRST_DAY, until_day.date() if until_day else LAST_DAY)
-    if bounds[0] > bounds[1]:
-        raise typer.BadParameter("--from must not be after --to")
+    window = window_of(first_day, last_day)
+    bounds = (max(window.first_day, FIRST_DAY), min(window.last_day, LAST_DAY))
     with ready_settings() as settings, open_stores(settings) as stores:
         now = record_completeness(stores).written_at.date()
         days = read_delivered(stores.client, from_day=bounds[0], until_day=bounds[1])

@@ -8,6 +8,7 @@ from outbox_pipeline.cli.support.days import FirstDay, LastDay, window_of
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.counts import counted
 from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def reconcile(
-    first_day: FirstDay = "",
-    last_day: LastDay = "",
+    first_day: FirstDay = None,
+    last_day: LastDay = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Deliver differing batches again and put untracked events back.")
     ] = False,
@@ -68,7 +69,7 @@ def _facts(found: "Reconciled", repaired: "Repaired | None") -> list[tuple[str, 
         ("batches that differ", len(found.differences)),
         ("untracked events", sum(item.event_count for item in found.untracked)),
         ("rows of unknown batches", sum(rows.row_count for rows in found.unknown)),
-        ("on their way", f"{sum(day.open_batches for day in found.days):,} batches"),
+        ("on their way", counted(sum(day.open_batches for day in found.days), "batch", "batches")),
         ("in quarantine", sum(day.held_events for day in found.days)),
         ("seconds", f"{found.seconds:.1f}"),
     ]

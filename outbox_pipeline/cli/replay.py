@@ -10,6 +10,7 @@ from outbox_pipeline.cli.support.days import FirstDay, LastDay, window_of
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
+from outbox_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from outbox_pipeline.batches import Batch
@@ -27,11 +28,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def replay(
-    first_day: FirstDay = "",
-    last_day: LastDay = "",
+    first_day: FirstDay = None,
+    last_day: LastDay = None,
     event_type: Annotated[
-        str, typer.Option("--type", help="Only batches with events of this type; they are replayed whole.")
-    ] = "",
+        Optional[str],  # noqa: UP045
+        typer.Option("--type", help="Only batches with events of this type; they are replayed whole."),
+    ] = None,
     batch_id: Annotated[
         Optional[UUID],  # noqa: UP045 - typer shows the bare type in its usage line
         typer.Option("--batch", help="Only this batch."),
@@ -52,9 +54,11 @@ def replay(
     from outbox_pipeline.operations.replay_choice import Choice, choose, count
     from outbox_pipeline.stores import open_stores
 
-    if not (first_day or last_day or event_type or batch_id):
-        raise typer.BadParameter("say which batches: give --from and --to, --type or --batch")
-    choice = Choice(window_of(first_day, last_day), event_type or None, batch_id)
+    if all(given is None for given in (first_day, last_day, event_type, batch_id)):
+        raise UsageError("Say which batches: give --from and --to, --type or --batch.")
+    if event_type == "":
+        raise UsageError("What is given as --type is no event type: it is empty.")
+    choice = Choice(window_of(first_day, last_day), event_type, batch_id)
     with ready_settings() as settings, open_stores(settings) as stores:
         batches = choose(stores, choice)
         replayed = None if dry_run else _replay(stores, batches, reload=reload)

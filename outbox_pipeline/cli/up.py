@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 #: Where the UI is unless something else listens there.
 DEFAULT_PORT = 3000
 
-Port = Annotated[int, typer.Option(help="Port of the Dagster UI; another one is taken when it is in use.")]
+Port = Annotated[
+    int, typer.Option(help="Port of the Dagster UI; another one is taken when it is in use.", min=0, max=65535)
+]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ by `show`, for the person who asked, and never logged.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -29,6 +29,9 @@ from outbox_pipeline.times import parse_time
 
 _MAX_NAMED = 5
 _LARGEST_NUMBER = 2**63 - 1
+
+#: What the words of a filter are called in a run's config; a command line calls them otherwise.
+_FIELDS = {name: name for name in ("event_type", "reason", "since", "until", "batch_id")} | {"id": "event_ids"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def show(engine: Engine, wanted: Filter) -> Shown:
         check_version(connection)
         history = store.read_history(connection, wanted)
         if not history:
-            raise QuarantineError(f"{_names(wanted)} has never been in quarantine: 'outbox trace' tells where it is.")
+            where = "'outbox trace' tells where it is" if wanted.event_ids else "'outbox quarantine list' shows numbers"
+            raise QuarantineError(f"{_names(wanted)} has never been in quarantine: {where}.")
         event_id = history[0].event_id
         row = store.read_event(connection, event_id)
         history = store.read_history(connection, Filter(event_ids=frozenset({event_id})))
@@ -207,22 +211,25 @@ def parse_filter(
     since: str | None = None,
     until: str | None = None,
     batch_id: str | None = None,
+    names: Mapping[str, str] = _FIELDS,
 ) -> Filter:
-    """Read a filter from the words of a command line or a run's config; empty words count as not given.
+    """Read a filter from the words of a command line or a run's config; an empty word is wrong like any other.
 
-    An id is an event's UUID or its number in quarantine. Raises UsageError that says which word is wrong and does
-    not quote it.
+    An id is an event's UUID or its number in quarantine; *names* are what the caller's words are called where they are
+    given. Raises UsageError that says which word is wrong and does not quote it.
     """
-    named = [(word, f"id number {place}") for place, word in enumerate(ids, start=1)]
+    named = [
+        (word, names["id"] if len(ids) == 1 else f"{names['id']} number {place}") for place, word in enumerate(ids, 1)
+    ]
     numbers = {word for word in ids if word.isascii() and word.isdigit()}
     return Filter(
         event_ids=frozenset(_parse_uuid(word, name, "an event") for word, name in named if word not in numbers),
         quarantine_ids=frozenset(_parse_number(word, name) for word, name in named if word in numbers),
-        event_type=event_type or None,
-        reason=reason or None,
-        since=parse_time(since, "since") if since else None,
-        until=parse_time(until, "until") if until else None,
-        batch_id=_parse_uuid(batch_id, "batch_id", "a batch") if batch_id else None,
+        event_type=None if event_type is None else _parse_word(event_type, names["event_type"], "event type"),
+        reason=None if reason is None else _parse_word(reason, names["reason"], "reason"),
+        since=None if since is None else parse_time(since, names["since"]),
+        until=None if until is None else parse_time(until, names["until"]),
+        batch_id=None if batch_id is None else _parse_uuid(batch_id, names["batch_id"], "a batch"),
     )
 
 
@@ -275,6 +282,12 @@ def _parse_uuid(word: str, name: str, what: str) -> UUID:
         raise UsageError(
             f"What is given as {name} is no id of {what}: 'outbox quarantine list --json' shows ids."
         ) from None
+
+
+def _parse_word(word: str, name: str, what: str) -> str:
+    if not word:
+        raise UsageError(f"What is given as {name} is no {what}: it is empty.")
+    return word
 
 
 def _parse_number(word: str, name: str) -> int:

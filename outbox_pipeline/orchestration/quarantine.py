@@ -40,11 +40,11 @@ class ChoiceConfig(dg.Config):
         """Return the filter. Raises UsageError when it cannot be read, or leaves open what is meant."""
         wanted = quarantine.parse_filter(
             self.event_ids,
-            event_type=self.event_type,
-            reason=self.reason,
-            since=self.since,
-            until=self.until,
-            batch_id=self.batch_id,
+            event_type=self.event_type or None,
+            reason=self.reason or None,
+            since=self.since or None,
+            until=self.until or None,
+            batch_id=self.batch_id or None,
         )
         if wanted == Filter() and not self.everything:
             raise UsageError("No filter is given: name events, choose a filter, or set everything to true.")

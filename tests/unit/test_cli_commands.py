@@ -137,6 +137,72 @@ def test_unreachable_server_is_one_sentence_without_its_password(arguments: list
     assert "sekret" not in result.output
 
 
+@pytest.mark.parametrize("port", ["-1", "65536", "99999"])
+@pytest.mark.parametrize("command", [["up"], ["demo"], ["metrics", "serve"]])
+@pytest.mark.usefixtures("nobody_answers")
+def test_a_port_that_there_is_not_is_wrong_use(command: list[str], port: str) -> None:
+    """It is refused before anything is started."""
+    result = outbox(*command, "--port", port)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--port" in result.stderr
+
+
+@pytest.mark.parametrize("word", ["sekret", ""])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["reconcile", "--repair"], "--from"),
+        (["reconcile"], "--to"),
+        (["replay", "--reload"], "--from"),
+        (["replay"], "--to"),
+        (["delivered"], "--from"),
+        (["delivered"], "--to"),
+        (["quarantine", "list"], "--since"),
+        (["quarantine", "requeue"], "--until"),
+        (["quarantine", "discard", "--note", "why"], "--batch"),
+    ],
+)
+@pytest.mark.usefixtures("nobody_answers")
+def test_a_wrong_word_is_named_by_its_option_and_not_quoted(command: list[str], option: str, word: str) -> None:
+    """An empty word, as of a shell variable that is not set, is wrong too: it means neither all nor none."""
+    result = outbox(*command, option, word)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"What is given as {option} is no ")
+    assert "sekret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["replay", "--from", "2026-03-01"], "--type"),
+        (["quarantine", "requeue", "--reason", "context_too_large"], "--type"),
+        (["quarantine", "discard", "--note", "why", "--type", "smoke_test"], "--reason"),
+    ],
+)
+@pytest.mark.usefixtures("nobody_answers")
+def test_an_empty_filter_is_wrong_use(command: list[str], option: str) -> None:
+    """Left out silently it would choose more than was meant."""
+    result = outbox(*command, option, "")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"What is given as {option} is no " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("ids", "name"), [(["sekret"], "ID"), (["1", "sekret"], "ID number 2"), ([""], "ID"), (["9" * 5000], "ID")]
+)
+@pytest.mark.usefixtures("nobody_answers")
+def test_a_wrong_id_is_named_by_its_place(ids: list[str], name: str) -> None:
+    """Of several ids the sentence says which."""
+    result = outbox("quarantine", "requeue", *ids)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"What is given as {name} is no ")
+    assert "sekret" not in result.stderr
+
+
 @pytest.mark.parametrize("arguments", [["status"], ["init"], ["env"], ["relay"], ["publish", "-"]])
 def test_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     """A wrong setting is named, and its value is not shown."""

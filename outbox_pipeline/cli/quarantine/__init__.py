@@ -1,4 +1,4 @@
-"""The commands `quarantine`: look at events that validation refused, and decide what becomes of them."""
+"""The commands `quarantine`: look at events that were refused, and decide what becomes of them."""
 
 import typer
 
@@ -8,7 +8,7 @@ from outbox_pipeline.cli.quarantine import look, replace, resolve
 def add_to(app: typer.Typer) -> None:
     """Add the family of commands."""
     family = typer.Typer(
-        help="Look at events that validation refused: deliver them after all, correct them, or give them up.",
+        help="Look at events that were refused: deliver them after all, correct them, or give them up.",
         no_args_is_help=True,
     )
     family.command("list")(look.list_events)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.quarantine.options import BatchId, EventType, Reason, Since, Until, outbox
+from outbox_pipeline.cli.quarantine.options import OPTIONS, BatchId, EventType, Reason, Since, Until, outbox
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
 from outbox_pipeline.errors import UsageError
 from outbox_pipeline.logs import escaped
@@ -37,7 +37,9 @@ def list_events(
     from outbox_pipeline.operations.quarantine import list_held, parse_filter
     from outbox_pipeline.quarantined import QuarantineStatus
 
-    wanted = parse_filter(event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
+    wanted = parse_filter(
+        event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id, names=OPTIONS
+    )
     if status not in list(QuarantineStatus):
         raise UsageError(f"{status!r} is no status: it is held, requeued, discarded or replaced.")
     with outbox() as (engine, _):
@@ -65,7 +67,7 @@ def show(
     from outbox_pipeline.operations.quarantine import parse_filter
     from outbox_pipeline.operations.quarantine import show as show_event
 
-    wanted = parse_filter([name])
+    wanted = parse_filter([name], names=OPTIONS)
     with outbox() as (engine, _):
         found = show_event(engine, wanted)
     if as_json:

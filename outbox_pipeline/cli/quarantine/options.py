@@ -21,6 +21,16 @@ Since = Annotated[
 Until = Annotated[Optional[str], typer.Option("--until", help="Only events held before this time.")]  # noqa: UP045
 BatchId = Annotated[Optional[str], typer.Option("--batch", help="Only events that this batch refused.")]  # noqa: UP045
 
+#: What the words of a filter are called on the command line.
+OPTIONS = {
+    "id": "ID",
+    "event_type": "--type",
+    "reason": "--reason",
+    "since": "--since",
+    "until": "--until",
+    "batch_id": "--batch",
+}
+
 
 @contextmanager
 def outbox() -> Iterator[tuple["Engine", float]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outbox_pipeline.cli.quarantine.options import OPTIONS
 from outbox_pipeline.cli.support.asking import require_agreement
 from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.files import existing, name_of, opened
@@ -39,7 +40,7 @@ def replace(
     """
     from outbox_pipeline.operations import quarantine
 
-    wanted = quarantine.parse_filter([name])
+    wanted = quarantine.parse_filter([name], names=OPTIONS)
     with ready_settings(clickhouse=False) as settings:
         engine = ledger_engine(settings)
         chosen = quarantine.preview(engine, wanted).wanted

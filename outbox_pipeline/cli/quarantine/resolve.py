@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from outbox_pipeline.cli.quarantine.options import BatchId, EventType, Reason, Since, Until, outbox
+from outbox_pipeline.cli.quarantine.options import OPTIONS, BatchId, EventType, Reason, Since, Until, outbox
 from outbox_pipeline.cli.support.asking import ask, has_terminal, require_agreement
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def requeue(
     from outbox_pipeline.operations.quarantine import parse_filter
     from outbox_pipeline.operations.quarantine import requeue as requeue_events
 
-    wanted = parse_filter(ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
+    wanted = parse_filter(
+        ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id, names=OPTIONS
+    )
     _require_choice(wanted, everything=everything)
     with outbox() as (engine, lock_seconds):
         chosen = _confirmed(engine, wanted, verb="Requeue", yes=yes)
@@ -59,7 +62,10 @@ def requeue(
 def discard(
     ids: Ids = None,
     *,
-    note: Annotated[str, typer.Option("--note", help="Why they are given up; kept with each event.")] = "",
+    note: Annotated[
+        str,
+        typer.Option("--note", help="Why they are given up; kept with each event. Needed: a terminal is asked for it."),
+    ] = "",
     event_type: EventType = None,
     reason: Reason = None,
     since: Since = None,
@@ -76,7 +82,9 @@ def discard(
     from outbox_pipeline.operations.quarantine import discard as discard_events
     from outbox_pipeline.operations.quarantine import parse_filter
 
-    wanted = parse_filter(ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id)
+    wanted = parse_filter(
+        ids or (), event_type=event_type, reason=reason, since=since, until=until, batch_id=batch_id, names=OPTIONS
+    )
     _require_choice(wanted, everything=everything)
     note = note.strip() or _asked_note()
     with outbox() as (engine, lock_seconds):
@@ -111,7 +119,7 @@ def _confirmed(engine: "Engine", wanted: "Filter", *, verb: str, yes: bool) -> "
     if yes or wanted.has_ids:
         return found.wanted
     typer.echo(f"{found.held.summary()}; oldest since {shown(found.held.oldest_at)}", err=True)
-    require_agreement(f"{verb} {found.held.count:,} event{'' if found.held.count == 1 else 's'}?")
+    require_agreement(f"{verb} {counted(found.held.count, 'event')}?")
     return found.wanted
 
 
@@ -122,6 +130,6 @@ def _report_requeue(done: "Requeued", *, as_json: bool) -> None:
     else:
         typer.echo(f"requeued {done.count}")
     for item in done.refused:
-        complain(f"{item.event_count:,} events of batch {item.batch_id} stay held: {item.why}.")
+        complain(f"Still held: {counted(item.event_count, 'event')} of batch {item.batch_id}, because {item.why}.")
     if done.refused:
         raise typer.Exit(1)

@@ -1,6 +1,9 @@
-"""The days a command is for: its options --from and --to."""
+"""The days a command is for: its options --from and --to.
 
-from typing import TYPE_CHECKING, Annotated
+Invariant: an option that is given says a day; an empty word, as of a shell variable that is not set, is none.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -9,20 +12,24 @@ from outbox_pipeline.errors import UsageError
 if TYPE_CHECKING:
     from outbox_pipeline.days import Window
 
-FirstDay = Annotated[str, typer.Option("--from", metavar="DAY", help="First UTC day, e.g. 2026-03-01.")]
-LastDay = Annotated[str, typer.Option("--to", metavar="DAY", help="Last UTC day, included.")]
+# Optional[] and not `| None`: typer then shows the bare type in its usage line.
+FirstDay = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--from", metavar="DAY", help="First UTC day, e.g. 2026-03-01; the first there is when left out."),
+]
+LastDay = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--to", metavar="DAY", help="Last UTC day, included; the last there is when left out."),
+]
 
 
-def window_of(first_day: str, last_day: str) -> "Window":
-    """Return the days that are meant, all of them without words; what cannot be meant is wrong use."""
+def window_of(first_day: str | None, last_day: str | None) -> "Window":
+    """Return the days that are meant, all of them when none is given. Raises UsageError that names the wrong option."""
     from outbox_pipeline.days import ALL_DAYS, Window
     from outbox_pipeline.times import parse_day
 
-    try:
-        first = parse_day(first_day, "--from") if first_day else ALL_DAYS.first_day
-        last = parse_day(last_day, "--to") if last_day else ALL_DAYS.last_day
-    except UsageError as error:
-        raise typer.BadParameter(str(error)) from None
+    first = ALL_DAYS.first_day if first_day is None else parse_day(first_day, "--from")
+    last = ALL_DAYS.last_day if last_day is None else parse_day(last_day, "--to")
     if first > last:
-        raise typer.BadParameter(f"--from {first} is after --to {last}")
+        raise UsageError(f"--from {first} is after --to {last}: --to must not be the earlier one.")
     return Window(first, last)

@@ -1,8 +1,7 @@
 """How a command ends when it cannot do its work.
 
-An error this package raises on purpose is one red sentence and exit code 1, or 2 when a setting
-or the use is wrong. Anything
-else is a defect and keeps its traceback, without passwords.
+An error this package raises on purpose is one red sentence and exit code 1, or 2 when a setting or the use is wrong.
+Anything else is a defect and keeps its traceback, without passwords.
 """
 
 import sys
