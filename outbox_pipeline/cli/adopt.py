@@ -7,6 +7,7 @@ import typer
 from outbox_pipeline.cli.support.asking import require_agreement
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.counts import counted
 
 if TYPE_CHECKING:
     from outbox_pipeline.operations.adopt import Adoption
@@ -57,20 +58,30 @@ def _adopt(stores: "Stores", *, is_confirmed: bool, dry_run: bool) -> "Adoption"
 
 
 def _confirm(found: "Adoption") -> None:
-    for name, value in _facts(found):
+    for name, value in _findings(found):
         typer.echo(f"{name}: {shown(value)}", err=True)
-    require_agreement("Is the old server stopped for good? Shall this copy take over?")
+    require_agreement(
+        "Is the old instance stopped for good? Shall this copy take over?",
+        when="the old instance is stopped for good and this copy shall take over",
+    )
 
 
 def _facts(result: "Adoption") -> list[tuple[str, object]]:
+    done = ("dry run", "nothing was changed") if result.is_dry_run else ("adopted", "yes")
+    return [done, *_findings(result)]
+
+
+def _findings(result: "Adoption") -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
-        ("dry run" if result.is_dry_run else "adopted", "nothing was changed" if result.is_dry_run else "yes"),
-        ("delivered elsewhere", f"{result.adopted_events:,} events in {result.adopted_batches:,} batches"),
-        ("… to be finished here", f"{result.unfinished_batches:,} batches"),
-        ("carried further elsewhere", f"{result.raised_batches:,} batches"),
-        ("only in ClickHouse", f"{result.strange_rows:,} rows in {result.strange_batches:,} batches, left alone"),
-        ("in ClickHouse twice", f"{result.doubled_events:,} events"),
-        ("processed here, not whole there", f"{result.incomplete_batches:,} batches, to be replayed"),
+        ("delivered elsewhere", f"{_events(result.adopted_events)} in {_batches(result.adopted_batches)}"),
+        ("… to be finished here", _batches(result.unfinished_batches)),
+        ("carried further elsewhere", _batches(result.raised_batches)),
+        (
+            "only in ClickHouse",
+            f"{counted(result.strange_rows, 'row')} in {_batches(result.strange_batches)}, left alone",
+        ),
+        ("in ClickHouse twice", _events(result.doubled_events)),
+        ("processed here, not whole there", f"{_batches(result.incomplete_batches)}, to be replayed"),
         ("gaps to settle", result.gap_count),
         ("sequence", f"{result.sequence_before:,} → {result.sequence_after:,}"),
         ("newest row of the old instance", result.last_loaded_at),
@@ -78,3 +89,11 @@ def _facts(result: "Adoption") -> list[tuple[str, object]]:
     facts += [("  e.g. only in ClickHouse", f"{row.event_id} at {row.position:,}") for row in result.strange_samples]
     facts += [("  e.g. twice", event_id) for event_id in result.doubled_samples]
     return facts
+
+
+def _events(count: int) -> str:
+    return counted(count, "event")
+
+
+def _batches(count: int) -> str:
+    return counted(count, "batch", "batches")

@@ -19,6 +19,8 @@ def add_to(app: typer.Typer) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show how many events are where, how old the oldest undelivered one is, and what failed last.
 
+    Where the ledger is stopped, after a restore for example, its first line says why; the exit code stays 0.
+
     Example: `outbox status --json`
     """
     from outbox_pipeline.monitoring.status import read_status
@@ -44,8 +46,10 @@ def _facts(found: "Status") -> list[tuple[str, object]]:
         ("last processed", found.last_processed_at),
         ("last error", found.last_error or "none"),
     ]
+    if found.problem is not None:
+        facts.insert(0, ("problem", found.problem))
     if found.future:
-        facts.insert(6, ("in the future", f"{found.future:,} undelivered, recorded up to {shown(found.future_until)}"))
+        facts.insert(-3, ("in the future", f"{found.future:,} undelivered, recorded up to {shown(found.future_until)}"))
     if found.last_error_batch_id is not None:
         facts.append(("… of batch", found.last_error_batch_id))
     if found.gaps:

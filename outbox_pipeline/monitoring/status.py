@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
+from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.overview import read_overview
 from outbox_pipeline.postgres.schema import check_version
@@ -23,13 +24,14 @@ class Status:
 
     `pending`: committed and in no batch yet, `pending_is_at_least` when there may be more than were counted.
     `in_flight`: in a batch that is cut, requested, delivering or failed. `parked`: in a batch that needs a person.
-    `processed`: proved to be in ClickHouse. `quarantined`: refused by validation and held.
+    `processed`: proved to be in ClickHouse. `quarantined`: refused and held.
     `lag_seconds`: age of the oldest pending, in flight or parked event, 0 without any; a replay does not count. Where
     one of them was recorded in the future, how far ahead that is, if it is more: its age is not known.
     `future`: how many of them were, those in batches by the batch's oldest event; `future_seconds`: how far at most,
     which is until `future_until`.
     `oldest_gap_holders`: transactions that may still commit an event at a position that was passed over.
     `last_error`: what the most recently tried open batch failed with.
+    `problem`: the sentence for what keeps the ledger from being worked on, None when it is sound.
     """
 
     pending: int
@@ -50,6 +52,7 @@ class Status:
     last_error_kind: str | None
     last_error_batch_id: UUID | None
     last_processed_at: datetime | None
+    problem: str | None = None
 
     @property
     def undelivered(self) -> int:
@@ -70,4 +73,5 @@ def read_status(engine: Engine) -> Status:
     """
     with ledger_transaction(engine) as connection:
         check_version(connection)
-        return Status(**read_overview(connection, limit=PENDING_LIMIT))
+        overview = read_overview(connection, limit=PENDING_LIMIT)
+        return Status(**overview, problem=ledger_problem(read_conditions(connection)))

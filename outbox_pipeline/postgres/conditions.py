@@ -63,8 +63,8 @@ def ledger_problem(conditions: LedgerConditions) -> str | None:
     if not conditions.is_own_cluster:
         return (
             "This ledger belongs to another cluster, database or timeline (a restore, a clone or a failover): the "
-            "other one may have delivered the same events. Nothing is cut or delivered here until you stop the other "
-            "one for good and run 'outbox adopt' on this one."
+            "old instance may have delivered the same events. Nothing is cut or delivered here until you stop the old "
+            "instance for good and run 'outbox adopt' on this one."
         )
     if conditions.hidden_tables:
         return hidden_sentence(conditions.role_name, conditions.hidden_tables)

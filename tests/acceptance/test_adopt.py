@@ -79,11 +79,15 @@ def test_the_command_needs_a_yes(
     again = command(here)
 
     assert refused[:2] == (2, "")
-    assert "3 events in 1 batches" in refused[2]
-    assert "--yes" in refused[2]
+    assert "3 events in 1 batch" in refused[2]
+    assert "dry run" not in refused[2]
+    assert refused[2].splitlines()[-1] == (
+        "There is no terminal to ask on: when the old instance is stopped for good and this copy shall take over, "
+        "repeat with --yes."
+    )
     assert after == before
     assert adopted[0] == 0
-    assert "3 events in 1 batches" in adopted[1]
+    assert "3 events in 1 batch" in adopted[1]
     assert again[0] == 0
     assert "nothing to adopt" in again[1]
     assert_whole(here)
@@ -116,8 +120,9 @@ def test_on_a_terminal_it_shows_what_it_found_and_asks(
     os.close(ours)
     os.close(theirs)
 
-    assert "3 events in 1 batches" in done.stderr
-    assert "Is the old server stopped for good?" in done.stderr
+    assert "3 events in 1 batch" in done.stderr
+    assert "Is the old instance stopped for good?" in done.stderr
+    assert "dry run" not in done.stderr
     assert is_adopted or done.stdout == ""
     assert done.returncode == (0 if is_adopted else 1)
     assert adopt(here, dry_run=True).was_own is is_adopted

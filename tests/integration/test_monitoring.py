@@ -193,6 +193,21 @@ def test_last_error_names_its_batch(stores: Stores) -> None:
     assert status.open_batches == {"failed": 1}
 
 
+def test_a_ledger_that_is_stopped_is_told_by_status(outbox: Callable[..., Result], stores: Stores) -> None:
+    """The first line is the sentence that every cut ends with; machines get it as `problem`, null while all is well."""
+    publish(stores.engine, 1)
+    before = json.loads(outbox("status", "--json").stdout)
+    execute(stores.engine, "UPDATE outbox.unclaimed SET system_identifier = system_identifier + 1")
+    shown, after = outbox("status"), json.loads(outbox("status", "--json").stdout)
+    refused = outbox("relay", "--until-empty")
+
+    assert before["problem"] is None
+    assert refused.stderr.strip().startswith(after["problem"])
+    assert "run 'outbox adopt'" in after["problem"]
+    assert shown.stdout.splitlines()[0].split(maxsplit=1) == ["problem", after["problem"]]
+    assert (shown.exit_code, after["pending"]) == (0, 1)
+
+
 def test_parked_events_are_apart_from_those_in_flight(stores: Stores) -> None:
     """A parked batch needs a person: its events are not in flight, and still lag."""
     publish(stores.engine, 2)

@@ -174,7 +174,7 @@ def test_many_events_are_not_changed_without_asking(outbox: Outbox, stores: Stor
 
     assert (refused.exit_code, refused.stdout, held) == (2, "", 3)
     assert "3 held: context_not_object 3" in refused.stderr
-    assert "--yes" in refused.stderr
+    assert refused.stderr.splitlines()[-1] == "There is no terminal to ask on: repeat with --yes."
     assert (done.exit_code, count_held(stores.engine).count) == (0, 0)
 
 
@@ -228,7 +228,8 @@ def test_wrong_use_is_exit_code_two(outbox: Outbox, stores: Stores, arguments: l
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["show", str(uuid4())], "never been in quarantine"),
+        (["show", str(uuid4())], "never been in quarantine: 'outbox trace' tells"),
+        (["show", "99"], "99 has never been in quarantine: 'outbox quarantine list' shows numbers"),
         (["requeue", "99"], "Not in quarantine: 99"),
         (["discard", str(uuid4()), "--note", "why"], "Not in quarantine"),
         (["requeue", "--type", "nothing", "--yes"], "No held event matches"),
@@ -256,6 +257,7 @@ def test_a_refused_event_is_told(outbox: Outbox, stores: Stores) -> None:
 
     assert result.exit_code == 1
     assert json.loads(result.stdout)["refused"][0]["events"] == 1
+    assert "Still held: 1 event of batch " in result.stderr
     assert "being delivered again" in result.stderr
 
 

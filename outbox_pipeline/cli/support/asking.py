@@ -19,10 +19,10 @@ def has_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def require_agreement(question: str) -> None:
-    """Go on only with a yes: exit code 1 after a no, 2 when there is no terminal."""
+def require_agreement(question: str, *, when: str = "") -> None:
+    """Go on only with a yes: exit code 1 after a no, 2 without a terminal, where *when* says what --yes would mean."""
     if not has_terminal():
-        complain(f"{question} There is no terminal to ask on: repeat with --yes.")
+        complain(f"There is no terminal to ask on: {f'when {when}, ' if when else ''}repeat with --yes.")
         raise typer.Exit(2)
     if ask(f"{question} [y/N]").lower() not in {"y", "yes"}:
         typer.echo("Nothing was changed.", err=True)
