@@ -26,7 +26,10 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
     (BatchStatus.CUT, BatchStatus.REQUESTED): "a run is asked for and an attempt number drawn",
     (BatchStatus.CUT, BatchStatus.DELIVERING): "a run started by hand takes the batch directly",
     (BatchStatus.REQUESTED, BatchStatus.DELIVERING): "the requested run starts and takes the lease",
-    (BatchStatus.REQUESTED, BatchStatus.REQUESTED): "the requested run never started; another is asked for",
+    (
+        BatchStatus.REQUESTED,
+        BatchStatus.REQUESTED,
+    ): "the requested run never started or has ended; another is asked for",
     (BatchStatus.REQUESTED, BatchStatus.PARKED): "too many requested runs never started",
     (
         BatchStatus.DELIVERING,
@@ -39,14 +42,14 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
     (
         BatchStatus.DELIVERING,
         BatchStatus.DELIVERING,
-    ): "a heartbeat, or another run takes over an expired lease",
+    ): "a heartbeat, the same run's next step, or another run takes over an expired lease",
     (
         BatchStatus.DELIVERING,
         BatchStatus.REQUESTED,
     ): "the run went silent past its lease; another is asked for",
     (BatchStatus.DELIVERING, BatchStatus.PARKED): "the last allowed attempt failed, or went silent",
     (BatchStatus.FAILED, BatchStatus.REQUESTED): "the backoff is over and another run is asked for",
-    (BatchStatus.FAILED, BatchStatus.PARKED): "the limit of attempts was lowered below its failures",
+    (BatchStatus.FAILED, BatchStatus.PARKED): "the limit of attempts was lowered to its failures, or below",
     (BatchStatus.FAILED, BatchStatus.DELIVERING): "somebody re-executes the failed run",
     (
         BatchStatus.PARKED,

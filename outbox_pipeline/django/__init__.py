@@ -3,7 +3,7 @@
 `"outbox_pipeline.django"` in INSTALLED_APPS brings the schema with `manage.py migrate` and shows events and quarantine
 in the admin, read only. Nothing here delivers.
 
-Invariant: the one home of Django; nothing else in this package imports it, and importing this needs no settings.
+Invariant: the one room for Django; nothing else in this package imports it, and importing this needs no settings.
 """
 
 from outbox_pipeline.django.decorator import publishes

@@ -1,8 +1,8 @@
 """Embedded engines for as long as a process uses them.
 
-Every use is an entry in the home's list; engines run while the list is not empty, and the last user stops
-them. A user that was killed leaves its engines running: the next use adopts them, and the ClickHouse server,
-which watches the list, stops both a few seconds after the last user has died.
+Every process that uses them is an entry in the home's list; engines run while the list is not empty, and the last of
+these processes stops them when it ends. One that was killed leaves its engines running: the next takes them over, and
+the ClickHouse server, which watches the list, stops both a few seconds after the last process has died.
 """
 
 from collections.abc import Iterator

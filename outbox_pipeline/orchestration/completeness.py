@@ -1,4 +1,4 @@
-"""The sensor that keeps the table `event_log_delivered` in ClickHouse fresh: how far each day is delivered.
+"""The sensor that keeps the table `event_log_completeness` in ClickHouse fresh: how far each day is delivered.
 
 It starts no runs and nothing waits for it; while it is off or fails, the table is old and says so by `written_at`.
 """
