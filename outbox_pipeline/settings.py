@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     linger_seconds: float = Field(
         0, ge=0, le=_LONGEST_SECONDS, description="How long a batch that is not full waits for more events"
     )
-    max_open_batches: int = Field(8, ge=1, description="Batches in flight at which no new ones are cut")
+    max_open_batches: int = Field(
+        8, ge=1, description="Open batches, parked and replayed ones apart, at which no new are cut"
+    )
     max_cuts_per_tick: int = Field(4, ge=1, description="Limit of batches cut in one sensor tick")
     lease_seconds: float = Field(
         30, ge=2, le=_LONGEST_SECONDS, description="How long a batch stays with a run that has gone silent"

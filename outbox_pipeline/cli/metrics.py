@@ -8,6 +8,7 @@ import typer
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.up import interruptible
+from outbox_pipeline.errors import UsageError
 
 #: Not 9187: postgres_exporter is often there already.
 DEFAULT_PORT = 9720
@@ -54,6 +55,8 @@ def serve(
     """
     from outbox_pipeline.monitoring.metrics import start_server
 
+    if not host:
+        raise UsageError("What is given as --host is no address: it is empty.")
     with interruptible(), ready_settings(clickhouse=False) as settings:
         port, stop = start_server(settings, host=host, port=port)
         try:

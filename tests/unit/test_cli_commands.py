@@ -179,15 +179,23 @@ def test_a_wrong_word_is_named_by_its_option_and_not_quoted(command: list[str], 
         (["replay", "--from", "2026-03-01"], "--type"),
         (["quarantine", "requeue", "--reason", "context_too_large"], "--type"),
         (["quarantine", "discard", "--note", "why", "--type", "smoke_test"], "--reason"),
+        (["metrics", "serve"], "--host"),
     ],
 )
 @pytest.mark.usefixtures("nobody_answers")
-def test_an_empty_filter_is_wrong_use(command: list[str], option: str) -> None:
-    """Left out silently it would choose more than was meant."""
+def test_an_empty_word_chooses_no_more_than_was_meant(command: list[str], option: str) -> None:
+    """Taken for an option that was left out, it would mean events of every type, or every network."""
     result = outbox(*command, option, "")
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"What is given as {option} is no " in result.stderr
+
+
+def test_the_note_of_a_discard_is_shown_as_required() -> None:
+    """It has no default that would do; the help says so before the command does."""
+    result = outbox("quarantine", "discard", "--help")
+
+    assert "Required" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ def test_an_open_way_is_a_warning(name: str, url: str) -> None:
 @pytest.mark.parametrize(("name", "url"), FINE)
 def test_a_safe_way_is_fine(name: str, url: str) -> None:
     """Loopback, sockets, https and a checked certificate need no warning."""
-    assert not check_encryption(settings(name, url), {}).is_warning
+    check = check_encryption(settings(name, url), {})
+
+    assert not check.is_warning
+    assert check.message == "Every URL leads to this machine, or over TLS with a checked certificate."
 
 
 def test_libpq_reads_the_environment_too() -> None:

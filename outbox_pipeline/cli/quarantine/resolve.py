@@ -64,7 +64,9 @@ def discard(
     *,
     note: Annotated[
         str,
-        typer.Option("--note", help="Why they are given up; kept with each event. Needed: a terminal is asked for it."),
+        typer.Option(
+            "--note", help="Why they are given up; kept with each event. Required, or asked for on a terminal."
+        ),
     ] = "",
     event_type: EventType = None,
     reason: Reason = None,

@@ -166,10 +166,10 @@ class DayTotals:
         """Say what is wrong, or that nothing is."""
         uneven = self.found_rows != self.expected_rows
         rows = f", {self.found_rows:,} rows instead of {self.expected_rows:,}" if uneven else ""
-        strays = counted(self.stray_events, "untracked event")
+        untracked = counted(self.stray_events, "untracked event")
         told = {
             f"{self.differing:,} of {self.batches:,} batches differ{rows}": self.differing,
-            f"{strays} (neither unclaimed nor in a gap, a batch or quarantine)": self.stray_events,
+            f"{untracked} (neither unclaimed nor in a gap, a batch or quarantine)": self.stray_events,
             f"{counted(self.late_events, 'event')} recorded after the cut of that batch": self.late_events,
             f"{counted(self.parked_batches, 'batch', 'batches')} parked": self.parked_batches,
             f"{counted(self.unknown_rows, 'row')} of unknown batches": self.unknown_rows,
