@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fixtures.sessions",
     "tests.fixtures.django_project",
     "tests.fixtures.children",
+    "tests.fixtures.migrating",
     "tests.fixtures.proxy",
     "tests.fixtures.pgbouncer",
     "tests.fixtures.quiet",

@@ -34,6 +34,9 @@ def init() -> None:
                 err=True,
             )
         with clickhouse_client(settings) as client:
-            create_table(client)
+            version = create_table(client)
             server = client.driver.server_version
-        typer.echo(f"ClickHouse {server}: table {settings.clickhouse_table} in {shown_url(settings.clickhouse_url)}")
+        typer.echo(
+            f"ClickHouse {server}: table {settings.clickhouse_table} at version {version} in "
+            f"{shown_url(settings.clickhouse_url)}"
+        )

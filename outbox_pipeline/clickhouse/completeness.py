@@ -5,32 +5,13 @@ Invariant: of a day the row with the latest `written_at` counts, in whatever ord
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.days import FIRST_DAY, LAST_DAY, DeliveredDay
-
-_CREATE = """
-CREATE TABLE IF NOT EXISTS {completeness:Identifier} (
-    day Date COMMENT 'UTC day on which PostgreSQL stored the events; the Dagster partition',
-    complete_through DateTime64(6, 'UTC')
-        COMMENT 'Every committed event of the day recorded before this is in the event log or counted as quarantined',
-    event_count UInt64 COMMENT 'Events of the day that were proved to be in the event log',
-    batch_count UInt64 COMMENT 'Batches that brought them',
-    undelivered_count UInt64 COMMENT 'Committed events of the day seen on their way',
-    quarantined_count UInt64 COMMENT 'Events refused by validation and held',
-    discarded_count UInt64 COMMENT 'Refused events that were given up',
-    replaced_count UInt64 COMMENT 'Refused events in whose place a corrected one was published',
-    id_sum UInt64 COMMENT 'Sum of the hashes of the ids, modulo 2^64',
-    position_sum UInt64 COMMENT 'sum(position), modulo 2^64',
-    context_sum UInt64 COMMENT 'sum(toUInt64(CRC32(event_context)))',
-    written_at DateTime64(6, 'UTC') COMMENT 'The time in PostgreSQL of which all this is true'
-) ENGINE = ReplacingMergeTree(written_at)
-ORDER BY day
-"""
 
 _COLUMNS = (
     "day",
@@ -63,23 +44,6 @@ _DROP = """
 DELETE FROM {completeness:Identifier}
 WHERE day IN {days:Array(Date)} AND written_at > {written_after:DateTime64(6, 'UTC')}
 """
-
-
-def create_delivered(client: EventLogClient, present: Collection[str]) -> None:
-    """Create the table and its view unless they are among the *present* ones; safe to repeat."""
-    if client.names["completeness"] not in present:
-        client.run(_CREATE)
-    if client.names["delivered"] not in present:
-        _create_view(client)
-
-
-def _create_view(client: EventLogClient) -> None:
-    # Parameters in a view's text would be the view's own. Both names come from a setting that allows no other letters
-    # than those of an identifier.
-    client.run(
-        f"CREATE VIEW IF NOT EXISTS {client.names['delivered']} AS"  # noqa: S608 - see above
-        f" SELECT {', '.join(_COLUMNS)}, {_IS_COMPLETE} FROM {client.names['completeness']} FINAL"
-    )
 
 
 def delivered_problem(client: EventLogClient) -> str | None:

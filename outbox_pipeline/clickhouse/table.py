@@ -3,7 +3,8 @@
 import re
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.completeness import create_delivered
+from outbox_pipeline.clickhouse.migrations.files import migrations
+from outbox_pipeline.clickhouse.schema import LogState, migrate_log, read_log, version_problem
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.event_schema import EVENT_COLUMNS
 
@@ -26,60 +27,24 @@ DEDUPLICATION_WINDOW = 10_000
 
 _ENGINES = frozenset({"MergeTree", "ReplacingMergeTree"})
 
-_CREATE = f"""
-CREATE TABLE IF NOT EXISTS {{table:Identifier}} (
-    event_type LowCardinality(String) COMMENT 'What happened',
-    event_date_time DateTime64(6, 'UTC') COMMENT 'When it happened, as the application said',
-    environment LowCardinality(String) COMMENT 'Where it happened: production, staging, …',
-    event_context String COMMENT 'The event itself: the JSON text exactly as published' CODEC(ZSTD(1)),
-    metadata_version UInt64 COMMENT 'Version of the context''s shape',
-    event_id UUID COMMENT 'Identity of the event',
-    batch_id UUID COMMENT 'The batch that brought it' CODEC(ZSTD(1)),
-    generation UInt32 COMMENT 'Which sending of that batch' CODEC(ZSTD(1)),
-    position UInt64 COMMENT 'Position in the outbox' CODEC(Delta, ZSTD(1)),
-    recorded_at DateTime64(6, 'UTC') COMMENT 'When PostgreSQL stored it' CODEC(Delta, ZSTD(1)),
-    trace_context String COMMENT 'W3C trace context of the publisher, when there was one' CODEC(ZSTD(1)),
-    loaded_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this row was inserted here' CODEC(ZSTD(1)),
-    INDEX position_range position TYPE minmax GRANULARITY 1
-) ENGINE = MergeTree
-PARTITION BY toYYYYMM(event_date_time)
-ORDER BY (event_type, event_date_time, event_id)
-SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, fsync_part_directory = 1
-"""
-
-_CREATE_FENCE = """
-CREATE TABLE IF NOT EXISTS {fence:Identifier} (
-    batch_id UUID COMMENT 'The batch',
-    attempt UInt32 COMMENT 'Inserts of lower attempts on this batch are refused from now on',
-    fenced_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this attempt began'
-) ENGINE = MergeTree
-ORDER BY batch_id
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
-"""
-
 
 def column_comments() -> dict[str, str]:
     """Return what each column of the event log means, in the words of its table."""
-    found = re.findall(r"^    (\w+) .*?COMMENT '((?:[^']|\'\')*)'", _CREATE, re.MULTILINE)
+    statements = (statement for migration in migrations() for statement in migration.statements)
+    text = "\n".join(statement.text for statement in statements if statement.role == "table")
+    found = re.findall(r"^    (?:ADD COLUMN IF NOT EXISTS )?(\w+) .*?COMMENT '((?:[^']|\'\')*)'", text, re.MULTILINE)
     return {name: comment.replace("''", "'") for name, comment in found}
 
 
-def create_table(client: EventLogClient) -> None:
-    """Create the event log, its fence and the days' table where they are missing, then check the first two.
+def create_table(client: EventLogClient) -> str:
+    """Make the log's tables or bring them up to date, then check them; return their version.
 
-    Safe to repeat, and what is there takes no right to create: ClickHouse asks for it despite IF NOT EXISTS.
+    Safe to repeat and to run from several processes at once. It asks no ledger whether the log was there before:
+    `operations.log` does.
     """
-    present = _present(client)
-    for name, statement in (("table", _CREATE), ("fence", _CREATE_FENCE)):
-        if client.names[name] not in present:
-            client.run(statement)
-    create_delivered(client, present)
+    version = migrate_log(client)
     check_table(client)
-
-
-def _present(client: EventLogClient) -> set[str]:
-    rows = client.rows("SELECT name FROM system.tables WHERE database = currentDatabase()")
-    return {str(row["name"]) for row in rows}
+    return version
 
 
 def check_table(client: EventLogClient) -> None:
@@ -91,23 +56,22 @@ def check_table(client: EventLogClient) -> None:
 
 def table_problem(client: EventLogClient) -> str | None:
     """Return what is wrong with the table in one sentence, None when all is well."""
-    tables = client.rows(
-        "SELECT engine, sorting_key, create_table_query FROM system.tables"
-        " WHERE database = currentDatabase() AND name = {table:String}"
-    )
-    if not tables:
+    found = read_log(client)
+    table = found.tables.get("table")
+    if table is None:
         return f"{client.where} has no table {client.table}: run 'outbox init'."
-    engine = tables[0]["engine"]
+    engine = table["engine"]
     if engine not in _ENGINES:
         return (
             f"Table {client.table} has engine {engine}: a replica's low count proves nothing, so only "
             f"{' and '.join(sorted(_ENGINES))} on one node are supported."
         )
     return (
-        _column_problem(client)
-        or _merge_problem(client, engine, tables[0]["sorting_key"])
-        or _window_problem(client, tables[0]["create_table_query"])
-        or _fence_problem(client)
+        version_problem(client, found)
+        or _column_problem(client)
+        or _merge_problem(client, engine, table["sorting_key"])
+        or _window_problem(client, table["create_table_query"])
+        or _fence_problem(client, found)
     )
 
 
@@ -159,9 +123,7 @@ def _merge_problem(client: EventLogClient, engine: str, sorting_key: str) -> str
     )
 
 
-def _fence_problem(client: EventLogClient) -> str | None:
-    found = client.rows(
-        "SELECT 1 FROM system.tables"
-        " WHERE database = currentDatabase() AND name = {fence:String} AND engine = 'MergeTree'"
-    )
-    return None if found else f"{client.where} has no table {client.names['fence']}: run 'outbox init'."
+def _fence_problem(client: EventLogClient, found: LogState) -> str | None:
+    if found.tables.get("fence", {}).get("engine") == "MergeTree":
+        return None
+    return f"{client.where} has no table {client.names['fence']}: run 'outbox init'."

@@ -1,0 +1,134 @@
+"""Create the log's tables and bring them up to date, and know whether they fit this code.
+
+Invariant: a migration is on record only after its last statement was answered, and each statement can be repeated by
+itself. So a process that is killed between two of them, or several processes at once, end in the same tables; the next
+`migrate_log` goes on with what was begun. What is there takes no right to create, for which ClickHouse asks despite IF
+NOT EXISTS.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.migrations.files import Migration, Statement, as_statement, migrations
+from outbox_pipeline.errors import ConfigurationError
+
+_CREATE_RECORD = as_statement(
+    """CREATE TABLE IF NOT EXISTS {migrations:Identifier} (
+    version String COMMENT 'Number of the migration',
+    name String COMMENT 'What it is called',
+    applied_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When its last statement was done'
+) ENGINE = MergeTree
+ORDER BY version"""
+)
+
+_RECORD = "INSERT INTO {migrations:Identifier} (version, name) VALUES ({version:String}, {name:String})"
+
+_TABLES = """
+SELECT name, engine, sorting_key, create_table_query FROM system.tables
+WHERE database = currentDatabase() AND name IN {names:Array(String)}
+"""
+
+
+@dataclass(frozen=True)
+class LogState:
+    """What ClickHouse has of a log.
+
+    `tables`: for each role (`EventLogClient.names`) that has a table, its engine, key and statement. `applied`: numbers
+    on record. A log of before there was a record is what the first migration makes.
+    """
+
+    tables: dict[str, dict[str, Any]]
+    applied: frozenset[str]
+
+    @property
+    def version(self) -> str | None:
+        """The version the log has, None for none."""
+        return max(self.applied, default=None)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Numbers on record that this code does not know, in order."""
+        return sorted(self.applied - {migration.version for migration in migrations()})
+
+    @property
+    def pending(self) -> list[Migration]:
+        """Migrations that are not on record, in order."""
+        return [migration for migration in migrations() if migration.version not in self.applied]
+
+    def is_missing(self, statement: Statement) -> bool:
+        """Tell whether *statement* creates a table that is not there."""
+        return statement.is_create and statement.role not in self.tables
+
+
+def read_log(client: EventLogClient) -> LogState:
+    """Return what there is of the log."""
+    roles = {name: role for role, name in client.names.items()}
+    rows = client.rows(_TABLES, {"names": list(roles)})
+    tables = {roles[row["name"]]: row for row in rows}
+    if "migrations" in tables:
+        found = client.rows("SELECT DISTINCT version FROM {migrations:Identifier}")
+        return LogState(tables, frozenset(str(row["version"]) for row in found))
+    return LogState(tables, frozenset({migrations()[0].version} if "table" in tables else ()))
+
+
+def migrate_log(client: EventLogClient) -> str:
+    """Bring the log to this code's version and return that version; makes again what of it is missing.
+
+    Safe to repeat and to run from several processes at once. Raises ConfigurationError when the log is newer than this
+    code, or the user lacks a right.
+    """
+    found = read_log(client)
+    if found.unknown:
+        raise ConfigurationError(_newer(client, found))
+    if found.is_missing(_CREATE_RECORD):
+        client.run(_CREATE_RECORD.rendered(client.names))
+        # A log of before is put on record as well.
+        found = LogState(found.tables, frozenset())
+    for migration in _to_run(found):
+        for statement in migration.statements:
+            if not statement.is_create or found.is_missing(statement):
+                client.run(statement.rendered(client.names))
+        if migration in found.pending:
+            client.run(_RECORD, {"version": migration.version, "name": migration.name}, settings={"async_insert": 0})
+    return latest_version()
+
+
+def _to_run(found: LogState) -> tuple[Migration, ...]:
+    """Return the migrations from the first that is not whole: later ones change what it makes."""
+    known = migrations()
+    for number, migration in enumerate(known):
+        if migration in found.pending or any(map(found.is_missing, migration.statements)):
+            return known[number:]
+    return ()
+
+
+def latest_version() -> str:
+    """Return the version this code needs: the number of its last migration."""
+    return migrations()[-1].version
+
+
+def version_problem(client: EventLogClient, found: LogState) -> str | None:
+    """Return in one sentence why a log that is there has another version than this code's, None when it has not."""
+    if found.unknown:
+        return _newer(client, found)
+    if not found.pending:
+        return None
+    first = found.pending[0]
+    made = [each for each in first.statements if each.is_create and not found.is_missing(each)]
+    if made or (found.version or "") > first.version:
+        return (
+            f"Migration {first.version}_{first.name} of table {client.table} was begun and is not done: run "
+            "'outbox init', which goes on with it."
+        )
+    return (
+        f"Table {client.table} has version {found.version}, this code needs {latest_version()}: run 'outbox init' to "
+        "migrate it."
+    )
+
+
+def _newer(client: EventLogClient, found: LogState) -> str:
+    return (
+        f"Table {client.table} in {client.where} has version {found.unknown[-1]}, newer than this code "
+        f"({latest_version()}): update outbox-pipeline."
+    )
