@@ -106,14 +106,17 @@ def _require_embedded_url() -> None:
 
 def _require_servers(settings: "Settings") -> None:
     # Dagster's own processes would answer a server that is away with pages of traceback.
-    from outbox_pipeline.clickhouse.client import require_answer
+    from outbox_pipeline.clickhouse.client import ask, require_answer
     from outbox_pipeline.postgres.dagster_storage import require_storage
     from outbox_pipeline.postgres.engine import ledger_transaction
     from outbox_pipeline.postgres.schema import check_version
+    from outbox_pipeline.relay.lost_log import require_log_version
 
-    with ledger_transaction(ledger_engine(settings)) as connection:
+    engine = ledger_engine(settings)
+    with ledger_transaction(engine) as connection:
         check_version(connection)
     require_answer(settings)
+    ask(settings, lambda client: require_log_version(engine, client))
     if settings.dagster_url is not None:
         require_storage(settings.dagster_url.get_secret_value())
 

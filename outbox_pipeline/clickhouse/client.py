@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
@@ -33,6 +33,8 @@ _CLOSED = "so its connection was closed; look for what keeps it busy."
 
 #: What a client tells of each request: what it does, for how many seconds at most, and when it is over.
 During = Callable[[str, float], AbstractContextManager[None]]
+
+_Answer = TypeVar("_Answer")
 
 
 class _Data(bytes):
@@ -184,12 +186,17 @@ def clickhouse_client(settings: Settings) -> Iterator[EventLogClient]:
 
 
 def require_answer(settings: Settings, *, timeout_seconds: float = 2) -> None:
-    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer, or not in time.
+    """Ask ClickHouse `SELECT 1`; raises TransientError when it does not answer, or not in time."""
+    ask(settings, lambda client: client.rows("SELECT 1"), timeout_seconds=timeout_seconds)
+
+
+def ask(settings: Settings, question: Callable[[EventLogClient], _Answer], *, timeout_seconds: float = 2) -> _Answer:
+    """Return the answer to a small question that changes nothing; raises as `require_answer`, and what *question* does.
 
     The client is kept for the next time: opening one is three requests more, and every tick of a sensor asks.
     """
     try:
-        _asking_client(settings, timeout_seconds).rows("SELECT 1")
+        return question(_asking_client(settings, timeout_seconds))
     except InDoubtError as error:
         _asking_client.cache_clear()
         # A question changes nothing, so an answer that got lost leaves no doubt.

@@ -61,6 +61,12 @@ class LogState:
         return statement.is_create and statement.role not in self.tables
 
 
+def has_log(client: EventLogClient) -> bool:
+    """Return whether the table itself is there."""
+    table = "SELECT 1 FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+    return bool(client.rows(table))
+
+
 def read_log(client: EventLogClient) -> LogState:
     """Return what there is of the log."""
     roles = {name: role for role, name in client.names.items()}

@@ -40,7 +40,7 @@ def create_table(client: EventLogClient) -> str:
     """Make the log's tables or bring them up to date, then check them; return their version.
 
     Safe to repeat and to run from several processes at once. It asks no ledger whether the log was there before:
-    `operations.log` does.
+    `operations.log` does, and is what commands call.
     """
     version = migrate_log(client)
     check_table(client)
@@ -59,7 +59,7 @@ def table_problem(client: EventLogClient) -> str | None:
     found = read_log(client)
     table = found.tables.get("table")
     if table is None:
-        return f"{client.where} has no table {client.table}: run 'outbox init'."
+        return missing_sentence(client)
     engine = table["engine"]
     if engine not in _ENGINES:
         return (
@@ -73,6 +73,11 @@ def table_problem(client: EventLogClient) -> str | None:
         or _window_problem(client, table["create_table_query"])
         or _fence_problem(client, found)
     )
+
+
+def missing_sentence(client: EventLogClient) -> str:
+    """Say that there is no log yet, and what makes it."""
+    return f"{client.where} has no table {client.table}: run 'outbox init'."
 
 
 def durability_problem(client: EventLogClient) -> str | None:

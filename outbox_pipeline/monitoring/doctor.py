@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
+from outbox_pipeline.clickhouse.schema import latest_version
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, without_secrets
@@ -34,6 +35,7 @@ from outbox_pipeline.postgres.overview import (
 )
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
+from outbox_pipeline.relay.lost_log import log_problem
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
 
 #: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.
@@ -278,7 +280,11 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterato
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
         yield _outcome(
-            "clickhouse table", lambda: _fine(table_problem(client), f"Table {client.table} has the expected columns.")
+            "clickhouse table",
+            lambda: _fine(
+                _log_problem(settings, client),
+                f"Table {client.table} has version {latest_version()} and the expected columns.",
+            ),
         )
         yield _outcome(
             "clickhouse durability",
@@ -290,6 +296,17 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterato
         )
     finally:
         client.close()
+
+
+def _log_problem(settings: Settings, client: EventLogClient) -> str | None:
+    problem = table_problem(client)
+    if problem is None:
+        return None
+    try:
+        return log_problem(create_outbox_engine(settings, pooled=False), client)
+    except OutboxError:
+        # What keeps the ledger from answering is told by another check.
+        return problem
 
 
 def _read_clickhouse(client: EventLogClient, clocks: list[ServerClock]) -> str:

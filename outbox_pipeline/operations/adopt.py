@@ -26,7 +26,6 @@ from outbox_pipeline.clickhouse.batch_contents import (
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
-from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import adopt as adoption
@@ -36,6 +35,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.stores import Stores
 
 #: Rows of each kind that a report names.
@@ -99,7 +99,7 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     seen. Raises ConfigurationError or TransientError when either side is not ready, InDoubtError while the old instance
     still inserts, LedgerError while policies may hide rows; the ledger is then as it was.
     """
-    check_table(stores.client)
+    require_log(stores.engine, stores.client)
     # It waits for ClickHouse's answers between its statements, and they may take long.
     lock_timeout = stores.settings.lock_timeout_seconds
     with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:

@@ -21,6 +21,7 @@ from outbox_pipeline.postgres.completeness import DayCompleteness, Wanted, obser
 from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.relay.lost_log import require_log_version
 from outbox_pipeline.stores import Stores
 
 #: Changes older than the last write by less than this are looked at again: a transaction's times are a little older
@@ -53,10 +54,12 @@ def record_completeness(stores: Stores) -> Recorded:
 
     Days of which something was written later than now are written anew, and that is deleted before.
 
-    Safe to repeat and to run from several processes at once. Raises ConfigurationError when the table is missing,
+    Safe to repeat and to run from several processes at once. Raises ConfigurationError when the table or the log is
+    missing,
     LedgerError when the ledger's conditions do not hold, TransientError when a side does not answer; nothing of a
     delivery is touched in any case.
     """
+    require_log_version(stores.engine, stores.client)
     problem = delivered_problem(stores.client)
     if problem is not None:
         raise ConfigurationError(problem)

@@ -20,7 +20,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
-from outbox_pipeline.relay.loop import deliver
+from outbox_pipeline.relay.loop import deliver, require_ready
 from outbox_pipeline.stores import Stores
 
 #: Batches proved again in one go; the next go takes the next ones.
@@ -60,7 +60,9 @@ def replay(
 
     Each is looked up again when its turn comes: what was read before may have been delivered or pruned meanwhile. A
     reload is another generation, so ClickHouse does not take it for a repetition, and older rows are deleted first.
+    Raises ConfigurationError, with no batch touched, unless both sides have the schema this code needs.
     """
+    require_ready(stores)
     for batch in batches:
         with ledger_transaction(stores.engine) as connection:
             fresh = read_batch(connection, batch.batch_id)

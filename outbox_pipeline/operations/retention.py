@@ -20,7 +20,6 @@ from sqlalchemy import Connection
 
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.clickhouse.fences import FIRST, drop_fences, old_fences
-from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.conditions import require_own_cluster
@@ -28,6 +27,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_proved, read_batch
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.delivery import proof_differences
+from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.stores import Stores
 
 #: Batches that ClickHouse shows differently before a prune gives up: a person must look, and proving costs time.
@@ -131,7 +131,7 @@ def _require_ready(stores: Stores) -> None:
     with ledger_transaction(stores.engine) as connection:
         check_version(connection)
         require_own_cluster(connection)
-    check_table(stores.client)
+    require_log(stores.engine, stores.client)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, cast, select, text, true, update
+from sqlalchemy import Connection, cast, exists, func, select, text, true, update
 from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
 
 from outbox_pipeline.batches import Batch, BatchStatus, HeldType
@@ -29,6 +29,32 @@ class DayCounts:
     open_batches: int
     parked_batches: int
     held_events: int
+
+
+@dataclass(frozen=True)
+class AcceptedDay:
+    """Events of one UTC day that were delivered, in batches whose events were pruned or in such that have them."""
+
+    day: date
+    is_pruned: bool
+    event_count: int
+
+
+def has_delivered(connection: Connection) -> bool:
+    """Return whether any batch with accepted events was ever marked."""
+    return bool(connection.scalar(select(exists().where(batch.c.accepted_count > 0))))
+
+
+def accepted_days(connection: Connection) -> list[AcceptedDay]:
+    """Return the days of batches with accepted events that were marked, pruned or not, oldest first."""
+    is_pruned = batch.c.pruned_at.is_not(None)
+    statement = (
+        select(batch.c.recorded_on, is_pruned, func.sum(batch.c.accepted_count))
+        .where(batch.c.accepted_count > 0)
+        .group_by(batch.c.recorded_on, is_pruned)
+        .order_by(batch.c.recorded_on, is_pruned)
+    )
+    return [AcceptedDay(day, pruned, int(count)) for day, pruned, count in connection.execute(statement)]
 
 
 def read_day_counts(connection: Connection, first_day: date, last_day: date) -> list[DayCounts]:

@@ -10,13 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 
-from outbox_pipeline.clickhouse.table import check_table
 from outbox_pipeline.errors import DefectError, OutboxError, sentence_of
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Marked
+from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 
@@ -149,4 +149,4 @@ def require_ready(stores: Stores) -> None:
     """Raise ConfigurationError unless both sides have the schema this code needs."""
     with ledger_transaction(stores.engine) as connection:
         check_version(connection)
-    check_table(stores.client)
+    require_log(stores.engine, stores.client)

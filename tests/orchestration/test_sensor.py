@@ -8,11 +8,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from outbox_pipeline.errors import TransientError
+from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings, load_settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
@@ -155,3 +156,32 @@ def test_a_clickhouse_that_hangs_is_away_too(instance: dg.DagsterInstance, store
 
     assert not result.run_requests
     assert "No runs while ClickHouse is away" in str(result.skip_reason)
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        ("DROP TABLE {table:Identifier}", "'outbox init --recreate-log'"),
+        ("INSERT INTO {migrations:Identifier} (version) VALUES ('9999')", "newer than this code"),
+    ],
+)
+def test_a_log_that_cannot_be_delivered_into_stops_the_tick(
+    instance: dg.DagsterInstance, stores: Stores, statement: str, sentence: str
+) -> None:
+    """Nothing is cut and no attempt is drawn on it, so no batch is parked; the tick says what to do."""
+    publish(stores.engine, 2)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 3)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    publish(stores.engine, 1)
+    stores.client.run(statement)
+    batches = text("SELECT batch_id, status, attempt, failures FROM outbox.batch ORDER BY batch_id")
+    with stores.engine.begin() as connection:
+        before = connection.execute(batches).all()
+
+    for _ in range(3):
+        with pytest.raises(ConfigurationError, match=sentence):
+            tick(instance, pipeline(stores))
+
+    with stores.engine.begin() as connection:
+        assert connection.execute(batches).all() == before

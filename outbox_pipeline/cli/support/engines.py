@@ -25,12 +25,13 @@ _TALKATIVE = ("clickhouse_connect", "urllib3")
 def ready_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator["Settings"]:
     """Yield settings with a URL for each store asked for; an embedded store that is new gets its schema first.
 
-    Raises ConfigurationError for wrong settings, and for engines that are not installed or do not start.
+    The table in ClickHouse is made where the ledger is asked for too, which knows whether it was there before. Raises
+    ConfigurationError for wrong settings, for engines that are not installed or do not start, and when it was.
     """
     with engine_settings(postgres=postgres, clickhouse=clickhouse) as (given, settings):
         if postgres and given.postgres_url is None:
             _ensure_schema(settings)
-        if clickhouse and given.clickhouse_url is None:
+        if postgres and clickhouse and given.clickhouse_url is None:
             _ensure_table(settings)
         yield settings
 
@@ -137,7 +138,7 @@ def _ensure_schema(settings: "Settings") -> None:
 
 def _ensure_table(settings: "Settings") -> None:
     from outbox_pipeline.clickhouse.client import clickhouse_client
-    from outbox_pipeline.clickhouse.table import create_table
+    from outbox_pipeline.operations.log import make_log
 
     with clickhouse_client(settings) as client:
-        create_table(client)
+        make_log(ledger_engine(settings), client)
