@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.clickhouse.migrations import files
 from outbox_pipeline.clickhouse.schema import latest_version, migrate_log, read_log
 from outbox_pipeline.clickhouse.table import check_table, create_table, table_problem
+from outbox_pipeline.embedded.clickhouse import start_clickhouse, stop_clickhouse
+from outbox_pipeline.embedded.engines import embedded_engines
+from outbox_pipeline.embedded.homes import Home, locked
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.relay.loop import relay
@@ -196,3 +200,42 @@ def test_what_is_missing_of_a_whole_log_is_made_again_with_what_came_later(store
     assert create_table(stores.client) == next_release
 
     assert shape(stores.client) == wanted
+
+
+#: What a delivery needs in ClickHouse by docs/deploying.md, where ClickHouse refuses no event.
+_DELIVERER = "GRANT SHOW, SELECT, INSERT, ALTER DELETE ON *.*"
+
+
+@pytest.fixture
+def narrow_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An engine whose user may do what a delivery needs and no more, with a log made by one that may do more."""
+    home = Home(tmp_path / "home")
+    with embedded_engines(home.path, postgres=False) as urls:
+        assert urls.clickhouse is not None
+        with clickhouse_client(Settings(clickhouse_url=SecretStr(urls.clickhouse))) as client:
+            create_table(client)
+        (tmp_path / "sitecustomize.py").write_text(
+            "from outbox_pipeline.embedded import rights\n"
+            f"rights._GRANTS = ({_DELIVERER!r}, 'REVOKE INSERT, ALTER ON _outbox.*', 'REVOKE ALL ON _start.*')\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with locked(home):
+            stop_clickhouse(home)
+            yield start_clickhouse(home).url
+
+
+@pytest.mark.embedded_only
+def test_a_whole_log_takes_no_right_to_create(stores: Stores, narrow_url: str) -> None:
+    """A user who may create nothing repeats `outbox init` and delivers; what is missing is one sentence."""
+    settings = stores.settings.model_copy(update={"clickhouse_url": SecretStr(narrow_url)})
+    publish(stores.engine, 3)
+
+    with clickhouse_client(settings) as client:
+        assert create_table(client) == latest_version()
+        relay(Stores(stores.engine, client, settings), until_empty=True)
+        assert_each_exactly_once(stores.engine, client)
+    with (
+        named(settings, "other") as (_, client),
+        pytest.raises(ConfigurationError, match=r"CREATE TABLE ON .*other_migrations"),
+    ):
+        create_table(client)
