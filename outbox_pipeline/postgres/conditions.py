@@ -5,14 +5,16 @@ says what to do.
 """
 
 from dataclasses import dataclass
+from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.postgres import cut
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.quoting import quoted_name
+from outbox_pipeline.postgres.tables import unclaimed
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class LedgerConditions:
 
     unclaimed: str
     stretch_count: int
+    ledger_id: UUID
     is_own_cluster: bool
     can_read_sequence: bool
     last_drawn: int
@@ -51,11 +54,21 @@ def require_sound(conditions: LedgerConditions) -> None:
         raise LedgerError(problem)
 
 
-def require_own_cluster(connection: Connection) -> None:
-    """Raise LedgerError where an attempt must not begin: the old instance may deliver it too, or rows are hidden."""
+def require_own_cluster(connection: Connection) -> UUID:
+    """Return the ledger's id.
+
+    Raises LedgerError where an attempt must not begin: the old instance may deliver it too, or rows are hidden.
+    """
     conditions = read_conditions(connection)
     if not conditions.is_own_cluster or conditions.hidden_tables:
         require_sound(conditions)
+    return conditions.ledger_id
+
+
+def read_ledger_id(connection: Connection) -> UUID:
+    """Return the ledger's id and nothing of its conditions."""
+    ledger_id: UUID = connection.execute(select(unclaimed.c.ledger_id)).scalar_one()
+    return ledger_id
 
 
 def ledger_problem(conditions: LedgerConditions) -> str | None:

@@ -47,6 +47,7 @@ unclaimed = Table(
     Column("system_identifier", BigInteger, nullable=False),
     Column("database_oid", OID, nullable=False),
     Column("timeline", Integer, nullable=False),
+    Column("ledger_id", Uuid, nullable=False),
 )
 
 gap = Table(

@@ -10,6 +10,7 @@ open_end AS (
 SELECT (SELECT range_agg(stretch)::text
         FROM (SELECT stretch FROM first_stretch UNION ALL SELECT stretch FROM open_end) AS looked_at) AS unclaimed,
        (SELECT count(*) FROM first_stretch) AS stretch_count,
+       unclaimed.ledger_id,
        unclaimed.system_identifier = control.system_identifier
            AND unclaimed.database_oid = database.oid
            AND unclaimed.timeline
