@@ -37,6 +37,7 @@ EVENTS = frozenset(
         "process_restarted",
         "prune_refused",
         "strays_put_back",
+        "table_taken",
     }
 )
 

@@ -25,6 +25,7 @@ pytest_plugins = [
     "tests.fixtures.homes",
     "tests.fixtures.accounts",
     "tests.fixtures.lives",
+    "tests.fixtures.owners",
     "tests.fixtures.clock",
 ]
 

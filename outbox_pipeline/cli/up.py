@@ -111,12 +111,16 @@ def _require_servers(settings: "Settings") -> None:
     from outbox_pipeline.postgres.engine import ledger_transaction
     from outbox_pipeline.postgres.schema import check_version
     from outbox_pipeline.relay.lost_log import require_log_version
+    from outbox_pipeline.relay.owner import claim_table
+    from outbox_pipeline.stores import open_stores
 
     engine = ledger_engine(settings)
     with ledger_transaction(engine) as connection:
         check_version(connection)
     require_answer(settings)
     ask(settings, lambda client: require_log_version(engine, client))
+    with open_stores(settings) as stores:
+        claim_table(stores)
     if settings.dagster_url is not None:
         require_storage(settings.dagster_url.get_secret_value())
 

@@ -67,6 +67,7 @@ class EventLogClient:
             "completeness": f"{self.table}_completeness",
             "delivered": f"{self.table}_delivered",
             "migrations": f"{self.table}_migrations",
+            "sources": f"{self.table}_sources",
         }
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
         self._request_seconds = request_seconds
@@ -97,7 +98,8 @@ class EventLogClient:
         """Return the rows of a query as dictionaries; besides *parameters* there are always the table names.
 
         `{table:Identifier}` is the event log, `{fence:Identifier}` its fence, `{completeness:Identifier}` how far each
-        day is delivered, `{delivered:Identifier}` the view on that, `{migrations:Identifier}` what made them.
+        day is delivered, `{delivered:Identifier}` the view on that, `{migrations:Identifier}` what made them,
+        `{sources:Identifier}` whose they are.
         """
         with self._request():
             result = self.driver.query(statement, parameters={**self.names, **(parameters or {})})

@@ -31,9 +31,15 @@ TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
 CONFIGURATION_CODES = frozenset(
     {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 291, 344, 452, 495, 497, 516, 620}
 )
-#: `throwIf`, and the words by which the fence in our inserts is told from any other.
+#: `throwIf`, and the words by which fence and owner in our inserts are told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
+FOREIGN_WORDS = "the sender does not own this table"
+#: What to do about a table that belongs to another outbox.
+WAYS_ON = (
+    "give this outbox a table of its own with OUTBOX_CLICKHOUSE_TABLE (or another database) and run 'outbox init', or, "
+    "for a ledger that was made anew on purpose, run 'outbox init --take-table'."
+)
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
 VIOLATED_CONSTRAINT = 469
@@ -96,6 +102,8 @@ def translate(error: Exception, where: str, query_id: object = None) -> OutboxEr
     said = _told(error, code, query_id)
     if code == FUNCTION_THROW_CODE and FENCED_WORDS in str(error):
         return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
+    if code == FUNCTION_THROW_CODE and FOREIGN_WORDS in str(error):
+        return ConfigurationError(f"{where} refused the insert, because the table is not this outbox's: {WAYS_ON}")
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
         return ConfigurationError(f"{where} refuses the batch: {said}. Raise max_partitions_per_insert_block.")

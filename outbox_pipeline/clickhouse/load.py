@@ -1,9 +1,9 @@
 """Put a batch's rows into ClickHouse, and take old generations of it out.
 
 Two invariants. The same batch and generation is always the same bytes under the same token, so a request that arrives
-twice is dropped by ClickHouse. And each insert names its attempt and refuses itself when a higher one is on record in
-the fence table, so a request that was frozen for an hour is refused when it arrives, whatever the token's window.
-Whether the rows are there is asked separately (`proof`).
+twice is dropped by ClickHouse. And each insert names its attempt and its ledger, and refuses itself when a higher
+attempt is on record in the fence table or the event log is another ledger's, so a request that was frozen for an hour
+is refused when it arrives, whatever the token's window. Whether the rows are there is asked separately (`proof`).
 """
 
 import json
@@ -15,10 +15,11 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from outbox_pipeline.batches import Batch
+from outbox_pipeline.batches import Batch, Lease
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.errors import FENCED_WORDS
+from outbox_pipeline.clickhouse.errors import FENCED_WORDS, FOREIGN_WORDS
+from outbox_pipeline.clickhouse.owner import ONLY_SOURCE, OWNERS
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.event_schema import SENT, EventColumn
@@ -48,7 +49,7 @@ SELECT {", ".join(SENT_COLUMNS)} FROM input('{_STRUCTURE}')
 WHERE throwIf(
     (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
     '{FENCED_WORDS}'
-) = 0
+) = 0 AND throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
@@ -86,19 +87,21 @@ def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
     return f"{table}:{batch_id}:{generation}"
 
 
-def insert_generation(client: EventLogClient, body: Body, *, batch_id: UUID, generation: int, attempt: int) -> None:
+def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledger_id: UUID) -> None:
     """Insert the whole batch as one generation; *body* is its events `as_arrow`, taken here.
 
     Coming back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
-    attempt has begun, else the kinds of `clickhouse.errors`.
+    attempt has begun, ConfigurationError when the table is not this ledger's, else the kinds of `clickhouse.errors`.
     """
+    batch_id, generation, attempt = lease.batch_id, body.generation, lease.attempt
     settings = {
         **_INSERT_SETTINGS,
         "insert_deduplication_token": deduplication_token(client.table, batch_id, generation),
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
     }
-    client.run(_FENCED_INSERT, {"batch_id": str(batch_id), "attempt": attempt}, settings=settings, body=body.pieces)
+    named = {"batch_id": str(batch_id), "attempt": attempt, "ledger_id": str(ledger_id), "source": ONLY_SOURCE}
+    client.run(_FENCED_INSERT, named, settings=settings, body=body.pieces)
 
 
 def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:

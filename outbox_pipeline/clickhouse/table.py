@@ -71,7 +71,7 @@ def table_problem(client: EventLogClient) -> str | None:
         or _column_problem(client)
         or _merge_problem(client, engine, table["sorting_key"])
         or _window_problem(client, table["create_table_query"])
-        or _fence_problem(client, found)
+        or _missing_problem(client, found)
     )
 
 
@@ -128,7 +128,8 @@ def _merge_problem(client: EventLogClient, engine: str, sorting_key: str) -> str
     )
 
 
-def _fence_problem(client: EventLogClient, found: LogState) -> str | None:
-    if found.tables.get("fence", {}).get("engine") == "MergeTree":
-        return None
-    return f"{client.where} has no table {client.names['fence']}: run 'outbox init'."
+def _missing_problem(client: EventLogClient, found: LogState) -> str | None:
+    for role in ("fence", "sources"):
+        if found.tables.get(role, {}).get("engine") != "MergeTree":
+            return f"{client.where} has no table {client.names[role]}: run 'outbox init'."
+    return None

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
+from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.counts import counted
@@ -22,7 +23,7 @@ from outbox_pipeline.monitoring.check import Check, skipped
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
 from outbox_pipeline.monitoring.status import read_status
-from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions
+from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions, read_ledger_id
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import require_types
 from outbox_pipeline.postgres.overview import (
@@ -36,6 +37,7 @@ from outbox_pipeline.postgres.overview import (
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.lost_log import log_problem
+from outbox_pipeline.relay.owner import owner_problem
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
 
 #: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.
@@ -62,12 +64,14 @@ CHECKS = (
     "future days",
     "clickhouse",
     "clickhouse table",
+    "clickhouse owner",
     "clickhouse durability",
     "delivered days",
     "clocks",
     *DAGSTER_CHECKS,
 )
 _NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index("future days") + 1]
+_NEEDING_CLICKHOUSE = CHECKS[CHECKS.index("clickhouse") + 1 : CHECKS.index("delivered days") + 1]
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def examine(settings: Settings) -> list[Check]:
     checks = [check_variables(os.environ), check_start_date(settings), check_event_models(settings)]
     checks.append(check_encryption(settings, os.environ))
     checks += _postgres_checks(settings, clocks)
-    checks += _clickhouse_checks(settings, clocks)
+    has_ledger = any(check.name == "schema" and check.ok for check in checks)
+    checks += _clickhouse_checks(settings, clocks, has_ledger=has_ledger)
     checks.append(check_clocks(clocks))
     return checks + examine_dagster(settings, os.environ)
 
@@ -269,23 +274,28 @@ def _check_future(engine: Engine) -> Check:
     return Check("future days", True, said, is_warning=True)
 
 
-def _clickhouse_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[Check]:
+def _clickhouse_checks(settings: Settings, clocks: list[ServerClock], *, has_ledger: bool) -> Iterator[Check]:
     try:
         client = open_client(settings, timeout_seconds=_ANSWER_SECONDS)
         version = _read_clickhouse(client, clocks)
     except OutboxError as error:
         yield Check("clickhouse", False, _said(error))
-        yield from skipped(["clickhouse table", "clickhouse durability", "delivered days"], "clickhouse")
+        yield from skipped(_NEEDING_CLICKHOUSE, "clickhouse")
         return
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
-        yield _outcome(
+        table = _outcome(
             "clickhouse table",
             lambda: _fine(
                 _log_problem(settings, client),
                 f"Table {client.table} has version {latest_version()} and the expected columns.",
             ),
         )
+        yield table
+        if table.ok and has_ledger:
+            yield _outcome("clickhouse owner", lambda: _check_owner(settings, client))
+        else:
+            yield from skipped(["clickhouse owner"], "clickhouse table" if has_ledger else "schema")
         yield _outcome(
             "clickhouse durability",
             lambda: _fine(durability_problem(client), "ClickHouse writes what it has acknowledged to disk."),
@@ -307,6 +317,16 @@ def _log_problem(settings: Settings, client: EventLogClient) -> str | None:
     except OutboxError:
         # What keeps the ledger from answering is told by another check.
         return problem
+
+
+def _check_owner(settings: Settings, client: EventLogClient) -> str:
+    claims = read_claims(client)
+    with ledger_transaction(create_outbox_engine(settings, pooled=False)) as connection:
+        ledger_id = read_ledger_id(connection)
+    problem = owner_problem(client.table, claims, ledger_id)
+    if holding(claims):
+        return _fine(problem, f"Table {client.table} belongs to this outbox.")
+    return _fine(problem, f"Table {client.table} belongs to no outbox yet: it will to the first that delivers into it.")
 
 
 def _read_clickhouse(client: EventLogClient, clocks: list[ServerClock]) -> str:

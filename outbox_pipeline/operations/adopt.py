@@ -25,6 +25,7 @@ from outbox_pipeline.clickhouse.batch_contents import (
 )
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.load import raise_fence
+from outbox_pipeline.clickhouse.owner import read_claims
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
@@ -36,6 +37,7 @@ from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import require_log
+from outbox_pipeline.relay.owner import require_owner
 from outbox_pipeline.stores import Stores
 
 #: Rows of each kind that a report names.
@@ -96,10 +98,12 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
     """Make the ledger this cluster's own; with *dry_run* only find out what that would do.
 
     Does nothing when the ledger is its own already. The old instance must be stopped: what it delivers later is not
-    seen. Raises ConfigurationError or TransientError when either side is not ready, InDoubtError while the old instance
-    still inserts, LedgerError while policies may hide rows; the ledger is then as it was.
+    seen. Raises ConfigurationError when the event log is another outbox's, it or TransientError when either side is not
+    ready, InDoubtError while the old instance still inserts, LedgerError while policies may hide rows; the ledger is
+    then as it was.
     """
     require_log(stores.engine, stores.client)
+    claims = read_claims(stores.client)
     # It waits for ClickHouse's answers between its statements, and they may take long.
     lock_timeout = stores.settings.lock_timeout_seconds
     with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:
@@ -110,6 +114,7 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
             raise LedgerError(hidden_sentence(conditions.role_name, conditions.hidden_tables))
         if conditions.is_own_cluster:
             return Adoption(was_own=True, is_dry_run=dry_run)
+        require_owner(stores.client.table, claims, conditions.ledger_id)
         result = _adopt(connection, stores, dry_run=dry_run)
         if dry_run:
             connection.rollback()

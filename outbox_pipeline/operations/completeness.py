@@ -22,6 +22,7 @@ from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import require_log_version
+from outbox_pipeline.relay.owner import claimed, require_owner
 from outbox_pipeline.stores import Stores
 
 #: Changes older than the last write by less than this are looked at again: a transaction's times are a little older
@@ -55,18 +56,20 @@ def record_completeness(stores: Stores) -> Recorded:
     Days of which something was written later than now are written anew, and that is deleted before.
 
     Safe to repeat and to run from several processes at once. Raises ConfigurationError when the table or the log is
-    missing,
-    LedgerError when the ledger's conditions do not hold, TransientError when a side does not answer; nothing of a
-    delivery is touched in any case.
+    missing or another outbox's (the last to write a day is believed), LedgerError when the ledger's conditions do not
+    hold, TransientError when a side does not answer; nothing of a delivery is touched in any case.
     """
     require_log_version(stores.engine, stores.client)
     problem = delivered_problem(stores.client)
     if problem is not None:
         raise ConfigurationError(problem)
+    claims = claimed(stores)
     told = read_delivered(stores.client)
     with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:
         check_version(connection)
-        require_sound(read_conditions(connection))
+        conditions = read_conditions(connection)
+        require_sound(conditions)
+        require_owner(stores.client.table, claims, conditions.ledger_id)
         written_at, watermark = observe(connection)
         today = written_at.astimezone(UTC).date()
         known = {day.day: day for day in told if day.written_at <= written_at}

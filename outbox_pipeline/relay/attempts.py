@@ -30,6 +30,7 @@ from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.owner import claimed, require_owner
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
@@ -69,26 +70,31 @@ def request_batches(engine: Engine, settings: Settings, *, limit: int) -> list[B
 def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str | None = None) -> Delivery:
     """Take the lease of a requested attempt.
 
-    Raises LeaseLostError when the ledger has gone on without it, LedgerError when it belongs to another cluster.
+    Raises LeaseLostError when the ledger has gone on without it, LedgerError when it belongs to another cluster,
+    ConfigurationError when the event log is another outbox's.
     """
     lease = Lease(batch_id, attempt, holder())
+    claims = claimed(stores)
     with ledger_transaction(stores.engine) as connection:
-        require_own_cluster(connection)
+        ledger_id = require_own_cluster(connection)
+        require_owner(stores.client.table, claims, ledger_id)
         if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
     announce(Point.LEASED)
-    return Delivery(stores, lease)
+    return Delivery(stores, lease, ledger_id)
 
 
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
     """Take a batch that no run holds over under a new attempt.
 
     Raises LeaseLostError while another run holds it, BatchDataError when its events were pruned, LedgerError when the
-    ledger belongs to another cluster.
+    ledger belongs to another cluster, ConfigurationError when the event log is another outbox's.
     """
+    claims = claimed(stores)
     with ledger_transaction(stores.engine) as connection:
-        require_own_cluster(connection)
+        ledger_id = require_own_cluster(connection)
+        require_owner(stores.client.table, claims, ledger_id)
         lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)
@@ -96,7 +102,7 @@ def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = No
                 raise BatchDataError(pruned_sentence(found))
             raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
     announce(Point.LEASED)
-    return Delivery(stores, lease)
+    return Delivery(stores, lease, ledger_id)
 
 
 def pruned_sentence(batch: Batch) -> str:

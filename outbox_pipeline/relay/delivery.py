@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -95,9 +96,10 @@ class Marked:
 class Delivery:
     """One attempt on one batch by this process; keeps the lease alive until closed."""
 
-    def __init__(self, stores: Stores, lease: Lease) -> None:
-        """Start the heartbeat of a lease that was just taken."""
+    def __init__(self, stores: Stores, lease: Lease, ledger_id: UUID) -> None:
+        """Start the heartbeat of a lease that was just taken in this ledger."""
         self.lease = lease
+        self._ledger_id = ledger_id
         #: Accepted events by type, known where this process validated the batch.
         self.event_types: dict[str, int] | None = None
         self._events: pa.Table | None = None
@@ -267,9 +269,7 @@ class Delivery:
         if batch.proof.row_count == 0:
             return 0
         self._has_sent = True
-        store.insert_generation(
-            self.stores.client, body, batch_id=batch.batch_id, generation=generation, attempt=self.lease.attempt
-        )
+        store.insert_generation(self.stores.client, body, lease=self.lease, ledger_id=self._ledger_id)
         announce(Point.SENT)
         return body.size
 

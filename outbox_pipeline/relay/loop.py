@@ -17,6 +17,7 @@ from outbox_pipeline.relay.attempts import end_failed, request_batches, start_re
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Marked
 from outbox_pipeline.relay.lost_log import require_log
+from outbox_pipeline.relay.owner import claim_table, require_own_table
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 
@@ -65,10 +66,11 @@ def relay(
 
     Then several batches are under way at once, in threads; a caller that is interrupted gets out when those are
     delivered. A failed batch is written to the ledger with its error and does not stop the others; it is not tried
-    again in this call, its backoff decides. Raises what keeps everything from working: no schema, no table, a ledger
-    that stopped.
+    again in this call, its backoff decides. Raises what keeps everything from working: no schema, no table or another
+    outbox's, a ledger that stopped.
     """
     require_ready(stores)
+    claim_table(stores)
     result, settings = RelayResult(), _relay_settings(stores.settings, until_empty=until_empty)
     deliver = _deliver_until_empty if until_empty else _deliver_one
     with closing(deliver(stores, settings)) as outcomes:
@@ -146,7 +148,8 @@ def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
 
 
 def require_ready(stores: Stores) -> None:
-    """Raise ConfigurationError unless both sides have the schema this code needs."""
+    """Raise ConfigurationError unless both sides have the schema this code needs and the table is no other outbox's."""
     with ledger_transaction(stores.engine) as connection:
         check_version(connection)
     require_log(stores.engine, stores.client)
+    require_own_table(stores)

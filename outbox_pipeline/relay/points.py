@@ -13,6 +13,8 @@ from enum import StrEnum
 class Point(StrEnum):
     """A boundary, named for what has just happened."""
 
+    CLAIMING = "claiming"
+    CLAIMED = "claimed"
     CUT = "cut"
     REQUESTED = "requested"
     LEASED = "leased"

@@ -3,18 +3,22 @@
 The ledger is the truth and the tick is not: evaluating one twice, or losing its answer, costs time and nothing else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import BatchRequest
+from outbox_pipeline.clickhouse.owner import Claim
 from outbox_pipeline.counts import counted
+from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.in_flight import OpenBatches, count_open
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import PASSING_KINDS, request_batches
 from outbox_pipeline.relay.cut import CutResult, cut_batches
+from outbox_pipeline.relay.owner import require_owner
 from outbox_pipeline.settings import Settings
 
 #: With nothing in flight a tick that has cut for so long leaves the rest to the next.
@@ -57,15 +61,16 @@ class Tick:
         return ", ".join(parts)
 
 
-def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) -> Tick:
+def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date], claims: Sequence[Claim] = ()) -> Tick:
     """Cut what is pending unless too much is in flight, then draw attempts for due batches, of whatever day.
 
     Parked batches and batches that a replay delivers again do not count against the limit, so they hold nothing up.
     After a transient failure one batch at a time is requested until one is delivered: a server that has just come back
     is not stormed. With *days* that end before they begin nothing is done: no run could be started for any batch, and
-    what is not cut yet is cut under its right day once there is one.
+    what is not cut yet is cut under its right day once there is one. Raises ConfigurationError when by *claims* the
+    event log is another outbox's.
     """
-    found = _read_open(engine, days)
+    found = _read_open(engine, settings, days, claims)
     if days[0] > days[1]:
         return Tick(
             open_count=found.in_flight, parked_count=found.parked, held_back_count=found.in_flight, is_held_back=True
@@ -89,7 +94,9 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date]) ->
     )
 
 
-def _read_open(engine: Engine, days: tuple[date, date]) -> OpenBatches:
+def _read_open(engine: Engine, settings: Settings, days: tuple[date, date], claims: Sequence[Claim]) -> OpenBatches:
     with ledger_transaction(engine) as connection:
         check_version(connection)
+        if claims:
+            require_owner(settings.clickhouse_table, claims, read_ledger_id(connection))
         return count_open(connection, days=days, passing_kinds=PASSING_KINDS)

@@ -13,7 +13,7 @@ from uuid import UUID
 import dagster as dg
 
 from outbox_pipeline.batches import BATCH_ID_TAG, BatchRequest
-from outbox_pipeline.clickhouse.client import ask, require_answer
+from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.event_log import deliver_batch
@@ -22,7 +22,7 @@ from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_d
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_requested, set_request_end
-from outbox_pipeline.relay.lost_log import require_log_version
+from outbox_pipeline.relay.owner import ask_owner
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import load_settings
 
@@ -68,10 +68,10 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     except TransientError as error:
         since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
-    # Attempts on a log that is not there would fail until their batches are parked.
-    ask(pipeline.settings, lambda client: require_log_version(pipeline.engine, client))
+    # Attempts on a log that is not there, or another outbox's, would fail until their batches are parked.
+    claims = ask_owner(pipeline.engine, pipeline.settings)
     _update_request_ends(context.instance, pipeline)
-    tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days())
+    tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), claims=claims)
     if tick.is_held_back:
         context.log.warning(f"Held back: {tick.summary()}.")
     requests = _run_requests(tick.requests)
