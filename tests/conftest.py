@@ -27,6 +27,7 @@ pytest_plugins = [
     "tests.fixtures.lives",
     "tests.fixtures.owners",
     "tests.fixtures.clock",
+    "tests.fixtures.next_release",
 ]
 
 

@@ -88,11 +88,12 @@ def _tell_lost(made: "MadeLog") -> None:
 
 
 def _migrate(engine: "Engine", settings: "Settings") -> None:
-    from outbox_pipeline.postgres.schema import migrate, missing_roles
+    from outbox_pipeline.postgres.schema import latest_version, migrate, missing_roles
     from outbox_pipeline.settings import shown_url
 
     version = migrate(engine)
-    typer.echo(f"PostgreSQL: outbox schema at version {version} in {shown_url(settings.postgres_url)}")
+    newer = "" if version == latest_version() else ", of a newer release, which this one runs on,"
+    typer.echo(f"PostgreSQL: outbox schema at version {version}{newer} in {shown_url(settings.postgres_url)}")
     if missing := missing_roles(engine):
         created = "; ".join(f"CREATE ROLE {name}" for name in missing)
         typer.echo(

@@ -1,7 +1,7 @@
 """Django migrations that run the numbered `.sql` files, in step with `outbox init`.
 
 Invariant: whichever of the two comes first, each file runs once. Both read and write `outbox.schema_version` under the
-same lock, so a database that one has migrated is nothing new to the other.
+same lock, so a database that one has migrated is nothing new to the other. The next release's version is left as it is.
 
 They do nothing on a database that is not PostgreSQL, as `django.contrib.postgres` does, and cannot be reversed: that
 would take the events.
@@ -21,7 +21,7 @@ from outbox_pipeline.postgres.migrations.files import (
     LOCK_SECONDS,
     VERSION_TABLE,
     file_names,
-    known_versions,
+    require_not_newer,
     script,
     waited_sentence,
 )
@@ -35,7 +35,7 @@ CREATE TABLE outbox.{VERSION_TABLE} (
 )
 """
 _VERSION = f"SELECT max(version_num) FROM outbox.{VERSION_TABLE}"  # noqa: S608 - a constant
-_FIRST_VERSION = f"INSERT INTO outbox.{VERSION_TABLE} VALUES (%s)"  # noqa: S608 - a constant
+_FIRST_VERSION = f"INSERT INTO outbox.{VERSION_TABLE} (version_num) VALUES (%s)"  # noqa: S608 - a constant
 _NEXT_VERSION = f"UPDATE outbox.{VERSION_TABLE} SET version_num = %s"  # noqa: S608 - a constant
 
 
@@ -107,12 +107,10 @@ def _run(cursor: Any, name: str) -> None:
     cursor.execute(READ_RIGHTS)
     rights = Rights(*cursor.fetchone())
     found = _version(cursor) if rights.may_read_version else None
-    if found is not None and found not in known_versions():
-        raise ConfigurationError(
-            f"The outbox schema has version {found}, newer than this code: update outbox-pipeline."
-        )
-    if found is not None and found >= number:
-        return
+    if found is not None:
+        require_not_newer(found)
+        if found >= number:
+            return
     _make_room(cursor, rights)
     # Without parameters: percent signs in the file mean themselves.
     cursor.execute(script(f"{name}.sql"))

@@ -34,7 +34,7 @@ from outbox_pipeline.postgres.overview import (
     read_switched_off,
     read_vacuum_off,
 )
-from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.postgres.schema import check_version, latest_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.lost_log import log_problem
 from outbox_pipeline.relay.owner import owner_problem
@@ -159,7 +159,7 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
     yield _outcome("bulk read", lambda: _check_bulk_read(engine))
     grants = _outcome("grants", lambda: _check_grants(engine))
     yield grants
-    schema = _outcome("schema", lambda: _check_schema(engine))
+    schema = _check_schema(engine)
     if not schema.ok and not grants.ok:
         yield from skipped(["schema", "ledger", "future days"], "grants")
         return
@@ -243,10 +243,19 @@ def grants_problem(*, role_name: str, missing: list[str], remedies: list[str], s
     return f"{said} Only the role that delivers needs them."
 
 
-def _check_schema(engine: Engine) -> str:
-    with ledger_transaction(engine) as connection:
-        check_version(connection)
-    return "The outbox schema has this code's version."
+def _check_schema(engine: Engine) -> Check:
+    try:
+        with ledger_transaction(engine) as connection:
+            found, own = check_version(connection), latest_version()
+    except OutboxError as error:
+        return Check("schema", False, _said(error))
+    if found != own:
+        said = (
+            f"The outbox schema has version {found}, one newer than this code's {own}: this code runs on it; update "
+            "outbox-pipeline when you can."
+        )
+        return Check("schema", True, said, is_warning=True)
+    return Check("schema", True, "The outbox schema has this code's version.")
 
 
 def _check_ledger(engine: Engine) -> str:

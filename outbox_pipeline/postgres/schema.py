@@ -20,6 +20,8 @@ from outbox_pipeline.postgres.migrations.files import (
     LOCK_SECONDS,
     VERSION_TABLE,
     known_versions,
+    require_not_newer,
+    versions_run_on,
     waited_sentence,
 )
 from outbox_pipeline.postgres.migrations.rights import READ_RIGHTS, Rights
@@ -30,34 +32,34 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def migrate(engine: Engine, *, lock_seconds: float = LOCK_SECONDS) -> str:
-    """Bring the schema to this code's version and return that version.
+    """Bring the schema to this code's version and return the version it has then.
 
-    Safe to repeat and to run from several processes at once. Raises ConfigurationError when the database is newer
-    than this code, too old a server, or the role lacks a right, TransientError when another session holds a lock for
-    longer than *lock_seconds*.
+    The next release's version is left as it is. Safe to repeat and to run from several processes at once. Raises
+    ConfigurationError when the database is newer than that, too old a server, or the role lacks a right,
+    TransientError when another session holds a lock for longer than *lock_seconds*.
     """
     with translated(engine), _naming_holders(engine), engine.begin() as connection:
         # A step may take as long as the table is large.
         begin_session(connection, session_settings(lock_timeout_seconds=lock_seconds, statement_timeout_seconds=0))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         _require_server(connection)
-        _bring_up_to_date(connection)
-    return latest_version()
+        return _bring_up_to_date(connection)
 
 
-def _bring_up_to_date(connection: Connection) -> None:
+def _bring_up_to_date(connection: Connection) -> str:
     rights = Rights(*connection.execute(text(READ_RIGHTS)).one())
     found = schema_version(connection) if rights.may_read_version else None
-    if found is not None and found not in known_versions():
-        raise _newer(found)
-    if found == latest_version():
-        return
+    if found is not None:
+        require_not_newer(found)
+        if found in versions_run_on():
+            return found
     problem = rights.problem()
     if problem is not None:
         raise ConfigurationError(problem)
     if rights.schema_owner is None:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     _upgrade(connection)
+    return latest_version()
 
 
 def missing_roles(engine: Engine) -> list[str]:
@@ -67,17 +69,17 @@ def missing_roles(engine: Engine) -> list[str]:
         return [name for name in names if connection.scalar(select(func.to_regrole(name))) is None]
 
 
-def check_version(connection: Connection) -> None:
-    """Raise ConfigurationError unless the schema has exactly this code's version."""
-    found, wanted = schema_version(connection), latest_version()
+def check_version(connection: Connection) -> str:
+    """Return the schema's version; raise ConfigurationError unless this code runs on it."""
+    found, supported = schema_version(connection), versions_run_on()
     if found is None:
         raise ConfigurationError("The database has no outbox schema yet: run 'outbox init'.")
-    if found not in known_versions():
-        raise _newer(found)
-    if found != wanted:
+    require_not_newer(found)
+    if found not in supported:
         raise ConfigurationError(
-            f"The outbox schema has version {found}, this code needs {wanted}: run 'outbox init' to migrate it."
+            f"The outbox schema has version {found}, this code needs {supported[0]}: run 'outbox init' to migrate it."
         )
+    return found
 
 
 def schema_version(connection: Connection) -> str | None:
@@ -90,7 +92,7 @@ def schema_version(connection: Connection) -> str | None:
 
 
 def latest_version() -> str:
-    """Return the version this code needs: the number of its last migration."""
+    """Return the version this code migrates to: the number of its last migration."""
     return known_versions()[-1]
 
 
@@ -121,9 +123,3 @@ def _require_server(connection: Connection) -> None:
     version = connection.scalar(text("SELECT current_setting('server_version_num')::integer")) or 0
     if version < 150000:
         raise ConfigurationError(f"PostgreSQL {version // 10000} is too old: the ledger needs version 15 or later.")
-
-
-def _newer(found: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"The outbox schema has version {found}, newer than this code ({latest_version()}): update outbox-pipeline."
-    )

@@ -1,12 +1,15 @@
 """The numbered `.sql` files and what is agreed about running them, for every tool that does: Alembic and Django.
 
 Imports no driver and no migration tool. Invariant: a database's version is the number of the last file it ran, in one
-table whatever ran it, and one tool migrates a database at a time.
+table whatever ran it, and one tool migrates a database at a time. A file only adds (docs/architecture.md), so a release
+runs on its own version and on the next.
 """
 
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+
+from outbox_pipeline.errors import ConfigurationError
 
 #: In the schema `outbox`, as Alembic makes it: one row with one number.
 VERSION_TABLE = "schema_version"
@@ -32,6 +35,22 @@ ORDER BY activity.pid
 def known_versions() -> list[str]:
     """Return the numbers of all files, in order."""
     return [name.partition("_")[0] for name in file_names()]
+
+
+def versions_run_on() -> tuple[str, str]:
+    """Return the two versions that this release runs on: that of its last file, and the next."""
+    own = known_versions()[-1]
+    return own, f"{int(own) + 1:04d}"
+
+
+def require_not_newer(found: str) -> None:
+    """Raise ConfigurationError when a database has a version that this release neither migrates nor runs on."""
+    own, following = versions_run_on()
+    if found not in (*known_versions(), following):
+        raise ConfigurationError(
+            f"The outbox schema has version {found}, newer than this code, which runs on {own} and {following}: "
+            "update outbox-pipeline."
+        )
 
 
 @cache
