@@ -48,8 +48,8 @@ class LogState:
 
     @property
     def unknown(self) -> list[str]:
-        """Numbers on record that this code does not know, in order."""
-        return sorted(self.applied - {migration.version for migration in migrations()})
+        """Numbers on record that this code does not know and does not run on, in order."""
+        return sorted(self.applied - {migration.version for migration in migrations()} - {versions_run_on()[1]})
 
     @property
     def pending(self) -> list[Migration]:
@@ -79,14 +79,18 @@ def read_log(client: EventLogClient) -> LogState:
 
 
 def migrate_log(client: EventLogClient) -> str:
-    """Bring the log to this code's version and return that version; makes again what of it is missing.
+    """Bring the log to this code's version, make again what of it is missing, and return the version it has then.
 
-    Safe to repeat and to run from several processes at once. Raises ConfigurationError when the log is newer than this
-    code, or the user lacks a right.
+    The next release's version is left as it is. Safe to repeat and to run from several processes at once. Raises
+    ConfigurationError when the log is newer than that, or lacks a table that only the next release makes whole, or
+    when the user lacks a right.
     """
     found = read_log(client)
-    if found.unknown:
+    is_next = found.version == versions_run_on()[1]
+    if found.unknown or (is_next and _to_run(found)):
         raise ConfigurationError(_newer(client, found))
+    if is_next:
+        return str(found.version)
     if found.is_missing(_CREATE_RECORD):
         client.run(_CREATE_RECORD.rendered(client.names))
         # A log of before is put on record as well.
@@ -114,6 +118,12 @@ def latest_version() -> str:
     return migrations()[-1].version
 
 
+def versions_run_on() -> tuple[str, str]:
+    """Return the two versions that this release runs on: that of its last migration, and the next, which only adds."""
+    own = latest_version()
+    return own, f"{int(own) + 1:04d}"
+
+
 def version_problem(client: EventLogClient, found: LogState) -> str | None:
     """Return in one sentence why a log that is there has another version than this code's, None when it has not."""
     if found.unknown:
@@ -135,6 +145,6 @@ def version_problem(client: EventLogClient, found: LogState) -> str | None:
 
 def _newer(client: EventLogClient, found: LogState) -> str:
     return (
-        f"Table {client.table} in {client.where} has version {found.unknown[-1]}, newer than this code "
+        f"Table {client.table} in {client.where} has version {found.version}, newer than this code "
         f"({latest_version()}): update outbox-pipeline."
     )

@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.owner import holding, read_claims
-from outbox_pipeline.clickhouse.schema import latest_version
+from outbox_pipeline.clickhouse.schema import latest_version as latest_log_version
+from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, without_secrets
@@ -250,12 +251,16 @@ def _check_schema(engine: Engine) -> Check:
     except OutboxError as error:
         return Check("schema", False, _said(error))
     if found != own:
-        said = (
-            f"The outbox schema has version {found}, one newer than this code's {own}: this code runs on it; update "
-            "outbox-pipeline when you can."
-        )
-        return Check("schema", True, said, is_warning=True)
+        return _newer_by_one("schema", "The outbox schema", found, own)
     return Check("schema", True, "The outbox schema has this code's version.")
+
+
+def _newer_by_one(name: str, what: str, found: str, own: str) -> Check:
+    said = (
+        f"{what} has version {found}, one newer than this code's {own}: this code runs on it; update outbox-pipeline "
+        "when you can."
+    )
+    return Check(name, True, said, is_warning=True)
 
 
 def _check_ledger(engine: Engine) -> str:
@@ -293,13 +298,7 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock], *, has_led
         return
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
-        table = _outcome(
-            "clickhouse table",
-            lambda: _fine(
-                _log_problem(settings, client),
-                f"Table {client.table} has version {latest_version()} and the expected columns.",
-            ),
-        )
+        table = _check_log(settings, client)
         yield table
         if table.ok and has_ledger:
             yield _outcome("clickhouse owner", lambda: _check_owner(settings, client))
@@ -315,6 +314,18 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock], *, has_led
         )
     finally:
         client.close()
+
+
+def _check_log(settings: Settings, client: EventLogClient) -> Check:
+    what, own = f"Table {client.table}", latest_log_version()
+    try:
+        _fine(_log_problem(settings, client), "")
+        found = read_log(client).version or own
+    except OutboxError as error:
+        return Check("clickhouse table", False, _said(error))
+    if found != own:
+        return _newer_by_one("clickhouse table", what, found, own)
+    return Check("clickhouse table", True, f"{what} has version {own} and the expected columns.")
 
 
 def _log_problem(settings: Settings, client: EventLogClient) -> str | None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from typer.testing import CliRunner
 
 from outbox_pipeline.cli.main import app
+from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations import quarantine
@@ -26,7 +27,7 @@ from tests.fixtures import crew
 from tests.fixtures.catalog import not_only_added, read_shape
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids
-from tests.fixtures.next_release import ADDITIONS, NEXT, OWN, NextRelease, add
+from tests.fixtures.next_release import ADDITIONS, NEXT, NEXT_LOG, OWN, OWN_LOG, NextRelease, add, add_to_log
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, url_of
 
@@ -48,6 +49,7 @@ def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     monkeypatch.setenv("OUTBOX_RETENTION_DAYS", "1")
     with stores.engine.begin() as connection:
         add(connection)
+    add_to_log(stores.client)
 
     def run(*arguments: str, given: str | None = None) -> Result:
         result = CliRunner().invoke(app, list(arguments), input=given)
@@ -105,7 +107,9 @@ def test_every_command_works_on_the_next_schema(outbox: Callable[..., Result], s
     outbox("prune")
 
     assert event_id not in committed_ids(stores.engine)
-    assert f"version {NEXT}, of a newer release" in outbox("init").stdout
+    said = outbox("init").stdout
+    assert f"schema at version {NEXT}, of a newer release" in said
+    assert f"at version {NEXT_LOG} in" in said
 
 
 def batch_of(engine: Engine, event_id: UUID) -> UUID:
@@ -116,14 +120,26 @@ def batch_of(engine: Engine, event_id: UUID) -> UUID:
 
 
 def test_doctor_warns_of_the_next_version(stores: Stores) -> None:
-    """One version newer fails nothing; what to do is said."""
+    """One version newer fails nothing, on either side; what to do is said."""
     with stores.engine.begin() as connection:
         add(connection)
+    add_to_log(stores.client)
 
-    (schema,) = [check for check in examine(stores.settings) if check.name == "schema"]
+    found = {check.name: check for check in examine(stores.settings)}
+    for name, version, own in (("schema", NEXT, OWN), ("clickhouse table", NEXT_LOG, OWN_LOG)):
+        assert (found[name].ok, found[name].is_warning) == (True, True)
+        assert (
+            f"version {version}, one newer than this code's {own}: this code runs on it; update" in found[name].message
+        )
 
-    assert (schema.ok, schema.is_warning) == (True, True)
-    assert f"version {NEXT}, one newer than this code's {OWN}: this code runs on it; update" in schema.message
+
+def test_a_part_of_the_next_log_is_not_made(stores: Stores) -> None:
+    """This release does not make what is missing of the next one's log: it would be without the additions."""
+    add_to_log(stores.client)
+    stores.client.run("DROP TABLE {fence:Identifier} SYNC")
+
+    with pytest.raises(ConfigurationError, match=f"version {NEXT_LOG}, newer than this code .*: update"):
+        create_table(stores.client)
 
 
 def test_the_version_after_the_next_is_refused(outbox_engine: Engine) -> None:
