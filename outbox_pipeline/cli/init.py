@@ -77,13 +77,13 @@ def init(
 def _tell_lost(made: "MadeLog") -> None:
     if (lost := made.repairable) is not None:
         typer.echo(
-            f"The table was made again, empty. To deliver {lost.sentence} again: "
+            f"The table was made again, empty. To deliver {lost.sentence}, again: "
             f"outbox reconcile --from {lost.first_day} --to {lost.last_day} --repair"
         )
     if (gone := made.pruned) is not None:
         typer.echo(
-            f"{gone.sentence} were pruned and cannot be sent again; only the ledger knows of them: restore their rows "
-            "in ClickHouse from a backup."
+            f"Pruned, so only in the ledger and not to be sent again: {gone.sentence}. Restore their rows in ClickHouse "
+            "from a backup."
         )
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import AcceptedDay, accepted_days
@@ -30,7 +31,7 @@ class LostEvents:
     def sentence(self) -> str:
         """Say how many of which days, as in `3,000 events of 2 days, 2026-03-01 to 2026-03-02`."""
         days = f"{self.day_count:,} days, {self.first_day} to {self.last_day}" if self.day_count > 1 else self.first_day
-        return f"{self.event_count:,} events of {days}"
+        return f"{counted(self.event_count, 'event')} of {days}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tell a log that was not made yet from one that this ledger has delivered into and ClickHouse no longer has.
 
-Invariant: the second is never made by the way, since nothing would then say that what was delivered is gone, and a
+Invariant: the second is never made by itself, since nothing would then say that what was delivered is gone, and a
 setting that names another place would go unnoticed. `operations.log` makes it on demand.
 """
 

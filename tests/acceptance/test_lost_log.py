@@ -97,7 +97,7 @@ def test_a_lost_log_is_made_again_on_demand_and_filled(stores: Stores, outbox: O
     made = outbox("init", "--recreate-log")
     assert made.exit_code == 0, made.output
     assert "To deliver 7 events of " in made.stdout
-    assert "pruned" not in made.stdout
+    assert "Pruned" not in made.stdout
     repaired = reconcile_as_printed(outbox, made.stdout)
     assert repaired.exit_code == 0, repaired.output
     assert outbox("relay", "--until-empty").exit_code == 0
@@ -123,8 +123,8 @@ def test_events_that_only_the_ledger_knows_are_counted(stores: Stores, outbox: O
     made = outbox("init", "--recreate-log")
 
     assert made.exit_code == 0, made.output
-    assert f"To deliver 2 events of {day} again: outbox reconcile --from {day} --to {day} --repair" in made.stdout
-    assert f"6 events of {day} were pruned and cannot be sent again" in made.stdout
+    assert f"To deliver 2 events of {day}, again: outbox reconcile --from {day} --to {day} --repair" in made.stdout
+    assert f"not to be sent again: 6 events of {day}. Restore their rows" in made.stdout
     repaired = reconcile_as_printed(outbox, made.stdout)
     assert (repaired.exit_code, "can be proved but not sent again" in repaired.stderr) == (1, True)
     assert_each_exactly_once(stores.engine, stores.client)
