@@ -82,8 +82,8 @@ def _tell_lost(made: "MadeLog") -> None:
         )
     if (gone := made.pruned) is not None:
         typer.echo(
-            f"Pruned, so only in the ledger and not to be sent again: {gone.sentence}. Restore their rows in ClickHouse "
-            "from a backup."
+            f"Pruned, so only in the ledger and not to be sent again: {gone.sentence}. Restore their rows in "
+            "ClickHouse from a backup."
         )
 
 
