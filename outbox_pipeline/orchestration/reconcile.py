@@ -60,11 +60,16 @@ class ReconcileConfig(dg.Config):
         first_there, last_there = deliverable_days()
         last = parse_day(self.last_day, "last_day") if self.last_day else today() - timedelta(days=1)
         days = load_settings().reconcile_days
-        first = parse_day(self.first_day, "first_day") if self.first_day else last - timedelta(days - 1)
+        first = parse_day(self.first_day, "first_day") if self.first_day else _before(last, days - 1)
         window = Window(max(first, first_there), min(last, last_there))
         if (self.first_day or self.last_day) and window.first_day > window.last_day:
             raise ConfigurationError(f"No day from {first} to {last} has a partition: nothing would be compared.")
         return window
+
+
+def _before(day: date, days: int) -> date:
+    # The calendar begins with the year 1.
+    return date.fromordinal(max(1, day.toordinal() - days))
 
 
 def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChecksDefinition:
@@ -110,9 +115,8 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
     A run that dies has repaired some batches and left the others as they were; run it again. A redelivery that fails is
     in the ledger, and outbox_sensor takes it up.
     """
-    window = config.window()
     with one_sentence():
-        found = reconcile(pipeline.stores, window, by_type=config.by_type)
+        found = reconcile(pipeline.stores, config.window(), by_type=config.by_type)
         repaired = repair(pipeline.stores, found, run_id=context.run_id) if config.repair else None
     for totals in _each_day(found):
         evaluation = _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))

@@ -1,12 +1,14 @@
 """Letting parked batches be tried again: the procedure on real databases, and `outbox resume`."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import structlog
-from sqlalchemy import text
+from sqlalchemy import event, text
 from typer.testing import CliRunner, Result
 
 from outbox_pipeline.batches import Batch, BatchStatus
@@ -15,6 +17,7 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import deliver_batches, read_all
+from tests.fixtures.interleave import before_words
 
 Outbox = Callable[..., Result]
 
@@ -122,16 +125,40 @@ def test_nothing_is_resumed_in_a_schema_of_another_version(stores: Stores, batch
     assert read_all(stores.engine)[0].status == BatchStatus.PARKED
 
 
+def test_a_batch_that_is_parked_meanwhile_is_resumed_by_a_repeat(stores: Stores, batches: list[Batch]) -> None:
+    """Its last attempt failed between the change and the look: it is not told to be delivered by itself."""
+    batch_id = set_status(stores, batches[0], BatchStatus.FAILED)
+
+    with (
+        before_words(
+            stores.engine, "SELECT outbox.batch", lambda: set_status(stores, batches[0], BatchStatus.PARKED) and None
+        ),
+        pytest.raises(ConfigurationError) as caught,
+    ):
+        resume(stores.engine, batch_id, lock_timeout_seconds=1)
+
+    assert "run the resume again" in str(caught.value)
+    assert [batch.batch_id for batch in resume(stores.engine, batch_id, lock_timeout_seconds=1).batches] == [batch_id]
+
+
 def test_a_locked_batch_is_not_waited_for_longer_than_the_limit(stores: Stores, batches: list[Batch]) -> None:
     """All are resumed or none: one row that stays locked ends the transaction."""
     set_status(stores, batches[0], BatchStatus.PARKED)
     locked = set_status(stores, batches[1], BatchStatus.PARKED)
 
+    begun: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: dict[str, Any], *_: object) -> None:
+        if "set_config" in statement:
+            begun.append(json.loads(parameters["settings"])["lock_timeout"])
+
     with stores.engine.begin() as connection:
         connection.execute(text("SELECT FROM outbox.batch WHERE batch_id = :id FOR UPDATE"), {"id": locked})
+        event.listen(stores.engine, "before_cursor_execute", note)
         with pytest.raises(TransientError):
             resume(stores.engine, lock_timeout_seconds=0.05)
 
+    assert begun == ["50ms"]
     assert [batch.status for batch in read_all(stores.engine)] == ["parked", "parked", "processed"]
 
 

@@ -207,3 +207,32 @@ def test_a_comparison_of_no_days_is_refused(first_day: str, last_day: str) -> No
     """Days in the wrong order, or without a partition, would compare nothing and end green."""
     with pytest.raises(ConfigurationError, match="nothing would be compared"):
         ReconcileConfig(first_day=first_day, last_day=last_day).window()
+
+
+@pytest.mark.parametrize(
+    ("first_day", "last_day", "said"),
+    [
+        ("sekret", "", "What is given as first_day is no day"),
+        ("", "0001-01-01", "nothing would be compared"),
+        ("2026-03-02", "2026-03-01", "nothing would be compared"),
+    ],
+)
+def test_days_that_cannot_be_meant_fail_the_run_with_one_sentence(
+    instance: dg.DagsterInstance, stores: Stores, first_day: str, last_day: str, said: str
+) -> None:
+    """The step's failure is that sentence, and quotes no word of the config."""
+    result = (
+        build_definitions()
+        .resolve_job_def("reconcile_days")
+        .execute_in_process(
+            instance=instance,
+            run_config={"ops": {"compare_days": {"config": {"first_day": first_day, "last_day": last_day}}}},
+            raise_on_error=False,
+        )
+    )
+
+    (failed,) = result.filter_events(lambda event: event.is_step_failure)
+    described = failed.step_failure_data.user_failure_data
+    assert described is not None
+    assert said in (described.description or "")
+    assert "sekret" not in (described.description or "")

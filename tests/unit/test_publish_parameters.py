@@ -5,12 +5,14 @@ from outbox_pipeline.publish.parameters import numbered, pyformat
 
 def test_names_become_what_psycopg_and_django_take() -> None:
     """Every name, also a repeated one, is taken by its name."""
-    assert pyformat("VALUES (:a, CAST(:b AS text), :a)") == "VALUES (%(a)s, CAST(%(b)s AS text), %(a)s)"
+    assert pyformat("VALUES (:event_id, CAST(:b2 AS text), :event_id)") == (
+        "VALUES (%(event_id)s, CAST(%(b2)s AS text), %(event_id)s)"
+    )
 
 
 def test_names_become_numbers_for_asyncpg() -> None:
     """Numbers count occurrences, and each says the name whose value it takes."""
-    assert numbered("VALUES (:a, :b, :a)") == ("VALUES ($1, $2, $3)", ("a", "b", "a"))
+    assert numbered("VALUES (:event_id, :b2, :event_id)") == ("VALUES ($1, $2, $3)", ("event_id", "b2", "event_id"))
 
 
 def test_a_statement_without_parameters_stays() -> None:
