@@ -99,7 +99,7 @@ class Delivery:
     def __init__(self, stores: Stores, lease: Lease, ledger_id: UUID) -> None:
         """Start the heartbeat of a lease that was just taken in this ledger."""
         self.lease = lease
-        self._ledger_id = ledger_id
+        self.ledger_id = ledger_id
         #: Accepted events by type, known where this process validated the batch.
         self.event_types: dict[str, int] | None = None
         self._events: pa.Table | None = None
@@ -269,7 +269,7 @@ class Delivery:
         if batch.proof.row_count == 0:
             return 0
         self._has_sent = True
-        store.insert_generation(self.stores.client, body, lease=self.lease, ledger_id=self._ledger_id)
+        store.insert_generation(self.stores.client, body, lease=self.lease, ledger_id=self.ledger_id)
         announce(Point.SENT)
         return body.size
 
