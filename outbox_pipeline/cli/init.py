@@ -60,7 +60,7 @@ def init(
         engine = ledger_engine(settings)
         _migrate(engine, settings)
         with clickhouse_client(settings) as client:
-            made = make_log(engine, client, recreate=recreate_log)
+            made = make_log(engine, client, recreate=recreate_log, take=take)
             stores = Stores(engine, client, settings)
             if take:
                 _take(stores, is_confirmed=is_confirmed)

@@ -71,7 +71,7 @@ def table_problem(client: EventLogClient) -> str | None:
         or _column_problem(client)
         or _merge_problem(client, engine, table["sorting_key"])
         or _window_problem(client, table["create_table_query"])
-        or _missing_problem(client, found)
+        or missing_problem(client, found)
     )
 
 
@@ -128,7 +128,8 @@ def _merge_problem(client: EventLogClient, engine: str, sorting_key: str) -> str
     )
 
 
-def _missing_problem(client: EventLogClient, found: LogState) -> str | None:
+def missing_problem(client: EventLogClient, found: LogState) -> str | None:
+    """Return which table beside the log is not there, in one sentence; None when all are."""
     for role in ("fence", "sources"):
         if found.tables.get(role, {}).get("engine") != "MergeTree":
             return f"{client.where} has no table {client.names[role]}: run 'outbox init'."

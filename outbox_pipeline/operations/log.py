@@ -10,12 +10,17 @@ from datetime import date
 from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.owner import read_claims
+from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import AcceptedDay, accepted_days
+from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import is_lost, lost_sentence
+from outbox_pipeline.relay.owner import require_owner
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class MadeLog:
     pruned: LostEvents | None = None
 
 
-def make_log(engine: Engine, client: EventLogClient, *, recreate: bool = False) -> MadeLog:
+def make_log(engine: Engine, client: EventLogClient, *, recreate: bool = False, take: bool = False) -> MadeLog:
     """Make the log's tables where they are missing and bring them up to date; with *recreate* also a log that is lost.
 
     Safe to repeat. Raises ConfigurationError when the log is lost and *recreate* is not said, when it is newer than
     this code or not what it must be.
     """
+    if not take:
+        _require_no_other(engine, client)
     if not is_lost(engine, client):
         return MadeLog(create_table(client))
     if not recreate:
@@ -63,6 +70,17 @@ def make_log(engine: Engine, client: EventLogClient, *, recreate: bool = False) 
         repairable=_sum([day for day in days if not day.is_pruned]),
         pruned=_sum([day for day in days if day.is_pruned]),
     )
+
+
+def _require_no_other(engine: Engine, client: EventLogClient) -> None:
+    # What is another outbox's is neither migrated nor made again: its owner would not learn that it was lost.
+    if "sources" not in read_log(client).tables:
+        return
+    claims = read_claims(client)
+    with ledger_transaction(engine) as connection:
+        check_version(connection)
+        ledger_id = read_ledger_id(connection)
+    require_owner(client.table, claims, ledger_id)
 
 
 def _sum(days: list[AcceptedDay]) -> LostEvents | None:

@@ -53,11 +53,17 @@ def take_table(stores: Stores) -> None:
     if owner_problem(stores.client.table, claims, ledger_id) is None:
         claim_table(stores)
         return
+    # Before the claim: killed in between, a repetition would find the table its own and leave them.
+    _drop_told(stores)
     make_claim(stores, ledger_id, retiring=holding(claims))
+    _drop_told(stores)
+    log().warning("table_taken", table=stores.client.table, ledger_id=str(ledger_id))
+
+
+def _drop_told(stores: Stores) -> None:
     days = [day.day for day in read_delivered(stores.client)]
     if days:
         drop_days(stores.client, days, written_after=_EVER)
-    log().warning("table_taken", table=stores.client.table, ledger_id=str(ledger_id))
 
 
 def _count_unknown(stores: Stores) -> int:

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.schema import has_log, read_log, version_problem
-from outbox_pipeline.clickhouse.table import missing_sentence, table_problem
+from outbox_pipeline.clickhouse.table import missing_problem, missing_sentence, table_problem
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import has_delivered
@@ -27,7 +27,7 @@ def require_log_version(engine: Engine, client: EventLogClient) -> None:
     found = read_log(client)
     if "table" not in found.tables:
         raise ConfigurationError(lost_sentence(client) if is_lost(engine, client) else missing_sentence(client))
-    problem = version_problem(client, found)
+    problem = version_problem(client, found) or missing_problem(client, found)
     if problem is not None:
         raise ConfigurationError(problem)
 

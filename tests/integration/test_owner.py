@@ -291,6 +291,40 @@ def test_a_taken_table_is_the_new_outbox_s(outbox: Outbox, stores: Stores, moved
     assert (len(new), set(new) < committed_ids(moved.engine)) == (1, True)
 
 
+def test_what_the_old_one_told_of_days_goes_though_the_taking_is_killed(stores: Stores, other: Stores) -> None:
+    """A process that ends right behind its claim leaves no day of the other outbox; the repeat has nothing to do."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    record_completeness(stores)
+
+    def die(point: Point) -> None:
+        if point == Point.CLAIMED:
+            raise KeyboardInterrupt
+
+    stop = listen(die)
+    with pytest.raises(KeyboardInterrupt):
+        take_table(other)
+    stop()
+    take_table(other)
+
+    assert owners_of(other) == [ledger_id_of(other)]
+    assert told_days(other) == []
+
+
+def test_a_lost_log_of_another_outbox_is_not_made_again(outbox: Outbox, stores: Stores, other: Stores) -> None:
+    """A refused init makes and migrates nothing there, so the owner goes on learning that its log is lost."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    stores.client.run("DROP TABLE {table:Identifier}")
+
+    refused = outbox(other, "init")
+    owner = outbox(stores, "relay")
+
+    assert (refused.exit_code, owner.exit_code) == (1, 1)
+    assert "belongs to another outbox" in refused.stderr
+    assert "'outbox init --recreate-log'" in owner.stderr
+
+
 def test_an_insert_on_its_way_is_refused_once_the_table_is_taken(stores: Stores, other: Stores) -> None:
     """A delivery that had looked before leaves no row: ClickHouse itself refuses it, and its batch is kept."""
     publish(stores.engine, 3)

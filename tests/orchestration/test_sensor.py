@@ -162,6 +162,8 @@ def test_a_clickhouse_that_hangs_is_away_too(instance: dg.DagsterInstance, store
     ("statement", "sentence"),
     [
         ("DROP TABLE {table:Identifier}", "'outbox init --recreate-log'"),
+        ("DROP TABLE {fence:Identifier}", "run 'outbox init'"),
+        ("DROP TABLE {sources:Identifier}", "run 'outbox init'"),
         ("INSERT INTO {migrations:Identifier} (version) VALUES ('9999')", "newer than this code"),
     ],
 )

@@ -13,7 +13,6 @@ from uuid import UUID
 import dagster as dg
 
 from outbox_pipeline.batches import BATCH_ID_TAG, BatchRequest
-from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.event_log import deliver_batch
@@ -64,12 +63,11 @@ def _away_since(cursor: str | None) -> str | None:
 def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Plan one tick; the ledger remembers, so a tick that is lost or evaluated twice does no harm."""
     try:
-        require_answer(pipeline.settings)
+        # Attempts on a log that is not there, or another outbox's, would fail until their batches are parked.
+        claims = ask_owner(pipeline.engine, pipeline.settings)
     except TransientError as error:
         since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
-    # Attempts on a log that is not there, or another outbox's, would fail until their batches are parked.
-    claims = ask_owner(pipeline.engine, pipeline.settings)
     _update_request_ends(context.instance, pipeline)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), claims=claims)
     if tick.is_held_back:
