@@ -23,7 +23,7 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.owner import find_taking, take_table
 from outbox_pipeline.operations.reconcile.compare import reconcile
-from outbox_pipeline.relay.attempts import request_batches, start_requested
+from outbox_pipeline.relay.attempts import request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import relay
@@ -289,6 +289,19 @@ def test_a_taken_table_is_the_new_outbox_s(outbox: Outbox, stores: Stores, moved
     # The two events of before were delivered into the table of before.
     new = [event_id for event_id in delivered_ids(moved.client) if event_id not in theirs]
     assert (len(new), set(new) < committed_ids(moved.engine)) == (1, True)
+
+
+def test_a_run_by_hand_takes_no_lease_on_another_s_table(stores: Stores, moved: Stores) -> None:
+    """It is refused before the attempt begins: no attempt is counted and no fence is raised."""
+    cut_batches(moved.engine, moved.settings, limit=1)
+    pending = [batch for batch in all_batches(moved) if batch.status == BatchStatus.CUT]
+
+    for batch in pending:
+        with pytest.raises(ConfigurationError, match="belongs to another outbox"):
+            start_unrequested(moved, batch.batch_id, run_id="a run by hand")
+
+    after = [(batch.status, batch.attempt) for batch in all_batches(moved) if batch in pending]
+    assert after == [(BatchStatus.CUT, 0)]
 
 
 def test_what_the_old_one_told_of_days_goes_though_the_taking_is_killed(stores: Stores, other: Stores) -> None:
