@@ -79,6 +79,12 @@ def require_owner(table: str, claims: Sequence[Claim], ledger_id: UUID) -> None:
 def owner_problem(table: str, claims: Sequence[Claim], ledger_id: UUID) -> str | None:
     """Return the sentence for a table that this ledger must not write into, None when it may."""
     others = [claim for claim in holding(claims) if claim.ledger_id != ledger_id]
+    if others and len(others) < len(holding(claims)):
+        return (
+            f"Table {table} is claimed by this outbox and by another one ({others[0].label}), one of which ended "
+            "before it had looked again: stop the one that is not to have the table, then run "
+            "'outbox init --take-table' for the other."
+        )
     if others:
         return (
             f"Table {table} belongs to another outbox ({others[0].label}, since "
