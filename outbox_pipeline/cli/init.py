@@ -51,6 +51,7 @@ def init(
     """
     from outbox_pipeline.clickhouse.client import clickhouse_client
     from outbox_pipeline.operations.log import make_log
+    from outbox_pipeline.operations.owner import take_table
     from outbox_pipeline.relay.owner import claim_table
     from outbox_pipeline.settings import shown_url
     from outbox_pipeline.stores import Stores
@@ -60,12 +61,11 @@ def init(
         engine = ledger_engine(settings)
         _migrate(engine, settings)
         with clickhouse_client(settings) as client:
-            made = make_log(engine, client, recreate=recreate_log, take=take)
             stores = Stores(engine, client, settings)
             if take:
-                _take(stores, is_confirmed=is_confirmed)
-            else:
-                claim_table(stores)
+                _agree_to_take(stores, is_confirmed=is_confirmed)
+            made = make_log(engine, client, recreate=recreate_log, take=take)
+            (take_table if take else claim_table)(stores)
             server = client.driver.server_version
         typer.echo(
             f"ClickHouse {server}: table {settings.clickhouse_table} at version {made.version} in "
@@ -103,15 +103,14 @@ def _migrate(engine: "Engine", settings: "Settings") -> None:
         )
 
 
-def _take(stores: "Stores", *, is_confirmed: bool) -> None:
-    from outbox_pipeline.operations.owner import find_taking, take_table
+def _agree_to_take(stores: "Stores", *, is_confirmed: bool) -> None:
+    from outbox_pipeline.operations.owner import find_taking
 
     found = find_taking(stores)
     if found is not None:
         typer.echo(_sentence(stores.client.table, found), err=True)
         if not is_confirmed:
             require_agreement("Is the other outbox stopped for good? Shall this one take the table?")
-    take_table(stores)
 
 
 def _sentence(table: str, found: "Taking") -> str:

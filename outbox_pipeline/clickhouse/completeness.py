@@ -9,30 +9,40 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.errors import FOREIGN_WORDS
+from outbox_pipeline.clickhouse.owner import ONLY_SOURCE, OWNERS
 from outbox_pipeline.days import FIRST_DAY, LAST_DAY, DeliveredDay
 
-_COLUMNS = (
-    "day",
-    "complete_through",
-    "event_count",
-    "batch_count",
-    "undelivered_count",
-    "quarantined_count",
-    "discarded_count",
-    "replaced_count",
-    "id_sum",
-    "position_sum",
-    "context_sum",
-    "written_at",
-)
+_COLUMNS = {
+    "day": "Date",
+    "complete_through": "DateTime64(6, 'UTC')",
+    "event_count": "UInt64",
+    "batch_count": "UInt64",
+    "undelivered_count": "UInt64",
+    "quarantined_count": "UInt64",
+    "discarded_count": "UInt64",
+    "replaced_count": "UInt64",
+    "id_sum": "UInt64",
+    "position_sum": "UInt64",
+    "context_sum": "UInt64",
+    "written_at": "DateTime64(6, 'UTC')",
+}
 
 _IS_COMPLETE = "complete_through >= toDateTime64(toDate32(day) + 1, 6, 'UTC') AS is_complete"
 
-_INSERT = f"INSERT INTO {{completeness:Identifier}} ({', '.join(_COLUMNS)}) FORMAT JSONEachRow"
+_STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items()).replace("'", "\\'")
 
 # Only constants of this package are put into the text; values are parameters.
+_INSERT = f"""
+INSERT INTO {{completeness:Identifier}} ({", ".join(_COLUMNS)})
+SELECT {", ".join(_COLUMNS)} FROM input('{_STRUCTURE}')
+WHERE throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
+FORMAT JSONEachRow
+""".strip()  # noqa: S608 - see above
+
 _READ = f"""
 SELECT {", ".join(_COLUMNS)}, {_IS_COMPLETE}
 FROM {{completeness:Identifier}} FINAL
@@ -61,10 +71,14 @@ def delivered_problem(client: EventLogClient) -> str | None:
     return None
 
 
-def write_days(client: EventLogClient, days: Sequence[dict[str, Any]]) -> None:
-    """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns."""
+def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, ledger_id: UUID) -> None:
+    """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns.
+
+    Raises ConfigurationError when the table is not this ledger's at that moment.
+    """
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
-    client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
+    named = {"ledger_id": str(ledger_id), "source": ONLY_SOURCE}
+    client.run(_INSERT, named, settings={"async_insert": 0}, body=[body.encode()])
 
 
 def drop_days(client: EventLogClient, days: Sequence[date], *, written_after: datetime) -> None:

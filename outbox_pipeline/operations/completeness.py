@@ -85,7 +85,8 @@ def record_completeness(stores: Stores) -> Recorded:
     if retold:
         drop_days(stores.client, retold, written_after=written_at)
     if news:
-        write_days(stores.client, [as_row(day, written_at=written_at) for day in news])
+        rows = [as_row(day, written_at=written_at) for day in news]
+        write_days(stores.client, rows, ledger_id=conditions.ledger_id)
     return Recorded(watermark, written_at, news, len(retold))
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from outbox_pipeline.clickhouse.batch_contents import shown_batches
 from outbox_pipeline.clickhouse.completeness import drop_days, read_delivered
 from outbox_pipeline.clickhouse.owner import Claim, holding, read_claims
-from outbox_pipeline.clickhouse.table import check_table
+from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -31,15 +31,20 @@ class Taking:
 
 
 def find_taking(stores: Stores) -> Taking | None:
-    """Look what `take_table` would do; None when the table may be claimed as it is. Changes nothing."""
-    check_table(stores.client)
+    """Look what `take_table` would do; None when the table may be claimed as it is. Changes nothing.
+
+    Asks no more of the log than that the claims are there, so that nothing has to be made before somebody agrees.
+    """
+    tables = read_log(stores.client).tables
+    if "sources" not in tables:
+        return None
     claims = read_claims(stores.client)
     with ledger_transaction(stores.engine) as connection:
         ledger_id = read_ledger_id(connection)
     if owner_problem(stores.client.table, claims, ledger_id) is None:
         return None
     others = tuple(claim for claim in holding(claims) if claim.ledger_id != ledger_id)
-    return Taking(others, _count_unknown(stores))
+    return Taking(others, _count_unknown(stores) if "table" in tables else 0)
 
 
 def take_table(stores: Stores) -> None:

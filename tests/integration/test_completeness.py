@@ -29,6 +29,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
+from tests.fixtures.owners import ledger_id_of
 from tests.fixtures.watermark import Promises, Traffic
 
 DOCS = Path(__file__).parents[2] / "docs" / "completeness.md"
@@ -421,7 +422,7 @@ def test_readers_get_the_latest_row_of_a_day(stores: Stores) -> None:
     early = {**vars(yesterday(stores))}
     relay(stores, until_empty=True)
     done = yesterday(stores)
-    write_days(stores.client, [early])
+    write_days(stores.client, [early], ledger_id=ledger_id_of(stores))
 
     rows = stores.client.rows("SELECT * FROM {delivered:Identifier} WHERE day = {day:Date}", {"day": str(done.day)})
 
@@ -435,9 +436,8 @@ def told_ahead(stores: Stores, *, days: int) -> None:
     row = vars(read_delivered(stores.client)[-1]) | {"written_at": now + timedelta(days=days)}
     whole = [now.date() + timedelta(days=n) for n in range(days)]
     ends = [datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC) for day in whole]
-    write_days(
-        stores.client, [row | {"day": day, "complete_through": end} for day, end in zip(whole, ends, strict=True)]
-    )
+    rows = [row | {"day": day, "complete_through": end} for day, end in zip(whole, ends, strict=True)]
+    write_days(stores.client, rows, ledger_id=ledger_id_of(stores))
     shift(stores.engine, days=days, table="watermark")
 
 

@@ -31,6 +31,7 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
+from tests.fixtures.interleave import before_words
 from tests.fixtures.lives import all_batches, everything
 from tests.fixtures.owners import ledger_id_of, owners_of
 
@@ -322,6 +323,33 @@ def test_what_the_old_one_told_of_days_goes_though_the_taking_is_killed(stores: 
 
     assert owners_of(other) == [ledger_id_of(other)]
     assert told_days(other) == []
+
+
+def test_days_on_their_way_are_refused_once_the_table_is_taken(stores: Stores, other: Stores) -> None:
+    """A writer that had looked before tells nothing of its days: ClickHouse itself refuses it."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+
+    with (
+        before_words(stores.engine, "FROM outbox.watermark", lambda: take_table(other)),
+        pytest.raises(ConfigurationError, match="not this outbox's"),
+    ):
+        record_completeness(stores)
+
+    assert told_days(other) == []
+
+
+def test_nothing_is_made_before_the_taking_is_agreed_to(outbox: Outbox, stores: Stores, other: Stores) -> None:
+    """Without a yes the owner's lost log stays lost."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    stores.client.run("DROP TABLE {table:Identifier}")
+
+    refused = outbox(other, "init", "--take-table")
+    owner = outbox(stores, "relay")
+
+    assert (refused.exit_code, owner.exit_code) == (2, 1)
+    assert "'outbox init --recreate-log'" in owner.stderr
 
 
 def test_a_lost_log_of_another_outbox_is_not_made_again(outbox: Outbox, stores: Stores, other: Stores) -> None:
