@@ -28,8 +28,11 @@ ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))
 
 
 @dataclass(frozen=True)
-class DeliveredDay:
-    """One day as analysts see it; see the comments of the table's columns."""
+class DayCompleteness:
+    """What the ledger says of the events recorded on one UTC day; sums are of the proofs, modulo 2**64.
+
+    `complete_through` is exclusive, and the end of the day at most.
+    """
 
     day: date
     complete_through: datetime
@@ -42,6 +45,12 @@ class DeliveredDay:
     id_sum: int
     position_sum: int
     context_sum: int
+
+
+@dataclass(frozen=True)
+class DeliveredDay(DayCompleteness):
+    """The same as analysts see it, with the time in PostgreSQL of which it is true; see the table's comments."""
+
     written_at: datetime
     is_complete: bool
 

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from outbox_pipeline.clickhouse.completeness import as_row, delivered_problem, drop_days, read_delivered, write_days
-from outbox_pipeline.days import DeliveredDay
+from outbox_pipeline.days import DayCompleteness, DeliveredDay
 from outbox_pipeline.errors import ConfigurationError
-from outbox_pipeline.postgres.completeness import DayCompleteness, Wanted, observe, read_day_completeness
+from outbox_pipeline.postgres.completeness import Wanted, observe, read_day_completeness
 from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Connection, func, select
 
+from outbox_pipeline.days import DayCompleteness
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.postgres.cut import read_holders
 from outbox_pipeline.postgres.queries import query
@@ -21,26 +22,6 @@ MAX_PENDING = 1_000_000
 
 #: PostgreSQL's clock may be ahead of this host's by so much.
 MAX_AHEAD = timedelta(minutes=1)
-
-
-@dataclass(frozen=True)
-class DayCompleteness:
-    """What the ledger says of the events recorded on one UTC day; sums are of the proofs, modulo 2**64.
-
-    `complete_through` is exclusive, and the end of the day at most.
-    """
-
-    day: date
-    complete_through: datetime
-    event_count: int
-    batch_count: int
-    undelivered_count: int
-    quarantined_count: int
-    discarded_count: int
-    replaced_count: int
-    id_sum: int
-    position_sum: int
-    context_sum: int
 
 
 @dataclass(frozen=True)
