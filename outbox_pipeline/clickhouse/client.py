@@ -29,6 +29,9 @@ REQUEST_SECONDS = 1800
 OPEN_SECONDS = 120
 #: How much longer than a request may take its delivery keeps the lease: the request ends first and says so.
 _SLACK_SECONDS = 60
+#: The name of a table's only source.
+ONLY_SOURCE = ""
+
 _CLOSED = "so its connection was closed; look for what keeps it busy."
 
 #: What a client tells of each request: what it does, for how many seconds at most, and when it is over.
@@ -61,6 +64,8 @@ class EventLogClient:
         self.driver = client
         self._pool = pool
         self.table = settings.clickhouse_table
+        #: The outbox, of several in one table, that this client reads and writes for.
+        self.source = ONLY_SOURCE
         self.names = {
             "table": self.table,
             "fence": f"{self.table}_fence",
@@ -79,6 +84,12 @@ class EventLogClient:
         mine._during = during
         return mine
 
+    def of_source(self, source: str) -> "EventLogClient":
+        """Return this client working for another source of the table."""
+        other = copy(self)
+        other.source = source
+        return other
+
     @contextmanager
     def _request(self, query_id: object = None) -> Iterator[None]:
         seconds = self._request_seconds
@@ -95,20 +106,20 @@ class EventLogClient:
                 raise InDoubtError(f"{self.where} has not ended a request within {seconds:.0f} s, {_CLOSED}") from None
 
     def rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return the rows of a query as dictionaries; besides *parameters* there are always the table names.
+        """Return the rows of a query as dictionaries; besides *parameters* it has `source` and the names of the tables.
 
         `{table:Identifier}` is the event log, `{fence:Identifier}` its fence, `{completeness:Identifier}` how far each
         day is delivered, `{delivered:Identifier}` the view on that, `{migrations:Identifier}` what made them,
         `{sources:Identifier}` whose they are.
         """
         with self._request():
-            result = self.driver.query(statement, parameters={**self.names, **(parameters or {})})
+            result = self.driver.query(statement, parameters=self._parameters(parameters))
             return list(result.named_results())
 
     def blocks(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Iterator[list[Sequence[Any]]]:
         """Yield a query's rows block by block as they arrive; for answers too large to be held at once."""
         with translated(self.where):
-            stream = self.driver.query_row_block_stream(statement, parameters={**self.names, **(parameters or {})})
+            stream = self.driver.query_row_block_stream(statement, parameters=self._parameters(parameters))
             with stream:
                 for block in stream:
                     yield list(block)
@@ -125,10 +136,13 @@ class EventLogClient:
         with self._request((settings or {}).get("query_id")):
             self.driver.command(
                 statement,
-                parameters={**self.names, **(parameters or {})},
+                parameters=self._parameters(parameters),
                 data=None if body is None else _Data(b"".join(body)),
                 settings=self.known(settings or {}),
             )
+
+    def _parameters(self, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**self.names, "source": self.source, **(parameters or {})}
 
     def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return *settings* without those this server's version does not have."""

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import FOREIGN_WORDS
-from outbox_pipeline.clickhouse.owner import ONLY_SOURCE, OWNERS
+from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.days import FIRST_DAY, LAST_DAY, DeliveredDay
 
 _COLUMNS = {
@@ -77,7 +77,7 @@ def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, ledger
     Raises ConfigurationError when the table is not this ledger's at that moment.
     """
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
-    named = {"ledger_id": str(ledger_id), "source": ONLY_SOURCE}
+    named = {"ledger_id": str(ledger_id)}
     client.run(_INSERT, named, settings={"async_insert": 0}, body=[body.encode()])
 
 

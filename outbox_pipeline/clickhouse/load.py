@@ -19,7 +19,7 @@ from outbox_pipeline.batches import Batch, Lease
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import FENCED_WORDS, FOREIGN_WORDS
-from outbox_pipeline.clickhouse.owner import ONLY_SOURCE, OWNERS
+from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.event_schema import SENT, EventColumn
@@ -100,7 +100,7 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
     }
-    named = {"batch_id": str(batch_id), "attempt": attempt, "ledger_id": str(ledger_id), "source": ONLY_SOURCE}
+    named = {"batch_id": str(batch_id), "attempt": attempt, "ledger_id": str(ledger_id)}
     client.run(_FENCED_INSERT, named, settings=settings, body=body.pieces)
 
 

@@ -13,9 +13,6 @@ from uuid import UUID
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 
-#: The name of a table's only source.
-ONLY_SOURCE = ""
-
 _READ = """
 SELECT ledger_id, registered_at, any(label) AS label, max(retired_at) AS retired_at
 FROM {sources:Identifier}
@@ -52,9 +49,9 @@ class Claim:
     retired_at: datetime | None = None
 
 
-def read_claims(client: EventLogClient, *, source: str = ONLY_SOURCE) -> list[Claim]:
+def read_claims(client: EventLogClient) -> list[Claim]:
     """Return every claim there ever was to the source, oldest first."""
-    return [_as_claim(row) for row in client.rows(_READ, {"source": source})]
+    return [_as_claim(row) for row in client.rows(_READ)]
 
 
 def holding(claims: Sequence[Claim]) -> list[Claim]:
@@ -67,20 +64,18 @@ def new_claim(client: EventLogClient, ledger_id: UUID, label: str) -> Claim:
     return Claim(ledger_id, label, _now(client))
 
 
-def add_claims(
-    client: EventLogClient, claims: Sequence[Claim], *, retiring: Sequence[Claim] = (), source: str = ONLY_SOURCE
-) -> None:
+def add_claims(client: EventLogClient, claims: Sequence[Claim], *, retiring: Sequence[Claim] = ()) -> None:
     """Write new claims and the ends of others in one insert, which readers see whole or not at all."""
     ended = [replace(claim, retired_at=_now(client)) for claim in retiring]
-    body = "\n".join(json.dumps({"source": source, **_as_row(claim)}) for claim in [*ended, *claims])
+    body = "\n".join(json.dumps({"source": client.source, **_as_row(claim)}) for claim in [*ended, *claims])
     client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
 
 
-def drop_claim(client: EventLogClient, claim: Claim, *, source: str = ONLY_SOURCE) -> None:
+def drop_claim(client: EventLogClient, claim: Claim) -> None:
     """Take a claim back, as if it had never been made, and wait until it is gone."""
     client.run(
         _DROP,
-        {"source": source, "ledger_id": str(claim.ledger_id), "registered_at": _as_text(claim.registered_at)},
+        {"ledger_id": str(claim.ledger_id), "registered_at": _as_text(claim.registered_at)},
         settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
     )
 

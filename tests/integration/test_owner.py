@@ -470,11 +470,12 @@ def test_the_doctor_says_whose_the_table_is(outbox: Outbox, stores: Stores, othe
 
 def test_claims_of_another_source_are_not_this_one_s(stores: Stores, other: Stores) -> None:
     """Each source has an owner of its own."""
-    add_claims(stores.client, [new_claim(stores.client, ledger_id_of(other), "the shop's")], source="shop")
+    shop = stores.client.of_source("shop")
+    add_claims(shop, [new_claim(shop, ledger_id_of(other), "the shop's")])
     publish(stores.engine, 3)
 
     relay(stores, until_empty=True)
 
     assert owners_of(stores) == [ledger_id_of(stores)]
-    assert [claim.ledger_id for claim in read_claims(stores.client, source="shop")] == [ledger_id_of(other)]
+    assert [claim.ledger_id for claim in read_claims(shop)] == [ledger_id_of(other)]
     assert_each_exactly_once(stores.engine, stores.client)
