@@ -130,10 +130,19 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class LedgerIdentity:
+    """Which ledger this is, and the number under which it was adopted by its present instance, 0 for never."""
+
+    ledger_id: UUID
+    floor: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One ledger row, without its positions.
 
     `foreign_positions` are half-open stretches in order, empty unless the batch was adopted from the old instance.
+    `cut_number` is None in a batch of an earlier version until its next attempt.
     """
 
     batch_id: UUID
@@ -158,6 +167,7 @@ class Batch:
     proved_at: datetime | None
     pruned_at: datetime | None
     foreign_positions: tuple[tuple[int, int], ...]
+    cut_number: int | None = None
 
     @property
     def is_frozen(self) -> bool:

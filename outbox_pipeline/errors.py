@@ -48,6 +48,10 @@ class LedgerError(PermanentError):
     """The ledger met a state in which going on could lose or double events, so it stopped."""
 
 
+class WitnessError(LedgerError):
+    """ClickHouse has deliveries on record that this ledger does not know: it was set back, or is one of two copies."""
+
+
 class ConstraintError(LedgerError):
     """A constraint or a trigger of the schema refuses what was to be written."""
 

@@ -73,6 +73,7 @@ class EventLogClient:
             "delivered": f"{self.table}_delivered",
             "migrations": f"{self.table}_migrations",
             "sources": f"{self.table}_sources",
+            "ledger": f"{self.table}_ledger",
         }
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
         self._request_seconds = request_seconds
@@ -110,7 +111,7 @@ class EventLogClient:
 
         `{table:Identifier}` is the event log, `{fence:Identifier}` its fence, `{completeness:Identifier}` how far each
         day is delivered, `{delivered:Identifier}` the view on that, `{migrations:Identifier}` what made them,
-        `{sources:Identifier}` whose they are.
+        `{sources:Identifier}` whose they are, `{ledger:Identifier}` the witness of its batches.
         """
         with self._request():
             result = self.driver.query(statement, parameters=self._parameters(parameters))

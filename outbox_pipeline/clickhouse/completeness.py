@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
-from uuid import UUID
 
+from outbox_pipeline.batches import LedgerIdentity
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.errors import FOREIGN_WORDS
+from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FOREIGN_WORDS
 from outbox_pipeline.clickhouse.owner import OWNERS
+from outbox_pipeline.clickhouse.witness import ADOPTED_AT
 from outbox_pipeline.days import FIRST_DAY, LAST_DAY, DeliveredDay
 
 _COLUMNS = {
@@ -40,6 +41,7 @@ _INSERT = f"""
 INSERT INTO {{completeness:Identifier}} ({", ".join(_COLUMNS)})
 SELECT {", ".join(_COLUMNS)} FROM input('{_STRUCTURE}')
 WHERE throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
+AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
 FORMAT JSONEachRow
 """.strip()  # noqa: S608 - see above
 
@@ -71,13 +73,14 @@ def delivered_problem(client: EventLogClient) -> str | None:
     return None
 
 
-def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, ledger_id: UUID) -> None:
+def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, ledger: LedgerIdentity) -> None:
     """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns.
 
-    Raises ConfigurationError when the table is not this ledger's at that moment.
+    Raises ConfigurationError when the table is not this ledger's at that moment, WitnessError when the ledger was
+    adopted elsewhere.
     """
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
-    named = {"ledger_id": str(ledger_id)}
+    named = {"ledger_id": str(ledger.ledger_id), "floor": ledger.floor}
     client.run(_INSERT, named, settings={"async_insert": 0}, body=[body.encode()])
 
 

@@ -22,6 +22,7 @@ from outbox_pipeline.errors import (
     OutboxError,
     PermanentError,
     TransientError,
+    WitnessError,
     first_line,
 )
 
@@ -31,10 +32,11 @@ TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
 CONFIGURATION_CODES = frozenset(
     {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 291, 344, 452, 495, 497, 516, 620}
 )
-#: `throwIf`, and the words by which fence and owner in our inserts are told from any other.
+#: `throwIf`, and the words by which fence, owner and adoption in our inserts are told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
 FOREIGN_WORDS = "the sender does not own this table"
+ADOPTED_WORDS = "another instance has adopted this ledger"
 #: What to do about a table that belongs to another outbox.
 WAYS_ON = (
     "give this outbox a table of its own with OUTBOX_CLICKHOUSE_TABLE (or another database) and run 'outbox init', or, "
@@ -104,6 +106,11 @@ def translate(error: Exception, where: str, query_id: object = None) -> OutboxEr
         return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
     if code == FUNCTION_THROW_CODE and FOREIGN_WORDS in str(error):
         return ConfigurationError(f"{where} refused the insert, because the table is not this outbox's: {WAYS_ON}")
+    if code == FUNCTION_THROW_CODE and ADOPTED_WORDS in str(error):
+        return WitnessError(
+            f"{where} refused the insert, because 'outbox adopt' was run on another instance of this ledger: stop this "
+            "one for good, or, if it is the one that goes on, stop the other and run 'outbox adopt' here."
+        )
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
         return ConfigurationError(f"{where} refuses the batch: {said}. Raise max_partitions_per_insert_block.")

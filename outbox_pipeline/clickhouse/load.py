@@ -3,7 +3,8 @@
 Two invariants. The same batch and generation is always the same bytes under the same token, so a request that arrives
 twice is dropped by ClickHouse. And each insert names its attempt and its ledger, and refuses itself when a higher
 attempt is on record in the fence table or the event log is another ledger's, so a request that was frozen for an hour
-is refused when it arrives, whatever the token's window. Whether the rows are there is asked separately (`proof`).
+is refused when it arrives, whatever the token's window; so is one of an instance whose ledger another one has adopted
+since. Whether the rows are there is asked separately (`proof`).
 """
 
 import json
@@ -15,12 +16,13 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from outbox_pipeline.batches import Batch, Lease
+from outbox_pipeline.batches import Batch, Lease, LedgerIdentity
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.errors import FENCED_WORDS, FOREIGN_WORDS
+from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FENCED_WORDS, FOREIGN_WORDS
 from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.clickhouse.table import COLUMNS
+from outbox_pipeline.clickhouse.witness import ADOPTED_AT
 from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.event_schema import SENT, EventColumn
 
@@ -50,6 +52,7 @@ WHERE throwIf(
     (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
     '{FENCED_WORDS}'
 ) = 0 AND throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
+AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
@@ -87,11 +90,12 @@ def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
     return f"{table}:{batch_id}:{generation}"
 
 
-def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledger_id: UUID) -> None:
+def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledger: LedgerIdentity) -> None:
     """Insert the whole batch as one generation; *body* is its events `as_arrow`, taken here.
 
     Coming back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
-    attempt has begun, ConfigurationError when the table is not this ledger's, else the kinds of `clickhouse.errors`.
+    attempt has begun, ConfigurationError when the table is not this ledger's, WitnessError when the ledger was adopted
+    elsewhere, else the kinds of `clickhouse.errors`.
     """
     batch_id, generation, attempt = lease.batch_id, body.generation, lease.attempt
     settings = {
@@ -100,7 +104,12 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
     }
-    named = {"batch_id": str(batch_id), "attempt": attempt, "ledger_id": str(ledger_id)}
+    named = {
+        "batch_id": str(batch_id),
+        "attempt": attempt,
+        "ledger_id": str(ledger.ledger_id),
+        "floor": ledger.floor,
+    }
     client.run(_FENCED_INSERT, named, settings=settings, body=body.pieces)
 
 

@@ -16,13 +16,13 @@ from datetime import UTC, date, datetime, timedelta
 
 from outbox_pipeline.clickhouse.completeness import as_row, delivered_problem, drop_days, read_delivered, write_days
 from outbox_pipeline.days import DayCompleteness, DeliveredDay
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, WitnessError
 from outbox_pipeline.postgres.completeness import Wanted, observe, read_day_completeness
 from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import require_log_version
-from outbox_pipeline.relay.owner import claimed, require_owner
+from outbox_pipeline.relay.witness import missing_cuts, missing_sentence, read_claimed, require_own
 from outbox_pipeline.stores import Stores
 
 #: Changes older than the last write by less than this are looked at again: a transaction's times are a little older
@@ -57,19 +57,23 @@ def record_completeness(stores: Stores) -> Recorded:
 
     Safe to repeat and to run from several processes at once. Raises ConfigurationError when the table or the log is
     missing or another outbox's (the last to write a day is believed), LedgerError when the ledger's conditions do not
-    hold, TransientError when a side does not answer; nothing of a delivery is touched in any case.
+    hold, WitnessError when ClickHouse has lost deliveries or has some that this ledger does not know, TransientError
+    when a side does not answer; nothing of a delivery is touched in any case.
     """
     require_log_version(stores.engine, stores.client)
     problem = delivered_problem(stores.client)
     if problem is not None:
         raise ConfigurationError(problem)
-    claims = claimed(stores)
+    missing = missing_cuts(stores)
+    if missing:
+        raise WitnessError(missing_sentence(missing))
+    seen = read_claimed(stores)
     told = read_delivered(stores.client)
     with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:
         check_version(connection)
         conditions = read_conditions(connection)
         require_sound(conditions)
-        require_owner(stores.client.table, claims, conditions.ledger_id)
+        require_own(connection, stores.client.table, seen)
         written_at, watermark = observe(connection)
         today = written_at.astimezone(UTC).date()
         known = {day.day: day for day in told if day.written_at <= written_at}
@@ -86,7 +90,7 @@ def record_completeness(stores: Stores) -> Recorded:
         drop_days(stores.client, retold, written_after=written_at)
     if news:
         rows = [as_row(day, written_at=written_at) for day in news]
-        write_days(stores.client, rows, ledger_id=conditions.ledger_id)
+        write_days(stores.client, rows, ledger=conditions.identity)
     return Recorded(watermark, written_at, news, len(retold))
 
 

@@ -28,7 +28,7 @@ from outbox_pipeline.postgres.leases import note_proved, read_batch
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.lost_log import require_log
-from outbox_pipeline.relay.owner import require_own_table
+from outbox_pipeline.relay.witness import require_own_log
 from outbox_pipeline.stores import Stores
 
 #: Batches that ClickHouse shows differently before a prune gives up: a person must look, and proving costs time.
@@ -133,7 +133,7 @@ def _require_ready(stores: Stores) -> None:
         check_version(connection)
         require_own_cluster(connection)
     require_log(stores.engine, stores.client)
-    require_own_table(stores)
+    require_own_log(stores)
 
 
 @dataclass(frozen=True)

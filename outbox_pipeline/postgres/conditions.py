@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
+from outbox_pipeline.batches import LedgerIdentity
 from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.postgres import cut
 from outbox_pipeline.postgres.errors import hidden_sentence
@@ -27,6 +28,8 @@ class LedgerConditions:
     unclaimed: str
     stretch_count: int
     ledger_id: UUID
+    last_cut_number: int
+    witness_floor: int
     is_own_cluster: bool
     can_read_sequence: bool
     last_drawn: int
@@ -39,6 +42,11 @@ class LedgerConditions:
     is_subscribed: bool
     role_name: str
     hidden_tables: list[str]
+
+    @property
+    def identity(self) -> LedgerIdentity:
+        """Which ledger this is."""
+        return LedgerIdentity(self.ledger_id, self.witness_floor)
 
 
 def read_conditions(connection: Connection) -> LedgerConditions:
@@ -54,15 +62,15 @@ def require_sound(conditions: LedgerConditions) -> None:
         raise LedgerError(problem)
 
 
-def require_own_cluster(connection: Connection) -> UUID:
-    """Return the ledger's id.
+def require_own_cluster(connection: Connection) -> LedgerIdentity:
+    """Return which ledger this is.
 
     Raises LedgerError where an attempt must not begin: the old instance may deliver it too, or rows are hidden.
     """
     conditions = read_conditions(connection)
     if not conditions.is_own_cluster or conditions.hidden_tables:
         require_sound(conditions)
-    return conditions.ledger_id
+    return conditions.identity
 
 
 def read_ledger_id(connection: Connection) -> UUID:

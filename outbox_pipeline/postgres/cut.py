@@ -70,8 +70,8 @@ def read_holders(connection: Connection) -> list[str]:
     return list(connection.scalar(query("holders")) or [])
 
 
-def insert_batch(connection: Connection, batch_id: UUID, picked: PickedEvents) -> None:
-    """Write the batch: its events go from unclaimed to cut.
+def insert_batch(connection: Connection, batch_id: UUID, cut_number: int, picked: PickedEvents) -> None:
+    """Write the batch under its number: its events go from unclaimed to cut.
 
     PostgreSQL itself refuses (exclusion constraint) when one of them is in another batch already.
     """
@@ -85,6 +85,7 @@ def insert_batch(connection: Connection, batch_id: UUID, picked: PickedEvents) -
             event_count=picked.event_count,
             context_bytes=picked.context_bytes,
             oldest_recorded_at=picked.oldest_recorded_at,
+            cut_number=cut_number,
         )
     )
 
@@ -96,11 +97,13 @@ def take_positions(
     unclaimed_positions: str,
     last_drawn: int,
     holders: list[str],
+    cut_number: int,
 ) -> bool:
     """Take the picked events out of `unclaimed` and what was not visible below them into gaps.
 
     When nothing was visible at all (None), every position that was drawn goes into gaps.
-    Returns whether there was a gap. *last_drawn* must have been read before *holders*.
+    Returns whether there was a gap. *cut_number* is the highest that a batch has now; *last_drawn* must have been read
+    before *holders*.
     """
     gap_count = connection.scalar(
         query("take_positions"),
@@ -111,6 +114,7 @@ def take_positions(
             "last_position": picked.last_position if picked else last_drawn,
             "last_drawn": last_drawn,
             "holders": holders,
+            "cut_number": cut_number,
             "stretches_a_gap": gaps.STRETCHES_A_GAP,
         },
     )

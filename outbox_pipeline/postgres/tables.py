@@ -48,6 +48,8 @@ unclaimed = Table(
     Column("database_oid", OID, nullable=False),
     Column("timeline", Integer, nullable=False),
     Column("ledger_id", Uuid, nullable=False),
+    Column("last_cut_number", BigInteger, nullable=False),
+    Column("witness_floor", BigInteger, nullable=False),
 )
 
 gap = Table(
@@ -94,6 +96,7 @@ batch = Table(
     Column("proved_at", DateTime(timezone=True)),
     Column("pruned_at", DateTime(timezone=True)),
     Column("lasting", INTERVAL),
+    Column("cut_number", BigInteger),
 )
 
 quarantined_event = Table(

@@ -76,13 +76,13 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
     lease = Lease(batch_id, attempt, holder())
     claims = claimed(stores)
     with ledger_transaction(stores.engine) as connection:
-        ledger_id = require_own_cluster(connection)
-        require_owner(stores.client.table, claims, ledger_id)
+        identity = require_own_cluster(connection)
+        require_owner(stores.client.table, claims, identity.ledger_id)
         if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
             found = leases.read_batch(connection, batch_id)
             raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
     announce(Point.LEASED)
-    return Delivery(stores, lease, ledger_id)
+    return Delivery(stores, lease, identity)
 
 
 def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = None) -> Delivery:
@@ -93,8 +93,8 @@ def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = No
     """
     claims = claimed(stores)
     with ledger_transaction(stores.engine) as connection:
-        ledger_id = require_own_cluster(connection)
-        require_owner(stores.client.table, claims, ledger_id)
+        identity = require_own_cluster(connection)
+        require_owner(stores.client.table, claims, identity.ledger_id)
         lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)
@@ -102,7 +102,7 @@ def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = No
                 raise BatchDataError(pruned_sentence(found))
             raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
     announce(Point.LEASED)
-    return Delivery(stores, lease, ledger_id)
+    return Delivery(stores, lease, identity)
 
 
 def pruned_sentence(batch: Batch) -> str:

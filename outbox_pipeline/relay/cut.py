@@ -127,13 +127,19 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
         return _Look(is_whole)
     # Transactions that came since cannot fill what was drawn before; naming them too costs a look when they end.
     holders = sorted({*holding, *ledger.read_holders(connection)})
-    batch = None
+    batch, cut_number = None, conditions.last_cut_number
     if picked is not None:
         is_last = is_whole and picked.event_count == picked.looked_count < max_events
         batch = CutBatch(uuid7(), picked.recorded_on, picked.event_count, picked.context_bytes, is_last)
-        ledger.insert_batch(connection, batch.batch_id, picked)
+        cut_number += 1
+        ledger.insert_batch(connection, batch.batch_id, cut_number, picked)
     ledger.take_positions(
-        connection, picked, unclaimed_positions=unclaimed, last_drawn=conditions.last_drawn, holders=holders
+        connection,
+        picked,
+        unclaimed_positions=unclaimed,
+        last_drawn=conditions.last_drawn,
+        holders=holders,
+        cut_number=cut_number,
     )
     return _Look(is_whole, batch)
 

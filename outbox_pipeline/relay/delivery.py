@@ -11,13 +11,12 @@ from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import Connection
 
-from outbox_pipeline.batches import Batch, Lease, Proof
+from outbox_pipeline.batches import Batch, Lease, LedgerIdentity, Proof
 from outbox_pipeline.clickhouse import load as store
 from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
@@ -29,6 +28,7 @@ from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.watchdog import client_limit
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.points import Point, announce
+from outbox_pipeline.relay.witness import witness_attempt
 from outbox_pipeline.stores import Stores
 from outbox_pipeline.validation import Rules, validate_events
 
@@ -96,10 +96,10 @@ class Marked:
 class Delivery:
     """One attempt on one batch by this process; keeps the lease alive until closed."""
 
-    def __init__(self, stores: Stores, lease: Lease, ledger_id: UUID) -> None:
+    def __init__(self, stores: Stores, lease: Lease, identity: LedgerIdentity) -> None:
         """Start the heartbeat of a lease that was just taken in this ledger."""
         self.lease = lease
-        self.ledger_id = ledger_id
+        self.identity = identity
         #: Accepted events by type, known where this process validated the batch.
         self.event_types: dict[str, int] | None = None
         self._events: pa.Table | None = None
@@ -107,6 +107,7 @@ class Delivery:
         self._started = time.monotonic()
         self._has_sent = False
         self._is_fenced = lease.attempt == 1
+        self._is_witnessed = False
         self._is_proven = False
         self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease, limits=stores.limits).start()
         self.stores = replace(stores, client=stores.client.telling(self._heartbeat.during))
@@ -176,7 +177,8 @@ class Delivery:
         Looks before it sends anything a second time. Sends the same generation again first, because a late copy of an
         earlier request is then dropped; raises the generation only when ClickHouse took one and still shows other rows,
         or when *reload* asks for it. Events that ClickHouse refuses by itself are found and rejected, the rest goes on
-        as the next generation. Raises ProofError when that does not help.
+        as the next generation. Raises ProofError when that does not help, WitnessError, before anything is sent, when
+        ClickHouse knows of deliveries that this ledger does not.
         """
         started = time.monotonic()
         batch = self._frozen_batch()
@@ -261,6 +263,7 @@ class Delivery:
     def _send(self, batch: Batch, generation: int) -> int:
         assert batch.proof is not None
         body = self._encoded(batch, generation)
+        self._witness(batch)
         self._heartbeat.require_held()
         announce(Point.SENDING)
         if generation > 0:
@@ -269,7 +272,7 @@ class Delivery:
         if batch.proof.row_count == 0:
             return 0
         self._has_sent = True
-        store.insert_generation(self.stores.client, body, lease=self.lease, ledger_id=self.ledger_id)
+        store.insert_generation(self.stores.client, body, lease=self.lease, ledger=self.identity)
         announce(Point.SENT)
         return body.size
 
@@ -293,6 +296,11 @@ class Delivery:
             generation = leases.refreeze(connection, self.lease, rejected=rejected, proof=proof)
         announce(Point.REFROZEN)
         return generation
+
+    def _witness(self, batch: Batch) -> None:
+        if not self._is_witnessed:
+            witness_attempt(self.stores.client, self._ledger, batch, self.identity)
+            self._is_witnessed = True
 
     def _raise_fence(self) -> None:
         # A first attempt has none before it whose request could still be on its way.

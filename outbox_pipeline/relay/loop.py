@@ -10,14 +10,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 
-from outbox_pipeline.errors import DefectError, OutboxError, sentence_of
+from outbox_pipeline.errors import DefectError, OutboxError, WitnessError, sentence_of
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Marked
 from outbox_pipeline.relay.lost_log import require_log
-from outbox_pipeline.relay.owner import claim_table, require_own_table
+from outbox_pipeline.relay.owner import claim_table
+from outbox_pipeline.relay.witness import require_own_log
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 
@@ -117,6 +118,8 @@ def _deliver_next(stores: Stores, settings: Settings) -> BatchResult | None:
         return deliver(delivery)
     except OutboxError as error:
         end_failed(delivery, error)
+        if isinstance(error, WitnessError):
+            raise
         return error
 
 
@@ -148,8 +151,11 @@ def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
 
 
 def require_ready(stores: Stores) -> None:
-    """Raise ConfigurationError unless both sides have the schema this code needs and the table is no other outbox's."""
+    """Raise ConfigurationError unless both sides have the schema this code needs and the table is no other outbox's.
+
+    Raises WitnessError when ClickHouse knows of deliveries that this ledger does not.
+    """
     with ledger_transaction(stores.engine) as connection:
         check_version(connection)
     require_log(stores.engine, stores.client)
-    require_own_table(stores)
+    require_own_log(stores)

@@ -8,9 +8,8 @@ only after a later reading showed no other's, and one whose table was taken clai
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL
 
-from outbox_pipeline.clickhouse.client import EventLogClient, ask
 from outbox_pipeline.clickhouse.errors import WAYS_ON
 from outbox_pipeline.clickhouse.owner import (
     Claim,
@@ -24,9 +23,8 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.relay.lost_log import require_log_version
 from outbox_pipeline.relay.points import Point, announce
-from outbox_pipeline.settings import Settings, shown_url
+from outbox_pipeline.settings import shown_url
 from outbox_pipeline.stores import Stores
 
 
@@ -96,27 +94,6 @@ def owner_problem(table: str, claims: Sequence[Claim], ledger_id: UUID) -> str |
     if own:
         return f"Table {table} was taken from this outbox by another one, which has it no longer either: {WAYS_ON}"
     return None
-
-
-def require_own_table(stores: Stores) -> None:
-    """Raise ConfigurationError where the table is another ledger's; claims nothing."""
-    claims = read_claims(stores.client)
-    with ledger_transaction(stores.engine) as connection:
-        ledger_id = read_ledger_id(connection)
-    require_owner(stores.client.table, claims, ledger_id)
-
-
-def ask_owner(engine: Engine, settings: Settings) -> list[Claim]:
-    """Return the claims to a log that is as this code needs it, with small requests, for a tick.
-
-    Raises as `require_log_version` does, TransientError when ClickHouse does not answer.
-    """
-
-    def look(client: EventLogClient) -> list[Claim]:
-        require_log_version(engine, client)
-        return read_claims(client)
-
-    return ask(settings, look)
 
 
 def label_of(stores: Stores) -> str:

@@ -21,6 +21,8 @@ class Point(StrEnum):
     EXTRACTED = "extracted"
     VALIDATED = "validated"
     FROZEN = "frozen"
+    NUMBERED = "numbered"
+    WITNESSED = "witnessed"
     FENCED = "fenced"
     GENERATION_RAISED = "generation_raised"
     SENDING = "sending"

@@ -3,22 +3,19 @@
 The ledger is the truth and the tick is not: evaluating one twice, or losing its answer, costs time and nothing else.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import BatchRequest
-from outbox_pipeline.clickhouse.owner import Claim
 from outbox_pipeline.counts import counted
-from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.in_flight import OpenBatches, count_open
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import PASSING_KINDS, request_batches
 from outbox_pipeline.relay.cut import CutResult, cut_batches
-from outbox_pipeline.relay.owner import require_owner
+from outbox_pipeline.relay.witness import Seen, require_own
 from outbox_pipeline.settings import Settings
 
 #: With nothing in flight a tick that has cut for so long leaves the rest to the next.
@@ -61,16 +58,16 @@ class Tick:
         return ", ".join(parts)
 
 
-def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date], claims: Sequence[Claim] = ()) -> Tick:
+def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date], seen: Seen | None = None) -> Tick:
     """Cut what is pending unless too much is in flight, then draw attempts for due batches, of whatever day.
 
     Parked batches and batches that a replay delivers again do not count against the limit, so they hold nothing up.
     After a transient failure one batch at a time is requested until one is delivered: a server that has just come back
     is not stormed. With *days* that end before they begin nothing is done: no run could be started for any batch, and
-    what is not cut yet is cut under its right day once there is one. Raises ConfigurationError when by *claims* the
-    event log is another outbox's.
+    what is not cut yet is cut under its right day once there is one. Raises ConfigurationError when by what was *seen*
+    the event log is another outbox's, WitnessError when it has deliveries that this ledger does not know.
     """
-    found = _read_open(engine, settings, days, claims)
+    found = _read_open(engine, settings, days, seen)
     if days[0] > days[1]:
         return Tick(
             open_count=found.in_flight, parked_count=found.parked, held_back_count=found.in_flight, is_held_back=True
@@ -94,9 +91,9 @@ def plan_tick(engine: Engine, settings: Settings, *, days: tuple[date, date], cl
     )
 
 
-def _read_open(engine: Engine, settings: Settings, days: tuple[date, date], claims: Sequence[Claim]) -> OpenBatches:
+def _read_open(engine: Engine, settings: Settings, days: tuple[date, date], seen: Seen | None) -> OpenBatches:
     with ledger_transaction(engine) as connection:
         check_version(connection)
-        if claims:
-            require_owner(settings.clickhouse_table, claims, read_ledger_id(connection))
+        if seen is not None:
+            require_own(connection, settings.clickhouse_table, seen)
         return count_open(connection, days=days, passing_kinds=PASSING_KINDS)

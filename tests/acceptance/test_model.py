@@ -86,13 +86,15 @@ def cut_with_early_holders(engine: Engine, settings: Settings, *, limit: int) ->
             first_day=settings.start_date,
         )
         if picked is not None:
-            ledger.insert_batch(connection, uuid7(), picked)
+            number = conditions.last_cut_number + 1
+            ledger.insert_batch(connection, uuid7(), number, picked)
             ledger.take_positions(
                 connection,
                 picked,
                 unclaimed_positions=conditions.unclaimed,
                 last_drawn=ledger.read_last_drawn(connection),
                 holders=holders,
+                cut_number=number,
             )
 
 

@@ -24,7 +24,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
 from tests.fixtures.lives import Restore, all_batches, assert_whole, back_up, cloned, mixed_lives, value
-from tests.fixtures.owners import ledger_id_of
+from tests.fixtures.owners import identity_of
 from tests.fixtures.servers import Servers
 
 pytestmark = pytest.mark.embedded_only
@@ -267,7 +267,7 @@ def send_late(there: Stores, batch_id: UUID) -> None:
     """Send a batch as the old instance's first attempt, frozen until now, would."""
     events = extract_events(there.engine, batch_id)
     body = load.as_arrow(events, batch_id, generation=0)
-    load.insert_generation(there.client, body, lease=Lease(batch_id, 1, "frozen"), ledger_id=ledger_id_of(there))
+    load.insert_generation(there.client, body, lease=Lease(batch_id, 1, "frozen"), ledger=identity_of(there))
 
 
 def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Restore, backup: Path) -> None:

@@ -29,7 +29,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
-from tests.fixtures.owners import ledger_id_of
+from tests.fixtures.owners import identity_of
 from tests.fixtures.watermark import Promises, Traffic
 
 DOCS = Path(__file__).parents[2] / "docs" / "completeness.md"
@@ -422,7 +422,7 @@ def test_readers_get_the_latest_row_of_a_day(stores: Stores) -> None:
     early = {**vars(yesterday(stores))}
     relay(stores, until_empty=True)
     done = yesterday(stores)
-    write_days(stores.client, [early], ledger_id=ledger_id_of(stores))
+    write_days(stores.client, [early], ledger=identity_of(stores))
 
     rows = stores.client.rows("SELECT * FROM {delivered:Identifier} WHERE day = {day:Date}", {"day": str(done.day)})
 
@@ -437,7 +437,7 @@ def told_ahead(stores: Stores, *, days: int) -> None:
     whole = [now.date() + timedelta(days=n) for n in range(days)]
     ends = [datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC) for day in whole]
     rows = [row | {"day": day, "complete_through": end} for day, end in zip(whole, ends, strict=True)]
-    write_days(stores.client, rows, ledger_id=ledger_id_of(stores))
+    write_days(stores.client, rows, ledger=identity_of(stores))
     shift(stores.engine, days=days, table="watermark")
 
 

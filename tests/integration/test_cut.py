@@ -198,6 +198,7 @@ def _cut_with(connection: Connection, picked: ledger.PickedEvents, *, holders: l
         unclaimed_positions=conditions.unclaimed,
         last_drawn=conditions.last_drawn,
         holders=holders,
+        cut_number=conditions.last_cut_number,
     )
 
 

@@ -24,7 +24,7 @@ from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.owners import ledger_id_of
+from tests.fixtures.owners import identity_of
 
 
 def start(stores: Stores) -> Delivery:
@@ -45,7 +45,7 @@ def insert(stores: Stores, delivery: Delivery, *, generation: int, attempt: int)
     batch_id = delivery.lease.batch_id
     body = load.as_arrow(extract_events(stores.engine, batch_id), batch_id, generation)
     lease = replace(delivery.lease, attempt=attempt)
-    load.insert_generation(stores.client, body, lease=lease, ledger_id=ledger_id_of(stores))
+    load.insert_generation(stores.client, body, lease=lease, ledger=identity_of(stores))
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from outbox_pipeline.relay.attempts import request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.relay.owner import ask_owner, claim_table
+from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
@@ -138,9 +139,9 @@ def test_a_tick_with_nothing_to_do_sends_little(patient: Stores) -> None:
             require_answer(patient.settings)
             _, requests = sent.counts()
             assert requests <= most
-        claims = ask_owner(patient.engine, patient.settings)
+        seen = ask_seen(patient.engine, patient.settings)
         assert sent.counts() == (0, _LOG_REQUESTS)
-        plan_tick(patient.engine, patient.settings, days=(date.min, date.max), claims=claims)
+        plan_tick(patient.engine, patient.settings, days=(date.min, date.max), seen=seen)
 
     assert sent.counts() == (_IDLE_TICK_STATEMENTS, 0)
 

@@ -21,8 +21,8 @@ from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_d
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_requested, set_request_end
-from outbox_pipeline.relay.owner import ask_owner
 from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.settings import load_settings
 
 ATTEMPT_TAG = "outbox/attempt"
@@ -64,12 +64,12 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     """Plan one tick; the ledger remembers, so a tick that is lost or evaluated twice does no harm."""
     try:
         # Attempts on a log that is not there, or another outbox's, would fail until their batches are parked.
-        claims = ask_owner(pipeline.engine, pipeline.settings)
+        seen = ask_seen(pipeline.engine, pipeline.settings)
     except TransientError as error:
         since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
     _update_request_ends(context.instance, pipeline)
-    tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), claims=claims)
+    tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), seen=seen)
     if tick.is_held_back:
         context.log.warning(f"Held back: {tick.summary()}.")
     requests = _run_requests(tick.requests)

@@ -11,6 +11,8 @@ SELECT (SELECT range_agg(stretch)::text
         FROM (SELECT stretch FROM first_stretch UNION ALL SELECT stretch FROM open_end) AS looked_at) AS unclaimed,
        (SELECT count(*) FROM first_stretch) AS stretch_count,
        unclaimed.ledger_id,
+       unclaimed.last_cut_number,
+       unclaimed.witness_floor,
        unclaimed.system_identifier = control.system_identifier
            AND unclaimed.database_oid = database.oid
            AND unclaimed.timeline

@@ -1,0 +1,84 @@
+"""The table by which ClickHouse is a witness of the ledger: `<table>_ledger`, a row for each attempt about to send.
+
+A ledger that was set back, or a copy of it, gives the same numbers to other batches. Invariant: a batch's row stands
+here before its first byte is sent, and rows are never changed; who has written one reads what others have written
+since. Nothing here knows what a row means for a ledger, `relay.witness` does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+
+#: In place of a batch: the ledger was adopted under this number.
+ADOPTION = UUID(int=0)
+
+_INSERT = """
+INSERT INTO {ledger:Identifier} (source, cut_number, batch_id, ledger_id)
+VALUES ({source:String}, {cut_number:UInt64}, {batch_id:UUID}, {ledger_id:UUID})
+""".strip()
+
+_SINCE = """
+SELECT DISTINCT cut_number, batch_id FROM {ledger:Identifier}
+WHERE source = {source:String} AND cut_number >= {since:UInt64}
+"""
+
+_NEWEST = """
+SELECT cut_number, batch_id FROM {ledger:Identifier}
+WHERE source = {source:String}
+ORDER BY source DESC, cut_number DESC
+LIMIT {limit:UInt32}
+"""
+
+_HIGHEST = "SELECT max(cut_number) AS highest FROM {ledger:Identifier} WHERE source = {source:String}"
+
+#: In an insert: the number of the latest adoption at that moment, 0 for none, to be compared with the sender's.
+ADOPTED_AT = f"""
+SELECT max(cut_number) FROM {{ledger:Identifier}}
+WHERE source = {{source:String}} AND batch_id = toUUID('{ADOPTION}')
+""".strip()  # noqa: S608 - a constant
+
+_DROP = """
+DELETE FROM {ledger:Identifier}
+WHERE source = {source:String} AND cut_number < {below:UInt64} AND batch_id != {adoption:UUID}
+"""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A number and the batch that has it, as some ledger said; `batch_id` is ADOPTION for none."""
+
+    cut_number: int
+    batch_id: UUID
+
+
+def add_cut(client: EventLogClient, cut: Cut, ledger_id: UUID) -> None:
+    """Write that this ledger gave the number to the batch, on disk when it comes back."""
+    named = {"cut_number": cut.cut_number, "batch_id": str(cut.batch_id), "ledger_id": str(ledger_id)}
+    client.run(_INSERT, named, settings={"async_insert": 0})
+
+
+def cuts_since(client: EventLogClient, number: int) -> Iterator[list[Cut]]:
+    """Yield all cuts from a number on, in blocks and in no order."""
+    for block in client.blocks(_SINCE, {"since": number}):
+        yield [Cut(int(cut_number), batch_id) for cut_number, batch_id in block]
+
+
+def newest_cuts(client: EventLogClient, limit: int) -> list[Cut]:
+    """Return the cuts with the highest numbers, at most *limit* rows of them."""
+    return [Cut(int(row["cut_number"]), row["batch_id"]) for row in client.rows(_NEWEST, {"limit": limit})]
+
+
+def highest_number(client: EventLogClient) -> int:
+    """Return the highest number that any ledger has written, 0 for none."""
+    return int(client.rows(_HIGHEST)[0]["highest"])
+
+
+def drop_cuts(client: EventLogClient, *, below: int) -> None:
+    """Delete the cuts with lower numbers than *below* and wait until they are gone; adoptions stay."""
+    client.run(
+        _DROP,
+        {"below": below, "adoption": str(ADOPTION)},
+        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
+    )

@@ -1,0 +1,163 @@
+"""ClickHouse as a witness of the ledger: it knows of deliveries that a ledger which was set back has forgotten.
+
+A dump restored in place, a storage snapshot mounted again, a copy beside the living original: cluster, database and
+timeline are what they were, and pending events may have been delivered. But the other instance has left its cuts in
+ClickHouse, under numbers that this ledger gave to other batches, or never.
+
+Invariant: no byte of a batch is sent before its number and id stand in ClickHouse and a later reading showed no cut at
+or above that number which this ledger does not have. The order is the guarantee: a number is committed in PostgreSQL
+before ClickHouse sees it, written before it is relied on, and ClickHouse is read before PostgreSQL. So two processes of
+one ledger never stop each other, and of two instances that cut the same events one at least sees the other.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine
+
+from outbox_pipeline.batches import Batch, LedgerIdentity
+from outbox_pipeline.clickhouse.client import EventLogClient, ask
+from outbox_pipeline.clickhouse.owner import Claim, read_claims
+from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cut, cuts_since, newest_cuts
+from outbox_pipeline.counts import counted
+from outbox_pipeline.errors import WitnessError
+from outbox_pipeline.postgres import witness as ledger
+from outbox_pipeline.postgres.conditions import read_ledger_id
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.relay.lost_log import require_log_version
+from outbox_pipeline.relay.owner import claimed, require_owner
+from outbox_pipeline.relay.points import Point, announce
+from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
+
+#: Cuts that a look without an attempt compares; the other instance's newest are among them.
+_NEWEST = 1_000
+
+
+class LedgerTransaction(Protocol):
+    """Opens a transaction on the ledger."""
+
+    def __call__(self) -> AbstractContextManager[Connection]:
+        """Return the transaction as a block."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What ClickHouse had on record: whose the table is, and the newest cuts. Compared with PostgreSQL after that."""
+
+    claims: Sequence[Claim]
+    cuts: Sequence[Cut]
+
+
+def witness_attempt(
+    client: EventLogClient, transaction: LedgerTransaction, batch: Batch, identity: LedgerIdentity
+) -> None:
+    """Put the batch on record in ClickHouse and look whether the ledger is the only one that goes on from there.
+
+    Raises WitnessError when it is not; nothing may be sent then.
+    """
+    number = batch.cut_number
+    if number is None:
+        with transaction() as connection:
+            number = ledger.draw_number(connection, batch.batch_id)
+        announce(Point.NUMBERED)
+    add_cut(client, Cut(number, batch.batch_id), identity.ledger_id)
+    announce(Point.WITNESSED)
+    for cuts in cuts_since(client, max(number, identity.floor)):
+        with transaction() as connection:
+            require_known(connection, cuts)
+
+
+def require_known(connection: Connection, cuts: Collection[Cut]) -> None:
+    """Raise WitnessError when one of the cuts is of another instance; *cuts* were read from ClickHouse before."""
+    if not cuts:
+        return
+    known = ledger.read_cuts(connection, [cut.cut_number for cut in cuts])
+    foreign = [cut for cut in cuts if _is_foreign(cut, known)]
+    if foreign:
+        raise WitnessError(foreign_sentence(min(foreign, key=lambda cut: cut.cut_number)))
+
+
+def foreign_sentence(cut: Cut) -> str:
+    """Say what a cut of another instance means and what to do."""
+    what = (
+        f"'outbox adopt' was run on another instance of it, as number {cut.cut_number}"
+        if cut.batch_id == ADOPTION
+        else f"ClickHouse has batch {cut.batch_id} on record, number {cut.cut_number}, which this ledger does not know"
+    )
+    return (
+        f"This ledger was set back by a restore, or a copy of it delivers into the same table: {what}. Nothing is cut "
+        "or delivered here until you stop the old instance for good and run 'outbox adopt' on this one."
+    )
+
+
+def read_seen(client: EventLogClient) -> Seen:
+    """Read what ClickHouse has on record."""
+    return Seen(read_claims(client), newest_cuts(client, _NEWEST))
+
+
+def read_claimed(stores: Stores) -> Seen:
+    """Read what ClickHouse has on record; where no claim to the table holds, this ledger makes its own first."""
+    return Seen(claimed(stores), newest_cuts(stores.client, _NEWEST))
+
+
+def ask_seen(engine: Engine, settings: Settings) -> Seen:
+    """Return what is on record in a log that is as this code needs it, with small requests, for a tick.
+
+    Raises as `require_log_version` does, TransientError when ClickHouse does not answer.
+    """
+
+    def look(client: EventLogClient) -> Seen:
+        require_log_version(engine, client)
+        return read_seen(client)
+
+    return ask(settings, look)
+
+
+def require_own(connection: Connection, table: str, seen: Seen) -> None:
+    """Raise ConfigurationError where the table is another ledger's, WitnessError where another instance went on."""
+    require_owner(table, seen.claims, read_ledger_id(connection))
+    require_known(connection, seen.cuts)
+
+
+def require_own_log(stores: Stores) -> None:
+    """Look as `require_own` does; claims and writes nothing."""
+    seen = read_seen(stores.client)
+    with ledger_transaction(stores.engine) as connection:
+        require_own(connection, stores.client.table, seen)
+
+
+def missing_cuts(stores: Stores) -> list[ledger.DeliveredCut]:
+    """Return what this ledger has sent and ClickHouse has no longer on record: it was restored from a backup.
+
+    PostgreSQL is read first, so that what is delivered meanwhile is not among it. None are missing where ClickHouse has
+    nothing on record at all.
+    """
+    with ledger_transaction(stores.engine) as connection:
+        delivered = ledger.read_delivered_cuts(connection)
+    if not delivered:
+        return []
+    shown: set[int] = set()
+    for cuts in cuts_since(stores.client, min(cut.cut_number for cut in delivered)):
+        shown |= {cut.cut_number for cut in cuts}
+    return [cut for cut in delivered if cut.cut_number not in shown] if shown else []
+
+
+def missing_sentence(missing: Collection[ledger.DeliveredCut]) -> str:
+    """Say that ClickHouse has lost what was delivered, and how it comes back."""
+    days = {cut.recorded_on for cut in missing}
+    return (
+        f"ClickHouse has no record of {counted(len(missing), 'batch', 'batches')} that this ledger has delivered (it "
+        "was restored from a backup, or rows were deleted by hand): bring back what is missing with "
+        f"'outbox reconcile --from {min(days)} --to {max(days)} --repair'."
+    )
+
+
+def _is_foreign(cut: Cut, known: ledger.KnownCuts) -> bool:
+    if cut.cut_number < known.floor:
+        return False
+    if cut.batch_id == ADOPTION:
+        return cut.cut_number != known.floor
+    return known.batches.get(cut.cut_number) != cut.batch_id
