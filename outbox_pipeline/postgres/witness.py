@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select
 
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.postgres.cut import lock_unclaimed
+from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, unclaimed
 
 #: ClickHouse keeps at least the cuts of so many numbers below the last.
@@ -39,13 +40,9 @@ def draw_number(connection: Connection, batch_id: UUID) -> int:
     """Return the batch's number, which is given now to one that an earlier version has cut."""
     lock_unclaimed(connection)
     number = connection.scalar(select(batch.c.cut_number).where(batch.c.batch_id == batch_id))
-    if number is not None:
-        return int(number)
-    drawn: int = connection.execute(
-        update(unclaimed).values(last_cut_number=unclaimed.c.last_cut_number + 1).returning(unclaimed.c.last_cut_number)
-    ).scalar_one()
-    connection.execute(update(batch).where(batch.c.batch_id == batch_id).values(cut_number=drawn))
-    return drawn
+    if number is None:
+        number = connection.execute(query("draw_number"), {"batch_id": batch_id}).scalar_one()
+    return int(number)
 
 
 def read_cuts(connection: Connection, numbers: Collection[int]) -> KnownCuts:

@@ -28,7 +28,8 @@ from tests.fixtures.events import publish
 from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
 
 #: PostgreSQL statements and ClickHouse requests of each step of a first attempt, whatever the size of the batch. Each
-#: transaction has one statement of its own (the guard); load is the insert and the proof. The bulk read's has two, and
+#: transaction has one statement of its own (the guard); load is the witness's row, the look at it and, in PostgreSQL,
+#: whether its numbers are known, then the insert and the proof. The bulk read's has two, and
 #: its first connection is asked which types it knows. Start asks ClickHouse whose the table is, in every attempt,
 #: because another outbox may take it while a relay runs for weeks.
 _TRAFFIC = {
@@ -37,15 +38,15 @@ _TRAFFIC = {
     "start": (3, 1),
     "extract": (6, 0),
     "validate": (6, 0),
-    "load": (2, 2),
+    "load": (4, 4),
     "mark": (4, 0),
 }
-#: One of them is the ledger's id, to be compared with the table's owner.
-_IDLE_TICK_STATEMENTS = 14
+#: One of them is the ledger's id, to be compared with the table's owner, and one which of the newest cuts are known.
+_IDLE_TICK_STATEMENTS = 15
 #: The first time the driver sends three of its own to open a client, which is kept.
 _ANSWER_REQUESTS = (4, 1)
-#: Which tables there are, which migrations are on record, and whose the table is.
-_LOG_REQUESTS = 3
+#: Which tables there are, which migrations are on record, whose the table is, and which cuts are the newest.
+_LOG_REQUESTS = 4
 
 _STEPS = ("extract", "validate", "load", "mark")
 

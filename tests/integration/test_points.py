@@ -10,6 +10,7 @@ from sqlalchemy import event, text
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.relay.attempts import start_unrequested
+from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
@@ -51,6 +52,14 @@ def redeliver(stores: Stores) -> None:
     deliver(start_unrequested(stores, batch_id(stores)), reload=True)
 
 
+def cut_without_number(stores: Stores) -> None:
+    """Leave a batch as an earlier version has cut it."""
+    publish(stores.engine, 1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET cut_number = NULL WHERE status = 'cut'"))
+
+
 def batch_id(stores: Stores) -> Any:
     """Return the id of the only batch."""
     with stores.engine.begin() as connection:
@@ -64,6 +73,8 @@ def test_every_write_of_a_delivery_has_a_boundary(stores: Stores, monkeypatch: p
 
     first = record(stores, monkeypatch, lambda: relay(stores))
     repair = record(stores, monkeypatch, lambda: redeliver(stores))
+    cut_without_number(stores)
+    numbered = record(stores, monkeypatch, lambda: relay(stores))
 
     publish(stores.engine, 1, event_type="poison")
     publish(stores.engine, 1)
@@ -71,10 +82,10 @@ def test_every_write_of_a_delivery_has_a_boundary(stores: Stores, monkeypatch: p
     refusal = record(stores, monkeypatch, lambda: relay(stores))
 
     # A cut is one transaction: its two statements appear together or not at all.
-    for sequence in (first[first.index(Point.CUT) :], repair):
+    for sequence in (first[first.index(Point.CUT) :], repair, numbered):
         for one, two in pairwise(sequence):
             assert (one, two) != ("write", "write"), sequence
-    assert {item for item in first + repair + refusal if item != "write"} == set(Point)
+    assert {item for item in first + repair + numbered + refusal if item != "write"} == set(Point)
 
 
 def test_a_listener_can_be_ended(stores: Stores) -> None:
