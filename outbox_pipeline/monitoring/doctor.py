@@ -39,7 +39,9 @@ from outbox_pipeline.postgres.schema import check_version, latest_version
 from outbox_pipeline.registry import load_registry
 from outbox_pipeline.relay.lost_log import log_problem
 from outbox_pipeline.relay.owner import owner_problem
+from outbox_pipeline.relay.witness import loss_problem, read_newest, require_known
 from outbox_pipeline.settings import Settings, shown_url, today, unknown_variables
+from outbox_pipeline.stores import Stores
 
 #: Clocks further apart than this are worth a look: `recorded_at` decides an event's day, and lag is their difference.
 MAX_SKEW = timedelta(seconds=5)
@@ -66,6 +68,7 @@ CHECKS = (
     "clickhouse",
     "clickhouse table",
     "clickhouse owner",
+    "clickhouse witness",
     "clickhouse durability",
     "delivered days",
     "clocks",
@@ -302,8 +305,10 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock], *, has_led
         yield table
         if table.ok and has_ledger:
             yield _outcome("clickhouse owner", lambda: _check_owner(settings, client))
+            yield _outcome("clickhouse witness", lambda: _check_witness(settings, client))
         else:
-            yield from skipped(["clickhouse owner"], "clickhouse table" if has_ledger else "schema")
+            needed = "clickhouse table" if has_ledger else "schema"
+            yield from skipped(["clickhouse owner", "clickhouse witness"], needed)
         yield _outcome(
             "clickhouse durability",
             lambda: _fine(durability_problem(client), "ClickHouse writes what it has acknowledged to disk."),
@@ -347,6 +352,14 @@ def _check_owner(settings: Settings, client: EventLogClient) -> str:
     if holding(claims):
         return _fine(problem, f"Table {client.table} belongs to this outbox.")
     return _fine(problem, f"Table {client.table} belongs to no outbox yet: it will to the first that delivers into it.")
+
+
+def _check_witness(settings: Settings, client: EventLogClient) -> str:
+    stores = Stores(create_outbox_engine(settings, pooled=False), client, settings)
+    cuts = read_newest(client)
+    with ledger_transaction(stores.engine) as connection:
+        require_known(connection, cuts)
+    return _fine(loss_problem(stores), "ClickHouse has this ledger's deliveries on record, and no other instance's.")
 
 
 def _read_clickhouse(client: EventLogClient, clocks: list[ServerClock]) -> str:

@@ -22,7 +22,7 @@ from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import require_log_version
-from outbox_pipeline.relay.witness import missing_cuts, missing_sentence, read_claimed, require_own
+from outbox_pipeline.relay.witness import loss_problem, read_claimed, require_own
 from outbox_pipeline.stores import Stores
 
 #: Changes older than the last write by less than this are looked at again: a transaction's times are a little older
@@ -64,9 +64,9 @@ def record_completeness(stores: Stores) -> Recorded:
     problem = delivered_problem(stores.client)
     if problem is not None:
         raise ConfigurationError(problem)
-    missing = missing_cuts(stores)
-    if missing:
-        raise WitnessError(missing_sentence(missing))
+    problem = loss_problem(stores)
+    if problem is not None:
+        raise WitnessError(problem)
     seen = read_claimed(stores)
     told = read_delivered(stores.client)
     with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:

@@ -20,12 +20,14 @@ from sqlalchemy import Connection
 
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.clickhouse.fences import FIRST, drop_fences, old_fences
+from outbox_pipeline.clickhouse.witness import drop_cuts
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_proved, read_batch
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.postgres.witness import first_kept
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.witness import require_own_log
@@ -151,10 +153,11 @@ def _earliest_now(stores: Stores) -> datetime:
 
 
 def _steps(stores: Stores, age: _Age, *, dry_run: bool) -> Iterator[Pruned]:
-    """Yield what each bounded step did, or would do: batches first, then discarded events, then fences."""
+    """Yield what each bounded step did, or would do: batches, discarded events, fences, the witness's rows."""
     if not dry_run:
         batches = (_prune_one(stores, batch, age) for batch in _old_batches(stores, age))
-        yield from _rested(chain(batches, _prune_discarded(stores, age), _clean_fence(stores, age)))
+        discarded, fences = _prune_discarded(stores, age), _clean_fence(stores, age)
+        yield from _rested(chain(batches, discarded, fences, _clean_witness(stores, age)))
         return
     for batch in _old_batches(stores, age):
         yield _look_at(stores, batch, age.days)
@@ -265,6 +268,16 @@ def _clean_fence(stores: Stores, age: _Age) -> Iterator[Pruned]:
             drop_fences(stores.client, pruned)
         yield Pruned(age.days, fences=len(pruned))
         after = found[-1] if found else after
+
+
+def _clean_witness(stores: Stores, age: _Age) -> Iterator[Pruned]:
+    with ledger_transaction(stores.engine) as connection:
+        require_own_cluster(connection)
+        below = first_kept(connection)
+    count = drop_cuts(stores.client, below=below)
+    if count:
+        log().info("witness_pruned", rows=count)
+    yield Pruned(age.days)
 
 
 def _plus(result: Pruned, done: Pruned) -> Pruned:

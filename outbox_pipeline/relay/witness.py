@@ -14,13 +14,14 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
 from outbox_pipeline.batches import Batch, LedgerIdentity
 from outbox_pipeline.clickhouse.client import EventLogClient, ask
 from outbox_pipeline.clickhouse.owner import Claim, read_claims
-from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cut, cuts_since, newest_cuts
+from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_since, newest_cuts
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import WitnessError
 from outbox_pipeline.postgres import witness as ledger
@@ -63,7 +64,7 @@ def witness_attempt(
         with transaction() as connection:
             number = ledger.draw_number(connection, batch.batch_id)
         announce(Point.NUMBERED)
-    add_cut(client, Cut(number, batch.batch_id), identity.ledger_id)
+    add_cuts(client, [Cut(number, batch.batch_id)], identity.ledger_id)
     announce(Point.WITNESSED)
     for cuts in cuts_since(client, max(number, identity.floor)):
         with transaction() as connection:
@@ -95,12 +96,17 @@ def foreign_sentence(cut: Cut) -> str:
 
 def read_seen(client: EventLogClient) -> Seen:
     """Read what ClickHouse has on record."""
-    return Seen(read_claims(client), newest_cuts(client, _NEWEST))
+    return Seen(read_claims(client), read_newest(client))
 
 
 def read_claimed(stores: Stores) -> Seen:
     """Read what ClickHouse has on record; where no claim to the table holds, this ledger makes its own first."""
-    return Seen(claimed(stores), newest_cuts(stores.client, _NEWEST))
+    return Seen(claimed(stores), read_newest(stores.client))
+
+
+def read_newest(client: EventLogClient) -> list[Cut]:
+    """Read the newest cuts, for `require_known`."""
+    return newest_cuts(client, _NEWEST)
 
 
 def ask_seen(engine: Engine, settings: Settings) -> Seen:
@@ -145,8 +151,20 @@ def missing_cuts(stores: Stores) -> list[ledger.DeliveredCut]:
     return [cut for cut in delivered if cut.cut_number not in shown] if shown else []
 
 
-def missing_sentence(missing: Collection[ledger.DeliveredCut]) -> str:
-    """Say that ClickHouse has lost what was delivered, and how it comes back."""
+def put_on_record(stores: Stores, proved: Collection[UUID]) -> None:
+    """Write the cuts of these batches, which ClickHouse has just shown whole, where it has them no longer on record."""
+    cuts = [Cut(cut.cut_number, cut.batch_id) for cut in missing_cuts(stores) if cut.batch_id in proved]
+    if cuts:
+        with ledger_transaction(stores.engine) as connection:
+            ledger_id = read_ledger_id(connection)
+        add_cuts(stores.client, cuts, ledger_id)
+
+
+def loss_problem(stores: Stores) -> str | None:
+    """Say that ClickHouse has lost what was delivered, and how it comes back; None when it has not."""
+    missing = missing_cuts(stores)
+    if not missing:
+        return None
     days = {cut.recorded_on for cut in missing}
     return (
         f"ClickHouse has no record of {counted(len(missing), 'batch', 'batches')} that this ledger has delivered (it "

@@ -1,6 +1,7 @@
 """Compare a window of days: the ledger's proofs with what ClickHouse shows, and each event with the sets of positions.
 
-Invariant: nothing here changes a row but `proved_at` of batches found whole. What looks different is read from the
+Invariant: nothing here changes a row but `proved_at` of batches found whole, and puts those on record again that
+ClickHouse, restored from a backup, has forgotten the numbers of. What looks different is read from the
 ledger again and asked once more before it counts, because deliveries and replays go on meanwhile.
 """
 
@@ -33,6 +34,7 @@ from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import note_proved
 from outbox_pipeline.relay.loop import require_ready
+from outbox_pipeline.relay.witness import put_on_record
 from outbox_pipeline.stores import Stores
 
 #: Batches and rows compared by one query of ClickHouse.
@@ -68,8 +70,8 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
     With *by_type* also the events by type, which reads all events of the window in PostgreSQL. Rows of unknown batches
     are looked for in the whole table, whatever the window. Batches found whole are noted as proved now.
 
-    Raises LedgerError when the ledger belongs to another cluster: what the old instance delivered is unknown here, and
-    `outbox adopt` learns it.
+    Raises LedgerError when the ledger belongs to another cluster, WitnessError when ClickHouse has deliveries that it
+    does not know: what the old instance delivered is unknown here, and `outbox adopt` learns it.
     """
     started = time.monotonic()
     require_ready(stores)
@@ -82,6 +84,7 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
         _compare(stores, batch_ids, astray=astray, findings=findings)
         if by_type:
             _compare_types(stores, batch_ids, findings)
+    put_on_record(stores, {batch_id for batch_id, _ in findings.whole})
     untracked = tuple(item for item in find_untracked(stores, window) if item.day in window)
     result = Reconciled(
         window,
