@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from outbox_pipeline.batches import Batch, BatchStatus
-from outbox_pipeline.errors import BatchDataError, LeaseLostError, OutboxError
+from outbox_pipeline.errors import BatchDataError, LeaseLostError, OutboxError, WitnessError
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch
@@ -98,7 +98,8 @@ def _replay_one(stores: Stores, batch: Batch, *, reload: bool, run_id: str | Non
 def redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool = True, run_id: str | None = None) -> Replayed:
     """Deliver a processed batch again, whatever ClickHouse shows; *reason* becomes the detail of its outcome.
 
-    With *reload* everything is sent under a new generation at once, else only after another look.
+    With *reload* everything is sent under a new generation at once, else only after another look. Raises WitnessError
+    when no batch of this ledger may be sent.
     """
     if batch.pruned_at is not None:
         return Replayed(batch.batch_id, Outcome.PRUNED, 0, f"{reason}. {pruned_sentence(batch)}")
@@ -112,5 +113,7 @@ def redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool = True,
         marked = deliver(delivery, reload=reload)
     except OutboxError as error:
         end_failed(delivery, error)
+        if isinstance(error, WitnessError):
+            raise
         return Replayed(batch.batch_id, Outcome.FAILED, 0, str(error))
     return Replayed(batch.batch_id, Outcome.REDELIVERED, marked.accepted_count, reason)

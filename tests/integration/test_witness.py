@@ -1,0 +1,345 @@
+"""ClickHouse is a witness of the ledger: nothing is sent by one that was set back, or that has a living copy."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import event, text
+
+from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_since, drop_cuts, highest_number
+from outbox_pipeline.errors import OutboxError, WitnessError
+from outbox_pipeline.ids import uuid7
+from outbox_pipeline.monitoring.doctor import examine
+from outbox_pipeline.operations.completeness import record_completeness
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.reconcile.repair import repair
+from outbox_pipeline.operations.replay import replay
+from outbox_pipeline.operations.retention import prune
+from outbox_pipeline.postgres import witness as numbers
+from outbox_pipeline.relay import witness
+from outbox_pipeline.relay.attempts import request_batches, start_requested, start_unrequested
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.loop import deliver, relay
+from outbox_pipeline.relay.tick import plan_tick
+from outbox_pipeline.relay.witness import ask_seen, missing_cuts
+from outbox_pipeline.stores import Stores
+from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
+from tests.fixtures.lives import all_batches, cloned
+from tests.fixtures.owners import ledger_id_of
+from tests.fixtures.servers import Servers
+from tests.unit.test_witness_order import ORDER
+
+EVER = (date.min, date.max)
+
+
+@pytest.fixture
+def copy(stores: Stores, servers: Servers) -> Iterator[Stores]:
+    """A second instance of the ledger, which PostgreSQL takes for the original: as a storage snapshot is one."""
+    publish(stores.engine, 2)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 3)
+    with cloned(stores, servers) as life:
+        with life.engine.begin() as connection:
+            own = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+            connection.execute(text(f"UPDATE outbox.unclaimed SET database_oid = {own}"))
+        yield life
+
+
+def cuts(stores: Stores) -> set[Cut]:
+    """Return what ClickHouse has on record."""
+    return {cut for block in cuts_since(stores.client, 0) for cut in block}
+
+
+def number_of(stores: Stores, batch_id: UUID) -> int:
+    """Return the batch's number in the ledger."""
+    return next(batch.cut_number for batch in all_batches(stores) if batch.batch_id == batch_id) or 0
+
+
+def start(stores: Stores) -> Delivery:
+    """Cut what is pending and begin the first attempt."""
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
+    return start_requested(stores, request.batch_id, request.attempt)
+
+
+def test_each_batch_is_on_record_under_its_number(stores: Stores) -> None:
+    """Numbers follow each other in the order of the cuts, and ClickHouse has them with their batches."""
+    for _ in range(3):
+        publish(stores.engine, 2)
+        relay(stores, until_empty=True)
+
+    batches = all_batches(stores)
+
+    assert [batch.cut_number for batch in batches] == [1, 2, 3]
+    assert cuts(stores) == {Cut(batch.cut_number or 0, batch.batch_id) for batch in batches}
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_the_steps_of_a_delivery_are_in_the_order_of_the_model(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is committed, written, read in ClickHouse, then in PostgreSQL, and only then is something sent."""
+    steps: list[str] = []
+    publish(stores.engine, 2)
+    _note(monkeypatch, witness, "add_cuts", before="write", steps=steps)
+    _note(monkeypatch, witness, "cuts_since", before="read ClickHouse", steps=steps)
+    _note(monkeypatch, numbers, "read_cuts", before="read PostgreSQL", steps=steps)
+    run = EventLogClient.run
+
+    def noted_run(client: EventLogClient, statement: str, *arguments: Any, **options: Any) -> None:
+        if "input(" in statement:
+            steps.append("send")
+        run(client, statement, *arguments, **options)
+
+    def on_commit(connection: Any) -> None:
+        if connection.info.pop("cuts", False):
+            steps.append("commit")
+
+    def on_statement(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO outbox.batch"):
+            connection.info["cuts"] = True
+
+    monkeypatch.setattr(EventLogClient, "run", noted_run)
+    event.listen(stores.engine, "commit", on_commit)
+    event.listen(stores.engine, "before_cursor_execute", on_statement)
+    delivery = start(stores)
+    steps_of_cut = list(steps)
+    deliver(delivery)
+
+    assert [step for step in steps_of_cut if step == "commit"] == ["commit"]
+    assert tuple(dict.fromkeys(steps)) == ORDER
+
+
+def _note(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *, before: str, steps: list[str]) -> None:
+    real: Callable[..., Any] = getattr(module, name)
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        steps.append(before)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, noted)
+
+
+def test_a_copy_that_comes_second_sends_nothing(stores: Stores, copy: Stores) -> None:
+    """The original delivered the pending events; the copy, which has them pending too, is stopped before its cut."""
+    relay(stores, until_empty=True)
+    published = publish(copy.engine, 1)
+    before = len(all_batches(copy))
+
+    for go_on in (
+        lambda: relay(copy, until_empty=True),
+        lambda: plan_tick(copy.engine, copy.settings, days=EVER, seen=ask_seen(copy.engine, copy.settings)),
+        lambda: record_completeness(copy),
+        lambda: reconcile(copy),
+        lambda: list(replay(copy, all_batches(copy))),
+        lambda: prune(copy),
+    ):
+        with pytest.raises(WitnessError, match="outbox adopt"):
+            go_on()
+
+    assert len(all_batches(copy)) == before
+    assert sorted(delivered_ids(stores.client)) == sorted(committed_ids(stores.engine))
+    assert not set(published) & set(delivered_ids(stores.client))
+
+
+@pytest.mark.parametrize("steps", [("extract",), ("extract", "validate"), ()])
+def test_an_attempt_that_looked_before_the_other_s_is_stopped_before_its_first_byte(
+    stores: Stores, copy: Stores, steps: tuple[str, ...]
+) -> None:
+    """The copy cut the same events while nothing was on record; what counts is the look after its own row."""
+    delivery = start(copy)
+    for step in steps:
+        getattr(delivery, step)()
+    relay(stores, until_empty=True)
+    with pytest.raises(WitnessError, match="which this ledger does not know"):
+        deliver(delivery)
+
+    assert number_of(copy, delivery.lease.batch_id) == 2
+    assert Cut(2, delivery.lease.batch_id) in cuts(copy)
+    assert sorted(delivered_ids(stores.client)) == sorted(committed_ids(stores.engine))
+
+
+def test_the_original_is_stopped_where_the_copy_came_first(stores: Stores, copy: Stores) -> None:
+    """Which of two instances is the right one ClickHouse cannot know: the later one stops, and nothing is doubled."""
+    relay(copy, until_empty=True)
+
+    with pytest.raises(WitnessError, match="number 2"):
+        relay(stores, until_empty=True)
+
+    assert len(delivered_ids(stores.client)) == len(set(delivered_ids(stores.client))) == 5
+
+
+def test_two_at_once_never_both_send(stores: Stores, copy: Stores) -> None:
+    """Both have cut the same events and looked at what there was: at most one of them gets through."""
+    both = start(stores), start(copy)
+    stopped = 0
+    for delivery in both:
+        try:
+            deliver(delivery)
+        except WitnessError:
+            stopped += 1
+
+    assert stopped == 1
+    assert len(delivered_ids(stores.client)) == len(set(delivered_ids(stores.client))) == 5
+
+
+def test_an_adoption_elsewhere_refuses_an_insert_on_its_way(stores: Stores) -> None:
+    """An instance that looked before the ledger was adopted elsewhere is refused by ClickHouse itself."""
+    publish(stores.engine, 2)
+    delivery = start(stores)
+    delivery.prepare()
+    add_cuts(stores.client, [Cut(9, ADOPTION)], ledger_id_of(stores))
+    delivery._is_witnessed = True
+
+    with pytest.raises(WitnessError, match="outbox adopt"):
+        delivery.load()
+
+    assert delivered_ids(stores.client) == []
+
+
+def test_numbers_below_the_floor_stop_nothing(stores: Stores) -> None:
+    """What the old instance left on record below the adoption is known to be there; at or above it, it is not."""
+    publish(stores.engine, 2)
+    add_cuts(stores.client, [Cut(3, uuid7()), Cut(4, ADOPTION)], ledger_id_of(stores))
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.unclaimed SET witness_floor = 4, last_cut_number = 4"))
+
+    relay(stores, until_empty=True)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+    publish(stores.engine, 1)
+    add_cuts(stores.client, [Cut(5, uuid7())], ledger_id_of(stores))
+    with pytest.raises(WitnessError, match="number 5"):
+        relay(stores, until_empty=True)
+
+
+def test_another_source_s_cuts_stop_nothing(stores: Stores) -> None:
+    """Each source has numbers of its own."""
+    publish(stores.engine, 2)
+    add_cuts(stores.client.of_source("shop"), [Cut(1, uuid7()), Cut(7, ADOPTION)], ledger_id_of(stores))
+
+    relay(stores, until_empty=True)
+
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_an_empty_witness_stops_nothing(stores: Stores) -> None:
+    """The table that was emptied by hand says nothing of the ledger, and fills again."""
+    publish(stores.engine, 2)
+    relay(stores, until_empty=True)
+    stores.client.run("TRUNCATE TABLE {ledger:Identifier}")
+
+    assert missing_cuts(stores) == []
+    record_completeness(stores)
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+
+    assert [cut.cut_number for cut in cuts(stores)] == [2]
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_clickhouse_that_was_restored_is_told_and_healed(stores: Stores) -> None:
+    """Rows and record of the last batches are gone: days are not called delivered, and a repair brings both back."""
+    for _ in range(3):
+        publish(stores.engine, 2)
+        relay(stores, until_empty=True)
+    for table, where in (("ledger", "cut_number > 1"), ("table", "position > 2")):
+        stores.client.run(f"DELETE FROM {{{table}:Identifier}} WHERE {where}", settings={"lightweight_deletes_sync": 2})
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+
+    with pytest.raises(WitnessError, match="no record of 2 batches") as refused:
+        record_completeness(stores)
+    (told,) = [check for check in examine(stores.settings) if check.name == "clickhouse witness"]
+    repair(stores, reconcile(stores))
+
+    day = all_batches(stores)[0].recorded_on
+    assert f"'outbox reconcile --from {day} --to {day} --repair'" in str(refused.value)
+    assert (told.ok, told.message) == (False, str(refused.value))
+    assert missing_cuts(stores) == []
+    assert_each_exactly_once(stores.engine, stores.client)
+    record_completeness(stores)
+
+
+def test_a_record_that_was_lost_alone_comes_back(stores: Stores) -> None:
+    """Where ClickHouse still shows the batch's rows, a comparison puts its number on record again."""
+    for _ in range(2):
+        publish(stores.engine, 2)
+        relay(stores, until_empty=True)
+    before = cuts(stores)
+    stores.client.run("DELETE FROM {ledger:Identifier} WHERE cut_number = 1", settings={"lightweight_deletes_sync": 2})
+    assert len(missing_cuts(stores)) == 1
+
+    assert reconcile(stores).differences == ()
+
+    assert cuts(stores) == before
+
+
+def test_a_batch_of_before_gets_its_number_at_its_next_attempt(stores: Stores) -> None:
+    """What an earlier version has cut, or delivered, is put on record like any other when it is sent."""
+    publish(stores.engine, 2)
+    relay(stores, until_empty=True)
+    publish(stores.engine, 2)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET cut_number = NULL"))
+        connection.execute(text("UPDATE outbox.unclaimed SET last_cut_number = 0"))
+    stores.client.run("TRUNCATE TABLE {ledger:Identifier}")
+
+    relay(stores, until_empty=True)
+    list(replay(stores, all_batches(stores)[:1], reload=True))
+
+    assert {cut.cut_number for cut in cuts(stores)} == {1, 2}
+    assert cuts(stores) == {Cut(batch.cut_number or 0, batch.batch_id) for batch in all_batches(stores)}
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_the_error_leaves_the_batch_to_be_tried_again(stores: Stores, copy: Stores) -> None:
+    """A batch that was stopped is not parked, and not marked."""
+    delivery = start(copy)
+    relay(stores, until_empty=True)
+    with pytest.raises(OutboxError):
+        relay(copy, until_empty=True)
+    with pytest.raises(WitnessError):
+        deliver(delivery)
+
+    (stopped,) = [batch for batch in all_batches(copy) if batch.batch_id == delivery.lease.batch_id]
+    assert stopped.status == BatchStatus.DELIVERING
+    assert stopped.accepted_count is None
+
+
+def test_a_prune_keeps_what_is_needed(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers at and above the oldest open batch stay, so do the last ones and adoptions; the rest goes."""
+    monkeypatch.setattr(numbers, "KEPT_NUMBERS", 2)
+    settings = stores.settings.model_copy(update={"retention_days": 1})
+    for _ in range(4):
+        publish(stores.engine, 1)
+        relay(stores, until_empty=True)
+    add_cuts(stores.client, [Cut(0, ADOPTION)], ledger_id_of(stores))
+    oldest = all_batches(stores)[1]
+    with stores.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE outbox.batch SET status = 'parked' WHERE batch_id = :batch_id"), {"batch_id": oldest.batch_id}
+        )
+
+    prune(replace(stores, settings=settings))
+    with_open = {cut.cut_number for cut in cuts(stores)}
+    start_unrequested(stores, oldest.batch_id).finish()
+    prune(replace(stores, settings=settings))
+
+    assert with_open == {0, 2, 3, 4}
+    assert {cut.cut_number for cut in cuts(stores)} == {0, 3, 4}
+    assert highest_number(stores.client) == 4
+
+
+def test_nothing_is_deleted_where_nothing_is_old(stores: Stores) -> None:
+    """A prune that finds no row makes no mutation."""
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+
+    assert drop_cuts(stores.client, below=1) == 0
+    assert len(cuts(stores)) == 1
