@@ -20,6 +20,7 @@ EVENTS = frozenset(
         "batch_parked",
         "batch_processed",
         "batch_pruned",
+        "witness_pruned",
         "batch_requested",
         "batch_resent",
         "clickhouse_unreachable",
