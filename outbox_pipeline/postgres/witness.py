@@ -70,4 +70,4 @@ def first_kept(connection: Connection) -> int:
     """Return the number below which ClickHouse need not keep cuts: none below it is of an open batch."""
     open_number = select(func.min(batch.c.cut_number)).where(batch.c.status != BatchStatus.PROCESSED)
     lowest = func.least(unclaimed.c.last_cut_number - KEPT_NUMBERS + 1, open_number.scalar_subquery())
-    return int(connection.execute(select(lowest)).scalar_one())
+    return max(0, int(connection.execute(select(lowest)).scalar_one()))
