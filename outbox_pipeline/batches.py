@@ -3,11 +3,15 @@
 The ledger table refuses impossible rows; the moves here are the ones the code makes, and a test walks every pair.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
+
+from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.event_schema import PROOF_VERSION, proved_columns
 
 
 class BatchStatus(StrEnum):
@@ -74,13 +78,25 @@ def can_move(before: BatchStatus, after: BatchStatus) -> bool:
     return (before, after) in MOVES
 
 
+#: What is said of a batch whose proof this release cannot read; in the ledger and by whoever asks for the batch.
+NEWER_PROOF = (
+    "A newer release of outbox-pipeline froze this batch, with a proof that this release cannot read: update "
+    "outbox-pipeline here; until then the batch is left as it is."
+)
+
+#: The sums that every version of the proof has.
+_SUMS = ("row_count", "id_sum", "id_xor_high", "id_xor_low", "position_sum", "time_sum", "context_sum")
+
+
 @dataclass(frozen=True)
 class Proof:
     """What exactly a batch's rows in ClickHouse add up to.
 
     Sums and hashes are modulo 2**64, so both sides may add in any order; `context_sum` adds the CRC-32 of each context.
-    A row that is added, missing or doubled changes it, and so does one whose id, position, time or context is altered.
-    Type, environment and version of an event are not in it.
+    A row that is added, missing or doubled changes it, and so does any altered value of a sent column.
+    `columns` has a sum for each column whose values the version ties to their rows: a value, of texts the CRC-32, times
+    the hash of the row's id. So two rows that have swapped their values change it too. Version 1 has none: a batch that
+    was frozen with it is compared by the seven sums alone, for ever.
     """
 
     row_count: int
@@ -90,18 +106,39 @@ class Proof:
     position_sum: int
     time_sum: int
     context_sum: int
+    columns: Mapping[str, int] = field(default_factory=dict)
+    version: int = 1
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         """Return the fields as the ledger stores them."""
-        return asdict(self)
+        sums = {name: getattr(self, name) for name in _SUMS}
+        return sums if self.version == 1 else {"version": self.version, **sums, "columns": dict(self.columns)}
 
     @classmethod
-    def from_json(cls, stored: dict[str, int]) -> Self:
-        """Read what `to_json` wrote."""
-        return cls(**stored)
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote, also that of a newer release, as far as every version is the same."""
+        sums = {name: stored[name] for name in _SUMS}
+        return cls(**sums, columns=stored.get("columns", {}), version=stored.get("version", 1))
+
+    @classmethod
+    def of_nothing(cls) -> Self:
+        """Return what no rows add up to."""
+        columns = {column.name: 0 for column in proved_columns(PROOF_VERSION)}
+        return cls(**dict.fromkeys(_SUMS, 0), columns=columns, version=PROOF_VERSION)
+
+    def require_known(self) -> None:
+        """Raise ConfigurationError when a newer release made this proof: nothing is compared or sent by it here."""
+        if self.version > PROOF_VERSION:
+            raise ConfigurationError(NEWER_PROOF)
+
+    def as_of(self, version: int) -> Self:
+        """Return what an earlier version says of the same rows."""
+        names = {column.name for column in proved_columns(version)}
+        columns = {name: value for name, value in self.columns.items() if name in names}
+        return replace(self, columns=columns, version=min(version, self.version))
 
     def plus(self, other: Self) -> Self:
-        """Return the proof of both row sets together; they must have no row in common."""
+        """Return the proof of both row sets together, by the older of their versions; they have no row in common."""
         return type(self)(
             row_count=self.row_count + other.row_count,
             id_sum=(self.id_sum + other.id_sum) % 2**64,
@@ -110,14 +147,37 @@ class Proof:
             position_sum=(self.position_sum + other.position_sum) % 2**64,
             time_sum=(self.time_sum + other.time_sum) % 2**64,
             context_sum=(self.context_sum + other.context_sum) % 2**64,
+            columns={
+                name: (value + other.columns[name]) % 2**64
+                for name, value in self.columns.items()
+                if name in other.columns
+            },
+            version=min(self.version, other.version),
         )
 
     def differences(self, found: "Proof") -> str:
-        """Say in words how *found* differs from this expectation; empty when it does not."""
-        mine, theirs = asdict(self), asdict(found)
-        return ", ".join(
-            f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if mine[name] != theirs[name]
-        )
+        """Say in words how *found* differs from this expectation, by its version; empty when it does not.
+
+        Columns are named where the rows are all there: else each of them differs. Raises ConfigurationError when a
+        newer release made the expectation.
+        """
+        self.require_known()
+        sums = [
+            f"{name} {getattr(found, name)} instead of {getattr(self, name)}"
+            for name in _SUMS
+            if getattr(self, name) != getattr(found, name)
+        ]
+        altered = [f"{name} altered" for name in self.altered(found)] if self.has_rows_of(found) else []
+        return ", ".join(sums + altered)
+
+    def altered(self, found: "Proof") -> list[str]:
+        """Return the columns of this expectation that add up to something else in *found*."""
+        return [name for name, value in self.columns.items() if value != found.columns[name]]
+
+    def has_rows_of(self, found: "Proof") -> bool:
+        """Tell whether both are of rows with the same ids."""
+        names = ("row_count", "id_sum", "id_xor_high", "id_xor_low")
+        return all(getattr(self, name) == getattr(found, name) for name in names)
 
 
 @dataclass(frozen=True)

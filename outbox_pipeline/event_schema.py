@@ -27,13 +27,21 @@ class Source(Enum):
 
 
 class EventColumn(NamedTuple):
-    """One column of an event; `may_be_missing` tells whether an event can be without a value."""
+    """One column of an event.
+
+    `may_be_missing` tells whether an event can be without a value, `since` with which version of the proof a batch is
+    sent with it: one that was frozen before does without for ever.
+    """
 
     name: str
     kind: Kind
     source: Source
     may_be_missing: bool = False
+    since: int = 1
 
+
+#: The version of the proof with which batches are frozen, and the latest that this release can read.
+PROOF_VERSION = 2
 
 #: In the order of ClickHouse's table.
 EVENT_COLUMNS = (
@@ -57,6 +65,22 @@ PUBLISHED = tuple(column for column in EVENT_COLUMNS if column.source is Source.
 EXTRACTED = tuple(column for column in EVENT_COLUMNS if column.source in (Source.APPLICATION, Source.OUTBOX))
 #: What is sent to ClickHouse.
 SENT = tuple(column for column in EVENT_COLUMNS if column.source is not Source.EVENT_LOG)
+
+
+def sent_columns(version: int) -> tuple[EventColumn, ...]:
+    """Return what a batch that was frozen with this version of the proof is sent with."""
+    return tuple(column for column in SENT if column.since <= version)
+
+
+def proved_columns(version: int) -> tuple[EventColumn, ...]:
+    """Return the columns whose values this version of the proof ties to their rows, that is to the event's id.
+
+    What is the same for all events of a batch needs none: it is named where the rows are asked for.
+    """
+    if version == 1:
+        return ()
+    of_an_event = (column for column in sent_columns(version) if column.source is not Source.DELIVERY)
+    return tuple(column for column in of_an_event if column.name != "event_id")
 
 
 def arrow_schema() -> "pa.Schema":

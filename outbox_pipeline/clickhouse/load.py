@@ -1,15 +1,17 @@
 """Put a batch's rows into ClickHouse, and take old generations of it out.
 
 Two invariants. The same batch and generation is always the same bytes under the same token, so a request that arrives
-twice is dropped by ClickHouse. And each insert names its attempt and its ledger, and refuses itself when a higher
-attempt is on record in the fence table or the event log is another ledger's, so a request that was frozen for an hour
-is refused when it arrives, whatever the token's window; so is one of an instance whose ledger another one has adopted
-since. Whether the rows are there is asked separately (`proof`).
+twice is dropped by ClickHouse; a batch keeps the columns of the proof that it was frozen with. And each insert names
+its attempt and its ledger, and refuses itself when a higher attempt is on record in the fence table or the event log is
+another ledger's, so a request that was frozen for an hour is refused when it arrives, whatever the token's window; so
+is one of an instance whose ledger another one has adopted since. Whether the rows are there is asked separately
+(`proof`).
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from io import RawIOBase
 from typing import Any
 from uuid import UUID
@@ -24,7 +26,7 @@ from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.clickhouse.witness import ADOPTED_AT
 from outbox_pipeline.errors import InDoubtError
-from outbox_pipeline.event_schema import SENT, EventColumn
+from outbox_pipeline.event_schema import PROOF_VERSION, EventColumn, sent_columns
 
 #: One block whatever the size: blocks commit one by one, so half a batch could stay behind.
 _ONE_BLOCK_ROWS = 4_000_000
@@ -40,14 +42,11 @@ _INSERT_SETTINGS = {
     "max_partitions_per_insert_block": 0,
 }
 
-#: What is sent; `loaded_at` is the server's.
-SENT_COLUMNS = {column.name: COLUMNS[column.name] for column in SENT}
-_STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in SENT_COLUMNS.items()).replace("'", "\\'")
+#: What is sent of a batch that is frozen now; `loaded_at` is the server's.
+SENT_COLUMNS = {column.name: COLUMNS[column.name] for column in sent_columns(PROOF_VERSION)}
 
 # Column names and types are constants of this package; values are parameters.
-_FENCED_INSERT = f"""
-INSERT INTO {{table:Identifier}} ({", ".join(SENT_COLUMNS)})
-SELECT {", ".join(SENT_COLUMNS)} FROM input('{_STRUCTURE}')
+_FENCED = f"""
 WHERE throwIf(
     (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
     '{FENCED_WORDS}'
@@ -61,12 +60,13 @@ _DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {ROWS_OF_BATCH} AND gen
 
 @dataclass(frozen=True)
 class Body:
-    """A batch to be sent as this generation: one Arrow file of *size* bytes.
+    """A batch to be sent as this generation: one Arrow file of *size* bytes, with the columns of a proof's *version*.
 
     Its pieces can be taken once, so that nothing keeps them while they are sent.
     """
 
     generation: int
+    version: int
     pieces: Iterator[memoryview]
     size: int
 
@@ -110,7 +110,15 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
         "ledger_id": str(ledger.ledger_id),
         "floor": ledger.floor,
     }
-    client.run(_FENCED_INSERT, named, settings=settings, body=body.pieces)
+    client.run(_fenced_insert(body.version), named, settings=settings, body=body.pieces)
+
+
+@cache
+def _fenced_insert(version: int) -> str:
+    columns = {column.name: COLUMNS[column.name] for column in sent_columns(version)}
+    names = ", ".join(columns)
+    structure = ", ".join(f"{name} {kind}" for name, kind in columns.items()).replace("'", "\\'")
+    return f"INSERT INTO {{table:Identifier}} ({names})\nSELECT {names} FROM input('{structure}')\n{_FENCED}"
 
 
 def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
@@ -147,18 +155,21 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
         )
 
 
-def as_arrow(events: pa.Table, batch_id: UUID, generation: int) -> Body:
-    """Return extracted events as rows of the event log in one Arrow file, the same bytes for the same arguments."""
-    rows = _as_rows(events, batch_id, generation)
+def as_arrow(events: pa.Table, batch_id: UUID, generation: int, *, version: int = PROOF_VERSION) -> Body:
+    """Return extracted events as rows of the event log in one Arrow file, the same bytes for the same arguments.
+
+    *version* is that of the proof which the batch was frozen with.
+    """
+    rows = _as_rows(events, batch_id, generation, version=version)
     # One record batch, so that ClickHouse makes one block of it: blocks commit one by one.
     sink = _Pieces()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(sink, rows.schema, options=options) as writer:
         writer.write_table(rows, max_chunksize=_ONE_BLOCK_ROWS)
-    return Body(generation, iter(sink.kept), sum(map(len, sink.kept)))
+    return Body(generation, version, iter(sink.kept), sum(map(len, sink.kept)))
 
 
-def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
+def _as_rows(events: pa.Table, batch_id: UUID, generation: int, *, version: int) -> pa.Table:
     count = events.num_rows
     of_the_batch = {
         "batch_id": pa.repeat(pa.scalar(batch_id.bytes, pa.binary(16)), count),
@@ -166,7 +177,7 @@ def _as_rows(events: pa.Table, batch_id: UUID, generation: int) -> pa.Table:
     }
     columns = {
         column.name: of_the_batch[column.name] if column.name in of_the_batch else _sent(events, column)
-        for column in SENT
+        for column in sent_columns(version)
     }
     return pa.table(columns).combine_chunks()
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, Proof
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.proof import HASHES, SUMS
+from outbox_pipeline.clickhouse.proof import HASHES, SUMS, proof_of_row
 
 #: Above this much memory a grouping goes on in files of the server.
 _SPILL_BYTES = 200_000_000
@@ -97,7 +97,7 @@ def shown_proofs(
     found: dict[UUID, dict[int, Proof]] = {}
     for row in _rows(client, _PROOFS, batches, everywhere=everywhere):
         batch_id, generation = row.pop("batch_id"), int(row.pop("generation"))
-        proof = Proof(**{name: int(value) for name, value in row.items()})
+        proof = proof_of_row(row)
         earlier = found.setdefault(batch_id, {}).get(generation)
         found[batch_id][generation] = proof if earlier is None else earlier.plus(proof)
     return found

@@ -13,8 +13,9 @@ from uuid import UUID
 from sqlalchemy import Column, ColumnElement, Connection, Update, and_, case, false, func, or_, select, update
 from sqlalchemy.engine import RowMapping
 
-from outbox_pipeline.batches import LAST_POSITION, Batch, BatchRequest, BatchStatus, Lease, Proof
+from outbox_pipeline.batches import LAST_POSITION, NEWER_PROOF, Batch, BatchRequest, BatchStatus, Lease, Proof
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, LedgerError
+from outbox_pipeline.event_schema import PROOF_VERSION
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch
 
@@ -23,6 +24,8 @@ TRANSIENT_PATIENCE = 10
 
 _NOW = func.clock_timestamp()
 _SHOWN = [getattr(batch.c, name) for name in Batch.__dataclass_fields__]
+#: The batch is not frozen, or by a release that is not newer than this one.
+_IS_KNOWN = func.coalesce(batch.c.proof["version"].as_integer(), 1) <= PROOF_VERSION
 
 
 def is_over(until: Column[Any]) -> ColumnElement[bool]:
@@ -37,9 +40,15 @@ def request_due(connection: Connection, *, limit: int, request_seconds: float, m
     """Move up to *limit* due batches to requested under a new attempt each, oldest first.
 
     Due are: freshly cut, failed with the backoff over, requested or delivering with the lease expired. A batch whose
-    silent attempts reach *max_attempts* is parked and not returned.
+    silent attempts reach *max_attempts* is parked and not returned. One that a newer release has frozen is told so.
     """
-    parameters = {"limit": limit, "request_seconds": request_seconds, "max_attempts": max_attempts}
+    parameters = {
+        "limit": limit,
+        "request_seconds": request_seconds,
+        "max_attempts": max_attempts,
+        "proof_version": PROOF_VERSION,
+        "newer_proof": NEWER_PROOF,
+    }
     rows = connection.execute(query("request_due"), parameters).all()
     return [
         BatchRequest(row.batch_id, row.attempt, row.recorded_on, row.event_count)
@@ -70,7 +79,7 @@ def take_lease(connection: Connection, lease: Lease, *, lasting: timedelta, run_
     """Move a requested batch to delivering for exactly this attempt; False when it is not ours to take."""
     statement = (
         _leased(lease, lasting, run_id)
-        .where(batch.c.batch_id == lease.batch_id, batch.c.attempt == lease.attempt)
+        .where(batch.c.batch_id == lease.batch_id, batch.c.attempt == lease.attempt, _IS_KNOWN)
         .where(or_(batch.c.status == BatchStatus.REQUESTED, batch.c.holder == lease.holder))
     )
     return connection.execute(statement).rowcount == 1
@@ -82,13 +91,14 @@ def take_over(
     """Move a batch that no run holds to delivering under a new attempt, whatever else its status is.
 
     For runs that were not requested: re-executions, replays, and the next step of a run whose steps are processes of
-    their own. None while another run holds it, and for a batch whose events were pruned: there is nothing to send.
+    their own. None while another run holds it, for a batch whose events were pruned, because there is nothing to send,
+    and for one that a newer release has frozen.
     """
     is_same_run = false() if run_id is None else batch.c.run_id == run_id
     statement = (
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
         .values(attempt=batch.c.attempt + 1)
-        .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None))
+        .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None), _IS_KNOWN)
         .where(or_(batch.c.status != BatchStatus.DELIVERING, is_over(batch.c.lease_until), is_same_run))
         .returning(batch.c.attempt)
     )
@@ -220,6 +230,7 @@ def due_for_recheck(connection: Connection, *, delay: timedelta, limit: int) -> 
         and_(
             batch.c.status == BatchStatus.PROCESSED,
             batch.c.attempt > 1,
+            _IS_KNOWN,
             or_(is_old, is_ahead),
             batch.c.pruned_at.is_(None),
         ),

@@ -71,7 +71,7 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
     """Take the lease of a requested attempt.
 
     Raises LeaseLostError when the ledger has gone on without it, LedgerError when it belongs to another cluster,
-    ConfigurationError when the event log is another outbox's.
+    ConfigurationError when the event log is another outbox's or a newer release has frozen the batch.
     """
     lease = Lease(batch_id, attempt, holder())
     claims = claimed(stores)
@@ -80,6 +80,7 @@ def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str
         require_owner(stores.client.table, claims, identity.ledger_id)
         if not leases.take_lease(connection, lease, lasting=stores.settings.lease, run_id=run_id):
             found = leases.read_batch(connection, batch_id)
+            _require_known(found)
             raise LeaseLostError(batch_id, attempt, reason=f"it is {found.status} at attempt {found.attempt}")
     announce(Point.LEASED)
     return Delivery(stores, lease, identity)
@@ -89,7 +90,8 @@ def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = No
     """Take a batch that no run holds over under a new attempt.
 
     Raises LeaseLostError while another run holds it, BatchDataError when its events were pruned, LedgerError when the
-    ledger belongs to another cluster, ConfigurationError when the event log is another outbox's.
+    ledger belongs to another cluster, ConfigurationError when the event log is another outbox's or a newer release has
+    frozen the batch.
     """
     claims = claimed(stores)
     with ledger_transaction(stores.engine) as connection:
@@ -98,11 +100,17 @@ def start_unrequested(stores: Stores, batch_id: UUID, *, run_id: str | None = No
         lease = leases.take_over(connection, batch_id, holder(), lasting=stores.settings.lease, run_id=run_id)
         if lease is None:
             found = leases.read_batch(connection, batch_id)
+            _require_known(found)
             if found.pruned_at is not None:
                 raise BatchDataError(pruned_sentence(found))
             raise LeaseLostError(batch_id, found.attempt, reason="another run is delivering it now")
     announce(Point.LEASED)
     return Delivery(stores, lease, identity)
+
+
+def _require_known(batch: Batch) -> None:
+    if batch.proof is not None:
+        batch.proof.require_known()
 
 
 def pruned_sentence(batch: Batch) -> str:

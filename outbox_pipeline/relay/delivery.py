@@ -280,7 +280,9 @@ class Delivery:
         # Encoded, the events need no memory here; another sending, or another generation, reads them again.
         body, self._body = self._body, None
         if body is None or body.generation != generation:
-            body = store.as_arrow(self._accepted(batch), batch.batch_id, generation)
+            assert batch.proof is not None
+            batch.proof.require_known()
+            body = store.as_arrow(self._accepted(batch), batch.batch_id, generation, version=batch.proof.version)
         self._events = None
         return body
 

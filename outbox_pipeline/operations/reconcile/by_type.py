@@ -79,4 +79,4 @@ def _holds_its_own(stores: Stores, batch: Batch) -> bool:
     if batch.pruned_at is not None:
         return False
     events = extract_events(stores.engine, batch.batch_id, seconds=reading_seconds(batch, stores.limits))
-    return proof_of_table(events) == batch.proof
+    return batch.proof is not None and not batch.proof.differences(proof_of_table(events))

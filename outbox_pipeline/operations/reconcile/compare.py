@@ -48,7 +48,7 @@ MAX_EXAMINED = 100
 MAX_UNKNOWN = 100
 
 #: What no rows add up to.
-NOTHING = Proof(0, 0, 0, 0, 0, 0, 0)
+NOTHING = Proof.of_nothing()
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Find
     day, found = batch.recorded_on, reduce(Proof.plus, shown.values(), NOTHING)
     findings.batches[day] += 1
     findings.expected[day] = findings.expected.get(day, NOTHING).plus(batch.proof)
-    findings.found[day] = findings.found.get(day, NOTHING).plus(found)
+    findings.found[day] = findings.found.get(day, NOTHING).plus(found.as_of(batch.proof.version))
     if not _differs(batch, {batch.batch_id: shown}):
         findings.whole.append((batch.batch_id, found.row_count))
         return
@@ -132,7 +132,11 @@ def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Find
 
 def _differs(batch: Batch, proofs: dict[UUID, dict[int, Proof]]) -> bool:
     shown = {generation: proof for generation, proof in proofs.get(batch.batch_id, {}).items() if proof.row_count}
-    return shown != ({batch.generation: batch.proof} if batch.accepted_count else {})
+    assert batch.proof is not None
+    batch.proof.require_known()
+    if not batch.accepted_count or shown.keys() != {batch.generation}:
+        return bool(batch.accepted_count or shown)
+    return bool(batch.proof.differences(shown[batch.generation]))
 
 
 def _compare_types(stores: Stores, batch_ids: list[UUID], findings: _Findings) -> None:

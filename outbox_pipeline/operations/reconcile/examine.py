@@ -13,7 +13,19 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_stretches
 from outbox_pipeline.stores import Stores
 
-_WORDS = {"id_sum": "ids", "time_sum": "event times", "context_sum": "contexts"}
+#: What is said of the sums of version 1.
+_SUMS = {"id_sum": "ids", "time_sum": "event times", "context_sum": "contexts"}
+#: What is said of each column's sum.
+COLUMNS = {
+    "event_type": "event types",
+    "event_date_time": "event times",
+    "environment": "environments",
+    "event_context": "contexts",
+    "metadata_version": "versions",
+    "position": "positions",
+    "recorded_at": "record times",
+    "trace_context": "traces",
+}
 
 
 def examine(stores: Stores, difference: Difference, found: Proof) -> Difference:
@@ -44,6 +56,9 @@ def examine(stores: Stores, difference: Difference, found: Proof) -> Difference:
 
 
 def _altered(difference: Difference, found: Proof) -> str:
-    assert difference.batch.proof is not None
-    expected, shown = difference.batch.proof.to_json(), found.to_json()
-    return ", ".join(word for name, word in _WORDS.items() if expected[name] != shown[name])
+    expected = difference.batch.proof
+    assert expected is not None
+    words = [word for name, word in _SUMS.items() if getattr(expected, name) != getattr(found, name)]
+    if expected.has_rows_of(found):
+        words += [COLUMNS[name] for name in expected.altered(found)]
+    return ", ".join(dict.fromkeys(words))

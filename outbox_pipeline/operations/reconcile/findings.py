@@ -223,8 +223,8 @@ def _sum_of(mine: int | str, theirs: int | str) -> int | str:
 
 
 def checksum(proof: Proof) -> str:
-    """Return one number for a set of rows: ids, positions, times and contents, added up."""
-    total = proof.id_sum + proof.position_sum + proof.time_sum + proof.context_sum
+    """Return one number for a set of rows: the sums of their proof, added up."""
+    total = proof.id_sum + proof.position_sum + proof.time_sum + proof.context_sum + sum(proof.columns.values())
     return f"{total % 2**64:016x}"
 
 

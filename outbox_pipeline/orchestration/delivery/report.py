@@ -6,6 +6,7 @@ its cell.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
@@ -63,8 +64,13 @@ def of_load(loaded: Loaded) -> Metadata:
         "was_already_there": loaded.was_there,
         "seconds": round(loaded.seconds, 3),
         "rows_per_second": rate(loaded.row_count, loaded.seconds),
-        "proof": dg.MetadataValue.json({name: str(value) for name, value in loaded.proof.to_json().items()}),
+        "proof": dg.MetadataValue.json(_as_text(loaded.proof.to_json())),
     }
+
+
+def _as_text(proof: Mapping[str, Any]) -> dict[str, Any]:
+    # A browser's numbers end at 2**53.
+    return {name: str(value) if isinstance(value, int) else _as_text(value) for name, value in proof.items()}
 
 
 def of_mark(marked: Marked, *, day_row_count: int) -> Metadata:

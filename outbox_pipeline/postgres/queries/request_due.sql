@@ -2,10 +2,20 @@
 -- Batches that are delivered for the first time go before those that a replay could not finish.
 -- An end that is further ahead than the lease or the wait lasts was set under another clock: it is over, and no attempt
 -- has been silent for it.
-WITH due AS (
+-- A batch whose proof only a newer release can read is that release's to deliver: it is told, and nothing counts.
+WITH told AS (
+    UPDATE outbox.batch SET last_error = :newer_proof, last_error_kind = 'configuration'
+    WHERE batch_id IN (
+        SELECT batch_id FROM outbox.batch
+        WHERE status IN ('requested', 'delivering', 'failed') AND (proof ->> 'version')::integer > :proof_version
+            AND coalesce(lease_until <= clock_timestamp(), true) AND last_error IS DISTINCT FROM :newer_proof
+        FOR UPDATE SKIP LOCKED
+    )
+),
+due AS (
     SELECT batch_id, status IN ('requested', 'delivering') AND lease_until <= clock_timestamp() AS went_silent
     FROM outbox.batch
-    WHERE status <> 'processed' AND (
+    WHERE status <> 'processed' AND coalesce((proof ->> 'version')::integer, 1) <= :proof_version AND (
         status = 'cut'
         OR (status = 'failed' AND (
             next_attempt_at <= clock_timestamp() OR next_attempt_at > clock_timestamp() + lasting))
