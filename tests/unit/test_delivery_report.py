@@ -1,12 +1,13 @@
 """The Markdown summary of a run: what it says, and that no event can write into it."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from uuid import UUID
 
-from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.batches import Batch, BatchStatus, Proof
 from outbox_pipeline.operations.replay import Outcome, Replayed
-from outbox_pipeline.orchestration.delivery.report import summary_of_batch, summary_of_day
-from outbox_pipeline.relay.delivery import Marked
+from outbox_pipeline.orchestration.delivery.report import of_load, summary_of_batch, summary_of_day
+from outbox_pipeline.relay.delivery import Loaded, Marked
 
 AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
 BATCH = Batch(
@@ -67,6 +68,17 @@ def test_only_some_types_are_named() -> None:
 
     assert "`type_4` 1, 3 more" in said
     assert "see the step validate_batch" in (summary_of_batch(BATCH, MARKED, None).value or "")
+
+
+def test_the_sums_of_a_proof_are_shown_as_text() -> None:
+    """A browser reads numbers beyond 2**53 inexactly; the sums of columns are there with their names."""
+    sums = dict.fromkeys(Proof.of_nothing().columns, 2**64 - 1)
+    proof = replace(Proof.of_nothing(), id_sum=2**63 + 1, columns=sums)
+
+    shown = of_load(Loaded(0, 0, 0, was_there=False, seconds=0.1, proof=proof))["proof"].value
+
+    assert (shown["version"], shown["id_sum"]) == ("2", "9223372036854775809")
+    assert shown["columns"] == dict.fromkeys(sums, "18446744073709551615")
 
 
 def test_a_day_is_told_in_one_line() -> None:
