@@ -23,6 +23,7 @@ class Source(Enum):
     APPLICATION = "the application that publishes the event"
     OUTBOX = "PostgreSQL, when the event is inserted"
     DELIVERY = "the delivery, for all events of a batch"
+    CLIENT = "the client of ClickHouse, for all rows of an insert"
     EVENT_LOG = "ClickHouse, when the row is inserted"
 
 
@@ -57,14 +58,15 @@ EVENT_COLUMNS = (
     EventColumn("recorded_at", "time", Source.OUTBOX),
     EventColumn("trace_context", "text", Source.APPLICATION, may_be_missing=True),
     EventColumn("loaded_at", "time", Source.EVENT_LOG),
+    EventColumn("source", "name", Source.CLIENT),
 )
 
 #: What an application publishes.
 PUBLISHED = tuple(column for column in EVENT_COLUMNS if column.source is Source.APPLICATION)
 #: What a batch is read with from the outbox, and judged by.
 EXTRACTED = tuple(column for column in EVENT_COLUMNS if column.source in (Source.APPLICATION, Source.OUTBOX))
-#: What is sent to ClickHouse.
-SENT = tuple(column for column in EVENT_COLUMNS if column.source is not Source.EVENT_LOG)
+#: What is sent to ClickHouse for each row.
+SENT = tuple(column for column in EVENT_COLUMNS if column.source not in (Source.CLIENT, Source.EVENT_LOG))
 
 
 def sent_columns(version: int) -> tuple[EventColumn, ...]:

@@ -13,14 +13,18 @@ from outbox_pipeline.clickhouse.client import EventLogClient
 _BATCHES = """
 SELECT batch_id, count(), min(position), max(position), max(generation), max(loaded_at)
 FROM {table:Identifier}
+WHERE source = {source:String}
 GROUP BY batch_id
 """
 
 _ROWS = """
 SELECT position, event_id
 FROM {table:Identifier}
-WHERE batch_id = {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
+WHERE source = {source:String} AND batch_id = {batch_id:UUID}
+    AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
 """
+
+_FENCED = "SELECT batch_id, max(attempt) FROM {fence:Identifier} WHERE source = {source:String} GROUP BY batch_id"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class ShownBatch:
 
 
 def shown_batches(client: EventLogClient) -> Iterator[list[ShownBatch]]:
-    """Yield every batch in the event log, some ten thousand at a time.
+    """Yield every batch of the source in the event log, some ten thousand at a time.
 
     One scan of the narrow columns; ClickHouse keeps one entry a batch in memory for it.
     """
@@ -67,5 +71,5 @@ def rows_beyond(client: EventLogClient, shown: ShownBatch, *, position: int, lim
 
 def fenced_attempts(client: EventLogClient) -> Iterator[dict[UUID, int]]:
     """Yield the highest attempt on record for each batch that ever took more than one."""
-    for block in client.blocks("SELECT batch_id, max(attempt) FROM {fence:Identifier} GROUP BY batch_id"):
+    for block in client.blocks(_FENCED):
         yield {batch_id: int(attempt) for batch_id, attempt in block}

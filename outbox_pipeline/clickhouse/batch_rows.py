@@ -1,7 +1,8 @@
 """Which rows of the event log are a batch's own: the one condition that proofs and deletes share.
 
 Invariant: under the id of an adopted batch there may be rows of events that this outbox does not have; they are neither
-counted for the batch nor touched on its behalf. Any other row under a batch's id is its own, wherever it stands.
+counted for the batch nor touched on its behalf, and no more are those of another source. Any other row under a batch's
+id is its own, wherever it stands.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ MAX_FOREIGN_STRETCHES = 500
 
 #: The condition; its parameters come from `windows_of_batch`.
 ROWS_OF_BATCH = """
-batch_id = {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
+source = {source:String} AND batch_id = {batch_id:UUID}
+AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
 AND NOT arrayExists(
     (since, until) -> position >= since AND position < until,
     {foreign_since:Array(UInt64)}, {foreign_until:Array(UInt64)}

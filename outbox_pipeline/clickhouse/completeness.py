@@ -1,6 +1,6 @@
 """The table that tells analysts how far each day is delivered: `<table>_completeness`, and the view to read it by.
 
-Invariant: of a day the row with the latest `written_at` counts, in whatever order the writes arrive; the view
+Invariant: of a source's day the row with the latest `written_at` counts, in whatever order the writes arrive; the view
 `<table>_delivered` shows that row and no other.
 """
 
@@ -38,8 +38,8 @@ _STRUCTURE = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items()).repl
 
 # Only constants of this package are put into the text; values are parameters.
 _INSERT = f"""
-INSERT INTO {{completeness:Identifier}} ({", ".join(_COLUMNS)})
-SELECT {", ".join(_COLUMNS)} FROM input('{_STRUCTURE}')
+INSERT INTO {{completeness:Identifier}} ({", ".join(_COLUMNS)}, source)
+SELECT {", ".join(_COLUMNS)}, {{source:String}} FROM input('{_STRUCTURE}')
 WHERE throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
 AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
 FORMAT JSONEachRow
@@ -48,13 +48,14 @@ FORMAT JSONEachRow
 _READ = f"""
 SELECT {", ".join(_COLUMNS)}, {_IS_COMPLETE}
 FROM {{completeness:Identifier}} FINAL
-WHERE day BETWEEN {{from_day:Date}} AND {{until_day:Date}}
+WHERE source = {{source:String}} AND day BETWEEN {{from_day:Date}} AND {{until_day:Date}}
 ORDER BY day
 """  # noqa: S608 - see above
 
 _DROP = """
 DELETE FROM {completeness:Identifier}
-WHERE day IN {days:Array(Date)} AND written_at > {written_after:DateTime64(6, 'UTC')}
+WHERE source = {source:String} AND day IN {days:Array(Date)}
+    AND written_at > {written_after:DateTime64(6, 'UTC')}
 """
 
 

@@ -13,7 +13,7 @@ from outbox_pipeline.clickhouse.client import EventLogClient
 
 _OLD = """
 SELECT batch_id FROM {fence:Identifier}
-WHERE batch_id > {after:UUID}
+WHERE source = {source:String} AND batch_id > {after:UUID}
 GROUP BY batch_id
 HAVING max(fenced_at) < least(now64(6, 'UTC'), {now:DateTime64(6, 'UTC')}) - toIntervalDay({days:UInt32})
 ORDER BY batch_id
@@ -37,7 +37,7 @@ def old_fences(client: EventLogClient, *, now: datetime, days: int, after: UUID,
 def drop_fences(client: EventLogClient, batch_ids: Collection[UUID]) -> None:
     """Delete the fences of these batches and wait until they are gone."""
     client.run(
-        "DELETE FROM {fence:Identifier} WHERE batch_id IN {batch_ids:Array(UUID)}",
+        "DELETE FROM {fence:Identifier} WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}",
         {"batch_ids": [str(batch_id) for batch_id in batch_ids]},
         settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
     )

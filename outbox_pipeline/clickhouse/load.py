@@ -42,13 +42,15 @@ _INSERT_SETTINGS = {
     "max_partitions_per_insert_block": 0,
 }
 
-#: What is sent of a batch that is frozen now; `loaded_at` is the server's.
+#: What is sent of a batch that is frozen now; `source` is a constant of the insert, `loaded_at` the server's.
 SENT_COLUMNS = {column.name: COLUMNS[column.name] for column in sent_columns(PROOF_VERSION)}
 
 # Column names and types are constants of this package; values are parameters.
 _FENCED = f"""
 WHERE throwIf(
-    (SELECT max(attempt) FROM {{fence:Identifier}} WHERE batch_id = {{batch_id:UUID}}) > {{attempt:UInt32}},
+    (
+        SELECT max(attempt) FROM {{fence:Identifier}} WHERE source = {{source:String}} AND batch_id = {{batch_id:UUID}}
+    ) > {{attempt:UInt32}},
     '{FENCED_WORDS}'
 ) = 0 AND throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
 AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
@@ -85,9 +87,15 @@ class _Pieces(RawIOBase):
         return len(piece)
 
 
-def deduplication_token(table: str, batch_id: UUID, generation: int) -> str:
+def deduplication_token(client: EventLogClient, batch_id: UUID, generation: int) -> str:
     """Return the token under which ClickHouse recognises this generation of the batch."""
-    return f"{table}:{batch_id}:{generation}"
+    return f"{_tokens_of(client, batch_id)}{generation}"
+
+
+def _tokens_of(client: EventLogClient, batch_id: UUID) -> str:
+    # A copy of a ledger has the same batches; under another source they are other rows.
+    source = f"{client.source}:" if client.source else ""
+    return f"{client.table}:{source}{batch_id}:"
 
 
 def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledger: LedgerIdentity) -> None:
@@ -100,7 +108,7 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
     batch_id, generation, attempt = lease.batch_id, body.generation, lease.attempt
     settings = {
         **_INSERT_SETTINGS,
-        "insert_deduplication_token": deduplication_token(client.table, batch_id, generation),
+        "insert_deduplication_token": deduplication_token(client, batch_id, generation),
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
     }
@@ -115,10 +123,18 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
 
 @cache
 def _fenced_insert(version: int) -> str:
+    return f"INSERT INTO {{table:Identifier}} {into_columns(version)}\n{_FENCED}"
+
+
+def into_columns(version: int = PROOF_VERSION) -> str:
+    """Return what stands behind INSERT INTO and a table: each row that is sent, as one of the client's source.
+
+    *version* is that of the proof which the batch was frozen with.
+    """
     columns = {column.name: COLUMNS[column.name] for column in sent_columns(version)}
     names = ", ".join(columns)
     structure = ", ".join(f"{name} {kind}" for name, kind in columns.items()).replace("'", "\\'")
-    return f"INSERT INTO {{table:Identifier}} ({names})\nSELECT {names} FROM input('{structure}')\n{_FENCED}"
+    return f"({names}, source)\nSELECT {names}, {{source:String}} FROM input('{structure}')"
 
 
 def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
@@ -127,13 +143,14 @@ def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
     Only what began before the fence can still write; raises InDoubtError while such a request runs, to be asked again.
     """
     client.run(
-        "INSERT INTO {fence:Identifier} (batch_id, attempt) VALUES ({batch_id:UUID}, {attempt:UInt32})",
+        "INSERT INTO {fence:Identifier} (source, batch_id, attempt)"
+        " VALUES ({source:String}, {batch_id:UUID}, {attempt:UInt32})",
         {"batch_id": str(batch_id), "attempt": attempt},
         settings={"async_insert": 0},
     )
     running = client.rows(
         "SELECT elapsed FROM system.processes WHERE startsWith(Settings['insert_deduplication_token'], {token:String})",
-        {"token": f"{client.table}:{batch_id}:"},
+        {"token": _tokens_of(client, batch_id)},
     )
     if running:
         raise InDoubtError(

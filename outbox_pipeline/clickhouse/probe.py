@@ -11,13 +11,13 @@ from uuid import UUID
 import pyarrow as pa
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
+from outbox_pipeline.clickhouse.load import as_arrow, into_columns
 from outbox_pipeline.errors import BatchDataError
 
 #: Requests in one go, so that a run shows progress; some ninety refused events scattered over a large batch.
 _MAX_REQUESTS = 2_000
 
-_INSERT = f"INSERT INTO {{probe:Identifier}} ({', '.join(SENT_COLUMNS)}) FORMAT Arrow"
+_INSERT = f"INSERT INTO {{probe:Identifier}} {into_columns()} FORMAT Arrow"
 
 
 def find_refused(client: EventLogClient, events: pa.Table, batch_id: UUID) -> dict[int, str]:

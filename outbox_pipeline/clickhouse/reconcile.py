@@ -21,7 +21,10 @@ _SPILL_BYTES = 200_000_000
 #: Rows of an unknown batch that are looked for under other batches.
 SAMPLE_ROWS = 1000
 
-_BATCHES = "batch_id IN {batch_ids:Array(UUID)} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}"
+_BATCHES = """
+source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}
+AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
+""".strip()
 
 # Only constants of this package are put into the texts; values are parameters.
 _PROOFS = """
@@ -50,7 +53,7 @@ SETTINGS max_bytes_before_external_group_by = {_SPILL_BYTES}
 _UNKNOWN = """
 SELECT batch_id, toDate(recorded_at) AS day, count() AS row_count, min(position) AS first, max(position) AS last
 FROM {table:Identifier}
-WHERE batch_id IN {batch_ids:Array(UUID)}
+WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}
 GROUP BY batch_id, day
 ORDER BY batch_id, day
 """
@@ -58,9 +61,11 @@ ORDER BY batch_id, day
 _COPIES = """
 SELECT count() AS row_count
 FROM {table:Identifier}
-WHERE batch_id != {batch_id:UUID} AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
+WHERE source = {source:String} AND batch_id != {batch_id:UUID}
+    AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
     AND (position, event_id) IN (
-        SELECT position, event_id FROM {table:Identifier} WHERE batch_id = {batch_id:UUID} LIMIT {limit:UInt32}
+        SELECT position, event_id FROM {table:Identifier}
+        WHERE source = {source:String} AND batch_id = {batch_id:UUID} LIMIT {limit:UInt32}
     )
 """
 

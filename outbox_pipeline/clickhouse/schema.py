@@ -57,7 +57,7 @@ class LogState:
         return [migration for migration in migrations() if migration.version not in self.applied]
 
     def is_missing(self, statement: Statement) -> bool:
-        """Tell whether *statement* creates a table that is not there."""
+        """Tell whether *statement* creates a table or view that is not there."""
         return statement.is_create and statement.role not in self.tables
 
 
@@ -97,11 +97,18 @@ def migrate_log(client: EventLogClient) -> str:
         found = LogState(found.tables, frozenset())
     for migration in _to_run(found):
         for statement in migration.statements:
-            if not statement.is_create or found.is_missing(statement):
+            if _is_due(found, statement):
                 client.run(statement.rendered(client.names))
         if migration in found.pending:
             client.run(_RECORD, {"version": migration.version, "name": migration.name}, settings={"async_insert": 0})
     return latest_version()
+
+
+def _is_due(found: LogState, statement: Statement) -> bool:
+    if statement.keeps:
+        return found.is_missing(statement)
+    # What has the name of a view and is none is the user's: nothing here drops it.
+    return not statement.is_create or found.tables.get(statement.role, {}).get("engine", "View") == "View"
 
 
 def _to_run(found: LogState) -> tuple[Migration, ...]:
@@ -131,7 +138,7 @@ def version_problem(client: EventLogClient, found: LogState) -> str | None:
     if not found.pending:
         return None
     first = found.pending[0]
-    made = [each for each in first.statements if each.is_create and not found.is_missing(each)]
+    made = [each for each in first.statements if each.keeps and not found.is_missing(each)]
     if made or (found.version or "") > first.version:
         return (
             f"Migration {first.version}_{first.name} of table {client.table} was begun and is not done: run "

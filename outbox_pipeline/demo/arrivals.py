@@ -19,10 +19,12 @@ from outbox_pipeline.settings import Settings
 POLL_SECONDS = 0.25
 
 _COUNT = """
-SELECT batch_id, count() AS row_count FROM {table:Identifier} WHERE position > {after:UInt64} GROUP BY batch_id
+SELECT batch_id, count() AS row_count FROM {table:Identifier}
+WHERE source = {source:String} AND position > {after:UInt64} GROUP BY batch_id
 """
 _IDS = """
-SELECT event_id FROM {table:Identifier} WHERE position > {after:UInt64} AND batch_id IN {batch_ids:Array(UUID)}
+SELECT event_id FROM {table:Identifier}
+WHERE source = {source:String} AND position > {after:UInt64} AND batch_id IN {batch_ids:Array(UUID)}
 """
 
 

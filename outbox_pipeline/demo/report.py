@@ -19,7 +19,8 @@ from outbox_pipeline.postgres.tables import quarantined_event
 _SUSPECTS_SHOWN = 5
 
 _ROWS = (
-    "SELECT event_id, count() AS row_count FROM {table:Identifier} WHERE position > {after:UInt64} GROUP BY event_id"
+    "SELECT event_id, count() AS row_count FROM {table:Identifier}"
+    " WHERE source = {source:String} AND position > {after:UInt64} GROUP BY event_id"
 )
 
 

@@ -17,6 +17,7 @@ from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version as latest_log_version
 from outbox_pipeline.clickhouse.schema import read_log
+from outbox_pipeline.clickhouse.sources import crowded_problem, serves_one
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, without_secrets
@@ -325,12 +326,14 @@ def _check_log(settings: Settings, client: EventLogClient) -> Check:
     what, own = f"Table {client.table}", latest_log_version()
     try:
         _fine(_log_problem(settings, client), "")
-        found = read_log(client).version or own
+        log = read_log(client)
+        found = log.version or own
     except OutboxError as error:
         return Check("clickhouse table", False, _said(error))
     if found != own:
         return _newer_by_one("clickhouse table", what, found, own)
-    return Check("clickhouse table", True, f"{what} has version {own} and the expected columns.")
+    key = "; its sorting key is of before there were sources, so it serves one outbox" if serves_one(log) else ""
+    return Check("clickhouse table", True, f"{what} has version {own} and the expected columns{key}.")
 
 
 def _log_problem(settings: Settings, client: EventLogClient) -> str | None:
@@ -351,6 +354,7 @@ def _check_owner(settings: Settings, client: EventLogClient) -> str:
     problem = owner_problem(client.table, claims, ledger_id)
     if holding(claims):
         return _fine(problem, f"Table {client.table} belongs to this outbox.")
+    problem = problem or crowded_problem(client)
     return _fine(problem, f"Table {client.table} belongs to no outbox yet: it will to the first that delivers into it.")
 
 

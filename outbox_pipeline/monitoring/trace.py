@@ -20,15 +20,18 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 from outbox_pipeline.settings import Settings
 
-_COLUMNS = "SELECT event_type, batch_id, generation, position, loaded_at FROM {table:Identifier}"
+_ROWS = (
+    "SELECT event_type, batch_id, generation, position, loaded_at FROM {table:Identifier}"
+    " WHERE source = {source:String}"
+)
 
 # The table is ordered by type and time: with both an event is found in one granule, without them by reading all ids.
 _BY_KEY = (
-    f"{_COLUMNS} WHERE event_type = {{event_type:String}}"
+    f"{_ROWS} AND event_type = {{event_type:String}}"
     " AND event_date_time = fromUnixTimestamp64Micro({event_micros:Int64}, 'UTC') AND event_id = {event_id:UUID}"
     " ORDER BY loaded_at LIMIT 100"
 )
-_BY_ID = f"{_COLUMNS} WHERE event_id = {{event_id:UUID}} ORDER BY loaded_at LIMIT 100"
+_BY_ID = f"{_ROWS} AND event_id = {{event_id:UUID}} ORDER BY loaded_at LIMIT 100"
 
 #: What became for good of an event that validation refused.
 _SETTLED = {

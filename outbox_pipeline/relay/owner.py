@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import URL
 
+from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import WAYS_ON
 from outbox_pipeline.clickhouse.owner import (
     Claim,
@@ -19,6 +20,7 @@ from outbox_pipeline.clickhouse.owner import (
     new_claim,
     read_claims,
 )
+from outbox_pipeline.clickhouse.sources import crowded_problem
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -53,7 +55,11 @@ def claim_table(stores: Stores) -> None:
 
 
 def make_claim(stores: Stores, ledger_id: UUID, *, retiring: Sequence[Claim] = ()) -> None:
-    """Write this ledger's claim, with the end of others, and rely on it only if no further one is there then."""
+    """Write this ledger's claim, with the end of others, and rely on it only if no further one is there then.
+
+    A further one is that of another ledger, or in a table of before that of another source.
+    """
+    require_room(stores.client)
     own = new_claim(stores.client, ledger_id, label_of(stores))
     announce(Point.CLAIMING)
     add_claims(stores.client, [own], retiring=retiring)
@@ -65,6 +71,17 @@ def make_claim(stores: Stores, ledger_id: UUID, *, retiring: Sequence[Claim] = (
             f"Another outbox ({others[0].label}) claims table {stores.client.table} at the same moment, so this one "
             f"has taken its claim back: {WAYS_ON}"
         )
+    crowded = crowded_problem(stores.client)
+    if crowded is not None:
+        drop_claim(stores.client, own)
+        raise ConfigurationError(crowded)
+
+
+def require_room(client: EventLogClient) -> None:
+    """Raise ConfigurationError where the table serves another source and can serve no second one."""
+    problem = crowded_problem(client)
+    if problem is not None:
+        raise ConfigurationError(problem)
 
 
 def require_owner(table: str, claims: Sequence[Claim], ledger_id: UUID) -> None:

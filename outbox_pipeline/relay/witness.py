@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine
 
 from outbox_pipeline.batches import Batch, LedgerIdentity
 from outbox_pipeline.clickhouse.client import EventLogClient, ask
-from outbox_pipeline.clickhouse.owner import Claim, read_claims
+from outbox_pipeline.clickhouse.owner import Claim, holding, read_claims
 from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_since, newest_cuts
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import WitnessError
@@ -28,7 +28,7 @@ from outbox_pipeline.postgres import witness as ledger
 from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.lost_log import require_log_version
-from outbox_pipeline.relay.owner import claimed, require_owner
+from outbox_pipeline.relay.owner import claimed, require_owner, require_room
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
@@ -117,7 +117,10 @@ def ask_seen(engine: Engine, settings: Settings) -> Seen:
 
     def look(client: EventLogClient) -> Seen:
         require_log_version(engine, client)
-        return read_seen(client)
+        seen = read_seen(client)
+        if not holding(seen.claims):
+            require_room(client)
+        return seen
 
     return ask(settings, look)
 

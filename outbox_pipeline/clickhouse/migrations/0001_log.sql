@@ -1,4 +1,4 @@
--- The log with its fence, and how far each day is delivered with the view that analysts read.
+-- The log with its fence, and how far each day is delivered.
 -- A table is named by its role, as in {table:Identifier}; the name itself is filled in when the statement runs.
 
 CREATE TABLE IF NOT EXISTS {table:Identifier} (
@@ -14,18 +14,20 @@ CREATE TABLE IF NOT EXISTS {table:Identifier} (
     recorded_at DateTime64(6, 'UTC') COMMENT 'When PostgreSQL stored it' CODEC(Delta, ZSTD(1)),
     trace_context String COMMENT 'W3C trace context of the publisher, when there was one' CODEC(ZSTD(1)),
     loaded_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this row was inserted here' CODEC(ZSTD(1)),
+    source LowCardinality(String) DEFAULT '' COMMENT 'The outbox it is from; empty for the only one',
     INDEX position_range position TYPE minmax GRANULARITY 1
 ) ENGINE = MergeTree
 PARTITION BY toYYYYMM(event_date_time)
-ORDER BY (event_type, event_date_time, event_id)
+ORDER BY (source, event_type, event_date_time, event_id)
 SETTINGS non_replicated_deduplication_window = 10000, fsync_after_insert = 1, fsync_part_directory = 1;
 
 CREATE TABLE IF NOT EXISTS {fence:Identifier} (
     batch_id UUID COMMENT 'The batch',
     attempt UInt32 COMMENT 'Inserts of lower attempts on this batch are refused from now on',
-    fenced_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this attempt began'
+    fenced_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When this attempt began',
+    source LowCardinality(String) DEFAULT '' COMMENT 'The outbox of the batch; empty for the only one'
 ) ENGINE = MergeTree
-ORDER BY batch_id
+ORDER BY (source, batch_id)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
 CREATE TABLE IF NOT EXISTS {completeness:Identifier} (
@@ -41,23 +43,7 @@ CREATE TABLE IF NOT EXISTS {completeness:Identifier} (
     id_sum UInt64 COMMENT 'Sum of the hashes of the ids, modulo 2^64',
     position_sum UInt64 COMMENT 'sum(position), modulo 2^64',
     context_sum UInt64 COMMENT 'sum(toUInt64(CRC32(event_context)))',
-    written_at DateTime64(6, 'UTC') COMMENT 'The time in PostgreSQL of which all this is true'
+    written_at DateTime64(6, 'UTC') COMMENT 'The time in PostgreSQL of which all this is true',
+    source LowCardinality(String) DEFAULT '' COMMENT 'The outbox of which this is told; empty for the only one'
 ) ENGINE = ReplacingMergeTree(written_at)
-ORDER BY day;
-
-CREATE VIEW IF NOT EXISTS {delivered:Identifier} AS
-SELECT
-    day,
-    complete_through,
-    event_count,
-    batch_count,
-    undelivered_count,
-    quarantined_count,
-    discarded_count,
-    replaced_count,
-    id_sum,
-    position_sum,
-    context_sum,
-    written_at,
-    complete_through >= toDateTime64(toDate32(day) + 1, 6, 'UTC') AS is_complete
-FROM {completeness:Identifier} FINAL;
+ORDER BY (source, day);

@@ -14,7 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 _NAME = re.compile(r"\{(\w+):Identifier\}")
-_CREATES = re.compile(r"CREATE (TABLE|VIEW) IF NOT EXISTS ")
+_CREATES = re.compile(r"CREATE (TABLE IF NOT EXISTS|OR REPLACE VIEW) ")
 _END = re.compile(r";\s*$", re.MULTILINE)
 
 
@@ -22,12 +22,14 @@ _END = re.compile(r";\s*$", re.MULTILINE)
 class Statement:
     """One statement; its tables are named by their role in the log (`EventLogClient.names`), as `{table:Identifier}`.
 
-    `role`: that of the table it creates or changes; `is_create` when it makes it where it is missing.
+    `role`: that of the table or view it creates or changes; `is_create` when it makes it where it is missing;
+    `keeps` when it then leaves one alone that is there, as only a table is.
     """
 
     text: str
     role: str
     is_create: bool
+    keeps: bool
 
     def rendered(self, names: Mapping[str, str]) -> str:
         """Return the statement with the tables' own names in it.
@@ -53,7 +55,8 @@ def as_statement(text: str) -> Statement:
     found = _NAME.search(text)
     if found is None:
         raise ValueError(f"names no table of the log: {text}")
-    return Statement(text, found[1], _CREATES.match(text) is not None)
+    creates = _CREATES.match(text)
+    return Statement(text, found[1], creates is not None, creates is not None and creates[1].startswith("TABLE"))
 
 
 def migrations() -> tuple[Migration, ...]:

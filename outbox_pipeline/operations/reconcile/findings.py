@@ -72,14 +72,15 @@ class UnknownBatch:
     last_position: int
     copies: int
 
-    def sentence(self, table: str) -> str:
+    def sentence(self, table: str, source: str) -> str:
         """Say what they are and the exact next step."""
         what = (
             f"at least {self.copies:,} of them are doubles of rows under other batches"
             if self.copies
             else "the events looked at stand under no other batch"
         )
-        remedy = f"ALTER TABLE {table} DELETE WHERE batch_id = '{self.batch_id}'"
+        of_source = f" AND source = '{source}'" if source else ""
+        remedy = f"ALTER TABLE {table} DELETE WHERE batch_id = '{self.batch_id}'{of_source}"
         return (
             f"{counted(self.row_count, 'row')} of {self.day} under batch {self.batch_id}, which the ledger does not "
             f"know; {what}. When no other outbox writes into {table} and no restore is waiting for 'outbox adopt', "

@@ -1,0 +1,45 @@
+"""How many sources a log serves: any number, or one where its tables are of before there were several.
+
+Invariant: a table whose sorting key does not begin with `source` stays one source's, whichever claims it first. In such
+a log the proofs of two sources would read each other's rows, and of the days one source's would replace the other's. A
+key can be changed by a new table only, so nothing changes it here.
+"""
+
+from outbox_pipeline.clickhouse.client import ONLY_SOURCE, EventLogClient
+from outbox_pipeline.clickhouse.schema import LogState, read_log
+
+_OTHER_CLAIM = """
+SELECT label FROM {sources:Identifier} WHERE source != {source:String} ORDER BY registered_at LIMIT 1
+"""
+
+_OTHER_ROW = "SELECT 1 FROM {table:Identifier} WHERE source != {source:String} LIMIT 1"
+
+
+def serves_one(found: LogState) -> bool:
+    """Tell whether the log can be one source's only."""
+    tables = (found.tables.get(role) for role in ("table", "completeness"))
+    return any(table is not None and table["sorting_key"].split(", ")[0] != "source" for table in tables)
+
+
+def crowded_problem(client: EventLogClient) -> str | None:
+    """Return the sentence for a log that serves one source, and that not this one; None when there is room for it."""
+    if not serves_one(read_log(client)):
+        return None
+    other = _other(client)
+    if other is None:
+        return None
+    return (
+        f"Table {client.table} was made before one could be shared (its sorting key, or that of "
+        f"{client.names['completeness']}, does not begin with source), so it serves one outbox, and that is {other}: "
+        "give this outbox a table of its own with OUTBOX_CLICKHOUSE_TABLE (or another database) and run 'outbox init'."
+    )
+
+
+def _other(client: EventLogClient) -> str | None:
+    claims = client.rows(_OTHER_CLAIM)
+    if claims:
+        return str(claims[0]["label"])
+    # Rows without a claim are of before there were claims, and of the only source. That one need not search for others.
+    if client.source != ONLY_SOURCE and client.rows(_OTHER_ROW):
+        return "the one whose rows are there"
+    return None
