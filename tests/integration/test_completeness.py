@@ -529,6 +529,12 @@ def test_a_day_that_a_broken_write_left_out_is_told_by_the_next(stores: Stores) 
     assert [day.day for day in read_delivered(stores.client)] == [day.day for day in whole]
 
 
+#: Within the overlap that the docs name, and beyond it.
+_LATER = """
+SELECT toString(now64(6, 'UTC') + INTERVAL 30 MINUTE) AS soon, toString(now64(6, 'UTC') + INTERVAL 2 HOUR) AS later
+"""
+
+
 @pytest.mark.parametrize("zone", ["UTC", "Etc/GMT+12", "Etc/GMT-14"])
 def test_the_queries_in_the_docs_agree_with_the_rows(stores: Stores, zone: str) -> None:
     """What analysts copy runs in any time zone, and finds a day whole, or that somebody took a row away.
@@ -536,7 +542,7 @@ def test_the_queries_in_the_docs_agree_with_the_rows(stores: Stores, zone: str) 
     At any time one of the two zones at the ends has another day than UTC.
     """
     snippets = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    asked, compared = (f"{snippet} SETTINGS session_timezone = '{zone}'" for snippet in snippets)
+    asked, compared, touched = (f"{snippet} SETTINGS session_timezone = '{zone}'" for snippet in snippets)
     publish_yesterday(stores.engine)
     publish_yesterday(stores.engine)
     publish_yesterday(stores.engine, context="[1]")
@@ -545,12 +551,15 @@ def test_the_queries_in_the_docs_agree_with_the_rows(stores: Stores, zone: str) 
 
     (answer,) = stores.client.rows(asked)
     (whole,) = stores.client.rows(compared)
+    (looks,) = stores.client.rows(_LATER)
+    new = [stores.client.rows(touched, {"last_look": look}) for look in looks.values()]
     stores.client.run("DELETE FROM {table:Identifier} WHERE position = 1")
     (changed,) = stores.client.rows(compared)
 
     assert (answer["is_complete"], answer["event_count"], answer["quarantined_count"]) == (1, 2, 1)
     assert (whole["told"], whole["found"], whole["same_events"]) == (2, 2, 1)
     assert (changed["told"], changed["found"], changed["same_events"]) == (2, 1, 0)
+    assert new == [[{"source": "", "day": answer["day"]}], []]
 
 
 def test_a_missing_table_is_one_sentence_and_stops_no_delivery(stores: Stores) -> None:
