@@ -242,13 +242,17 @@ def test_a_table_of_before_serves_one_source(old: tuple[Stores, Stores]) -> None
     before = everything(late), everything(shop)
     acts: list[Callable[[Stores], object]] = [relay, claim_table, record_completeness, _ask]
 
+    reached: list[Point] = []
+    end = listen(reached.append)
     said = [refusal(act, late) for act in acts]
+    end()
     (owner,) = [check for check in examine(late.settings) if check.name == "clickhouse owner"]
     (table,) = [check for check in examine(late.settings) if check.name == "clickhouse table"]
 
     for sentence in (*said, owner.message):
         assert f"serves one outbox, and that is postgresql:///{shop.engine.url.database}" in sentence
         assert "OUTBOX_CLICKHOUSE_TABLE" in sentence
+    assert reached == []
     assert (owner.ok, table.ok) == (False, True)
     assert "so it serves one outbox" in table.message
     assert (everything(late), everything(shop)) == before
