@@ -116,7 +116,7 @@ def _agree_to_take(stores: "Stores", *, is_confirmed: bool) -> None:
 def _sentence(table: str, found: "Taking") -> str:
     owners = " and ".join(f"{claim.label} since {claim.registered_at:%Y-%m-%d %H:%M} UTC" for claim in found.previous)
     return (
-        f"Table {table} belongs to {owners or 'no outbox any more'}. Of no batch of this ledger in it: "
+        f"Table {table} belongs to {owners or 'no outbox'}. Of no batch of this ledger in it: "
         f"{counted(found.unknown_rows, 'row')}. What is there stays, 'outbox reconcile' will report it as rows of "
         "unknown batches, and the days are told anew without it."
     )

@@ -57,6 +57,13 @@ AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
+_OTHERS_RUNNING = """
+SELECT elapsed FROM system.processes
+WHERE startsWith(Settings['insert_deduplication_token'], {token:String}) AND current_database = currentDatabase()
+    AND JSONExtractString(Settings['log_comment'], 'source') = {source:String}
+    AND JSONExtractString(Settings['log_comment'], 'ledger_id') != {ledger_id:String}
+"""
+
 _DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {ROWS_OF_BATCH} AND generation < {{generation:UInt32}}"  # noqa: S608
 
 
@@ -110,7 +117,15 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
         **_INSERT_SETTINGS,
         "insert_deduplication_token": deduplication_token(client, batch_id, generation),
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
-        "log_comment": json.dumps({"batch_id": str(batch_id), "generation": generation, "attempt": attempt}),
+        "log_comment": json.dumps(
+            {
+                "source": client.source,
+                "ledger_id": str(ledger_id),
+                "batch_id": str(batch_id),
+                "generation": generation,
+                "attempt": attempt,
+            }
+        ),
     }
     named = {
         "batch_id": str(batch_id),
@@ -157,6 +172,15 @@ def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
             f"An earlier insert of batch {batch_id} still runs in ClickHouse (for {running[0]['elapsed']:.0f} s): "
             "waiting until it ends before looking."
         )
+
+
+def seconds_of_other_insert(client: EventLogClient, ledger_id: UUID) -> float | None:
+    """Return for how long an insert of another ledger into this source's rows has been running, None when none does.
+
+    An insert says whose it is in its `log_comment`; one that does not is of a release before and taken for another's.
+    """
+    running = client.rows(_OTHERS_RUNNING, {"token": f"{client.table}:", "ledger_id": str(ledger_id)})
+    return max((float(row["elapsed"]) for row in running), default=None)
 
 
 def delete_older_generations(client: EventLogClient, batch: Batch, generation: int) -> None:

@@ -1,8 +1,8 @@
-"""The table that says whose the event log is: `<table>_sources`, one row for each claim and one for its end.
+"""The table that says whose the event log is: `<table>_sources`, rows of each claim and one for its end.
 
-A source on a table belongs to one ledger. Invariant: a claim is written before it is relied on and never changed; what
-ends it is a second row of the same ledger and time with `retired_at`. Only a claimant that met another one at the same
-moment takes its own row back.
+A source on a table belongs to one ledger. Invariant: a claim is written once to be seen and, after a look that showed
+no other ledger's, a second time to be relied on; what ends it is a row of the same ledger and time with `retired_at`.
+Only a claim that was written once is taken back, by the process that wrote it.
 """
 
 import json
@@ -14,7 +14,8 @@ from uuid import UUID
 from outbox_pipeline.clickhouse.client import EventLogClient
 
 _READ = """
-SELECT ledger_id, registered_at, any(label) AS label, max(retired_at) AS retired_at
+SELECT ledger_id, registered_at, any(label) AS label, max(retired_at) AS ended_at,
+       count() - count(retired_at) > 1 AS is_confirmed
 FROM {sources:Identifier}
 WHERE source = {source:String}
 GROUP BY ledger_id, registered_at
@@ -41,12 +42,16 @@ WHERE source = {source:String} AND ledger_id = {ledger_id:UUID}
 
 @dataclass(frozen=True)
 class Claim:
-    """One ledger's claim to the source; it holds until it is retired. Times are ClickHouse's."""
+    """One ledger's claim to the source; it holds until it is retired. Times are ClickHouse's.
+
+    `is_confirmed`: it was written again after a look that showed no other ledger's.
+    """
 
     ledger_id: UUID
     label: str
     registered_at: datetime
     retired_at: datetime | None = None
+    is_confirmed: bool = False
 
 
 def read_claims(client: EventLogClient) -> list[Claim]:
@@ -67,8 +72,12 @@ def new_claim(client: EventLogClient, ledger_id: UUID, label: str) -> Claim:
 def add_claims(client: EventLogClient, claims: Sequence[Claim], *, retiring: Sequence[Claim] = ()) -> None:
     """Write new claims and the ends of others in one insert, which readers see whole or not at all."""
     ended = [replace(claim, retired_at=_now(client)) for claim in retiring]
-    body = "\n".join(json.dumps({"source": client.source, **_as_row(claim)}) for claim in [*ended, *claims])
-    client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
+    _insert(client, [*ended, *claims])
+
+
+def confirm_claim(client: EventLogClient, claim: Claim) -> None:
+    """Write a claim again, so that this ledger may rely on it; it is taken back no more."""
+    _insert(client, [claim])
 
 
 def drop_claim(client: EventLogClient, claim: Claim) -> None:
@@ -80,18 +89,24 @@ def drop_claim(client: EventLogClient, claim: Claim) -> None:
     )
 
 
+def _insert(client: EventLogClient, claims: Sequence[Claim]) -> None:
+    body = "\n".join(json.dumps({"source": client.source, **_as_row(claim)}) for claim in claims)
+    client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
+
+
 def _now(client: EventLogClient) -> datetime:
     (row,) = client.rows("SELECT now64(6, 'UTC') AS now")
     return _as_time(row["now"])
 
 
 def _as_claim(row: dict[str, object]) -> Claim:
-    retired_at = row["retired_at"]
+    retired_at = row["ended_at"]
     return Claim(
         ledger_id=row["ledger_id"],  # type: ignore[arg-type]
         label=str(row["label"]),
         registered_at=_as_time(row["registered_at"]),
         retired_at=None if retired_at is None else _as_time(retired_at),
+        is_confirmed=bool(row["is_confirmed"]),
     )
 
 

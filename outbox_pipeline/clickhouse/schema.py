@@ -141,8 +141,8 @@ def version_problem(client: EventLogClient, found: LogState) -> str | None:
     made = [each for each in first.statements if each.keeps and not found.is_missing(each)]
     if made or (found.version or "") > first.version:
         return (
-            f"Migration {first.version}_{first.name} of table {client.table} was begun and is not done: run "
-            "'outbox init', which goes on with it."
+            f"Migration {first.version}_{first.name} of table {client.table} is not on record as done: run "
+            "'outbox init', which does what is left of it."
         )
     return (
         f"Table {client.table} has version {found.version}, this code needs {latest_version()}: run 'outbox init' to "

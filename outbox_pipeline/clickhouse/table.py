@@ -77,7 +77,12 @@ def table_problem(client: EventLogClient) -> str | None:
 
 def missing_sentence(client: EventLogClient) -> str:
     """Say that there is no log yet, and what makes it."""
-    return f"{client.where} has no table {client.table}: run 'outbox init'."
+    return f"{absence(client)}: run 'outbox init'."
+
+
+def absence(client: EventLogClient) -> str:
+    """Say that the log is not to be seen: ClickHouse names no table to a user who has no right on it."""
+    return f"{client.where} has no table {client.table} that this user may see"
 
 
 def durability_problem(client: EventLogClient) -> str | None:

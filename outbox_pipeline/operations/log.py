@@ -10,7 +10,7 @@ from datetime import date
 from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.owner import read_claims
+from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.counts import counted
@@ -20,7 +20,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import AcceptedDay, accepted_days
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import is_lost, lost_sentence
-from outbox_pipeline.relay.owner import require_owner
+from outbox_pipeline.relay.owner import require_known_rows, require_owner
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,14 @@ def make_log(engine: Engine, client: EventLogClient, *, recreate: bool = False, 
 
 def _require_no_other(engine: Engine, client: EventLogClient) -> None:
     # What is another outbox's is neither migrated nor made again: its owner would not learn that it was lost.
-    if "sources" not in read_log(client).tables:
-        return
-    claims = read_claims(client)
+    tables = read_log(client).tables
+    claims = read_claims(client) if "sources" in tables else []
     with ledger_transaction(engine) as connection:
         check_version(connection)
         ledger_id = read_ledger_id(connection)
     require_owner(client.table, claims, ledger_id)
+    if "table" in tables and not holding(claims):
+        require_known_rows(engine, client)
 
 
 def _sum(days: list[AcceptedDay]) -> LostEvents | None:

@@ -1,25 +1,31 @@
 """Take the event log from another outbox, for a ledger that was made anew on purpose.
 
 Invariant: the other's claim ends and this one's begins in one insert, so the table is never without an owner, and no
-row of the event log is touched. What the other one told of days goes, because nothing of it is true of this ledger.
+row of the event log is touched. Inserts of the other that had begun by then have ended when `take_table` comes back.
+What the other one told of days goes, because nothing of it is true of this ledger.
 """
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
-from outbox_pipeline.clickhouse.batch_contents import shown_batches
 from outbox_pipeline.clickhouse.completeness import drop_days, read_delivered
+from outbox_pipeline.clickhouse.load import seconds_of_other_insert
 from outbox_pipeline.clickhouse.owner import Claim, holding, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
+from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.reconcile import known_bounds
-from outbox_pipeline.relay.owner import claim_table, make_claim, owner_problem
+from outbox_pipeline.processes import wait_until
+from outbox_pipeline.relay.owner import claim_table, count_unknown_rows, make_claim, owner_problem
 from outbox_pipeline.stores import Stores
 
 #: Before the first time that an event can have.
 _EVER = datetime(2000, 1, 1, tzinfo=UTC)
+
+#: Longest wait for inserts of others that had begun before the claim; most take seconds.
+OTHERS_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -36,45 +42,58 @@ def find_taking(stores: Stores) -> Taking | None:
     Asks no more of the log than that the claims are there, so that nothing has to be made before somebody agrees.
     """
     tables = read_log(stores.client).tables
-    if "sources" not in tables:
-        return None
-    claims = read_claims(stores.client)
+    claims = read_claims(stores.client) if "sources" in tables else []
     with ledger_transaction(stores.engine) as connection:
         ledger_id = read_ledger_id(connection)
-    if owner_problem(stores.client.table, claims, ledger_id) is None:
+    is_other_s = owner_problem(stores.client.table, claims, ledger_id) is not None
+    if not is_other_s and holding(claims):
         return None
-    others = tuple(claim for claim in holding(claims) if claim.ledger_id != ledger_id)
-    return Taking(others, _count_unknown(stores) if "table" in tables else 0)
+    unknown = count_unknown_rows(stores.engine, stores.client) if "table" in tables else 0
+    if not is_other_s and not unknown:
+        return None
+    return Taking(tuple(claim for claim in holding(claims) if claim.ledger_id != ledger_id), unknown)
 
 
 def take_table(stores: Stores) -> None:
     """Make this ledger the table's owner, whoever has it; the other one is refused from its next look on.
 
-    Raises ConfigurationError when a further one takes it at the same moment.
+    Comes back when inserts of others that had begun by then have ended. Raises ConfigurationError when a further one
+    takes it at the same moment, InDoubtError when such an insert still runs after `OTHERS_SECONDS`: the table is this
+    ledger's already, and a repetition waits again.
     """
     claims = read_claims(stores.client)
     with ledger_transaction(stores.engine) as connection:
         ledger_id = read_ledger_id(connection)
-    if owner_problem(stores.client.table, claims, ledger_id) is None:
+    if find_taking(stores) is None:
         claim_table(stores)
+        _wait_for_others(stores, ledger_id)
         return
     # Before the claim: killed in between, a repetition would find the table its own and leave them.
     _drop_told(stores)
     make_claim(stores, ledger_id, retiring=holding(claims))
     _drop_told(stores)
+    _wait_for_others(stores, ledger_id)
     log().warning("table_taken", table=stores.client.table, ledger_id=str(ledger_id))
+
+
+def _wait_for_others(stores: Stores, ledger_id: UUID) -> None:
+    # Whatever begins after the claim refuses itself, so the first look that shows none is enough.
+    seconds: float | None = None
+
+    def have_ended() -> bool:
+        nonlocal seconds
+        seconds = seconds_of_other_insert(stores.client, ledger_id)
+        return seconds is None
+
+    if not wait_until(have_ended, seconds=OTHERS_SECONDS, pause=0.2):
+        raise InDoubtError(
+            f"Table {stores.client.table} is this outbox's now, but an insert that the other one began before still "
+            f"runs in ClickHouse (for {seconds:.0f} s): repeat 'outbox init --take-table', which waits for its end, "
+            "before this outbox delivers."
+        )
 
 
 def _drop_told(stores: Stores) -> None:
     days = [day.day for day in read_delivered(stores.client)]
     if days:
         drop_days(stores.client, days, written_after=_EVER)
-
-
-def _count_unknown(stores: Stores) -> int:
-    count = 0
-    for block in shown_batches(stores.client):
-        with ledger_transaction(stores.engine) as connection:
-            known = known_bounds(connection, [shown.batch_id for shown in block])
-        count += sum(shown.row_count for shown in block if shown.batch_id not in known)
-    return count

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.schema import has_log, read_log, version_problem
-from outbox_pipeline.clickhouse.table import missing_problem, missing_sentence, table_problem
+from outbox_pipeline.clickhouse.table import absence, missing_problem, missing_sentence, table_problem
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import has_delivered
@@ -49,7 +49,7 @@ def is_lost(engine: Engine, client: EventLogClient) -> bool:
 def lost_sentence(client: EventLogClient) -> str:
     """Say that the log is lost, or is elsewhere, and what to do in either case."""
     return (
-        f"{client.where} has no table {client.table}, but this ledger has delivered events into one: correct "
-        "OUTBOX_CLICKHOUSE_URL or OUTBOX_CLICKHOUSE_TABLE if they name another database or table, or, if the table is "
-        "lost, make it again with 'outbox init --recreate-log'."
+        f"{absence(client)}, but this ledger has delivered events into one: correct OUTBOX_CLICKHOUSE_URL or "
+        "OUTBOX_CLICKHOUSE_TABLE if they name another user, database or table, GRANT the user its rights on it if they "
+        "are missing, or, if the table is lost, make it again with 'outbox init --recreate-log'."
     )

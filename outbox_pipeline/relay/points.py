@@ -15,6 +15,7 @@ class Point(StrEnum):
 
     CLAIMING = "claiming"
     CLAIMED = "claimed"
+    LOOKED_AGAIN = "looked_again"
     CUT = "cut"
     REQUESTED = "requested"
     LEASED = "leased"

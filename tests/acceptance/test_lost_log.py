@@ -62,11 +62,13 @@ def ledger_of(stores: Stores) -> list[Any]:
 
 
 def assert_refused(done: Result) -> None:
-    """Check that a command has said in one sentence both that may be the case."""
+    """Check that a command has said in one sentence all that may be the case."""
     assert done.exit_code == 1, done.output
     (sentence,) = [line for line in done.stderr.splitlines() if "has no table" in line]
     assert "make it again with 'outbox init --recreate-log'" in sentence
     assert "OUTBOX_CLICKHOUSE_URL or OUTBOX_CLICKHOUSE_TABLE" in sentence
+    assert "that this user may see" in sentence
+    assert "GRANT the user its rights" in sentence
 
 
 def reconcile_as_printed(outbox: Outbox, printed: str) -> Result:

@@ -118,13 +118,28 @@ def test_a_migration_that_was_killed_is_gone_on_with(
             held.released.set()
             assert len(shape(client)) == so_far.count("CREATE")
             said = str(table_problem(client))
-            assert ("was begun and is not done" in said) == (1 < done <= 1 + tables)
+            assert ("is not on record as done" in said) == (1 < done <= 1 + tables)
             assert "run 'outbox init'" in said
 
             assert create_table(client) == latest_version()
 
             assert shape(client) == wanted
             assert table_problem(client) is None
+
+
+def test_a_record_that_was_emptied_is_written_again(stores: Stores) -> None:
+    """The sentence is true of it too, and what it names puts the log on record as it is."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    before = shape(stores.client)
+    stores.client.run("TRUNCATE TABLE {migrations:Identifier}")
+
+    said = str(table_problem(stores.client))
+    create_table(stores.client)
+
+    assert "0001_log of table event_log is not on record as done: run 'outbox init'" in said
+    assert (shape(stores.client), table_problem(stores.client)) == (before, None)
+    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def test_a_log_of_before_is_put_on_record(stores: Stores, proxy: FaultyProxy) -> None:

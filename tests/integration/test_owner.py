@@ -1,9 +1,11 @@
 """A source on a table belongs to one ledger: a second one is refused before anything is sent, and spoils nothing."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +18,18 @@ from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.completeness import read_delivered
+from outbox_pipeline.clickhouse.load import seconds_of_other_insert
 from outbox_pipeline.clickhouse.owner import add_claims, new_claim, read_claims
+from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.embedded.engines import embedded_engines
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, InDoubtError
+from outbox_pipeline.operations import owner as taking
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.owner import find_taking, take_table
 from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.replay import replay
+from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.attempts import request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
@@ -60,10 +67,22 @@ def outbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Outbox]:
         dagster_url = on.settings.postgres_url.get_secret_value().replace("+psycopg:", "+psycopg2:")
         monkeypatch.setenv("OUTBOX_DAGSTER_URL", dagster_url)
         monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
-        return CliRunner().invoke(app, arguments)
+        with interrupted_after(60):
+            return CliRunner().invoke(app, arguments)
 
     yield run
     structlog.reset_defaults()
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """End what runs here as Ctrl-C does when it takes longer: `up` that is not refused would run for ever."""
+    timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @pytest.fixture
@@ -399,6 +418,121 @@ def test_a_ledger_that_lost_its_table_does_not_come_back_by_itself(stores: Store
 
     assert owners_of(stores) == [ledger_id_of(stores)]
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_an_insert_begun_before_the_taking_has_ended_when_the_table_is_taken(
+    stores: Stores, other: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the old outbox arrives later; what takes too long is said, and a repetition waits for it."""
+    publish(stores.engine, 3)
+    delivery = started(stores)
+    delivery.prepare()
+    # Each insert takes seconds, in views of the user's.
+    for name in ("slow", "slower"):
+        view = f"CREATE MATERIALIZED VIEW {name} ENGINE = Null AS SELECT sleep(3) FROM {{table:Identifier}}"
+        stores.client.run(view)
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(delivery.finish)
+        assert wait_until(lambda: seconds_of_other_insert(stores.client, ledger_id_of(other)) is not None, seconds=60)
+        own = seconds_of_other_insert(stores.client, ledger_id_of(stores))
+        another_source = seconds_of_other_insert(stores.client.of_source("shop"), ledger_id_of(other))
+        monkeypatch.setattr(taking, "OTHERS_SECONDS", 0)
+        with pytest.raises(InDoubtError, match=r"repeat 'outbox init --take-table'"):
+            take_table(other)
+        owners = owners_of(other)
+        monkeypatch.undo()
+        take_table(other)
+        still = seconds_of_other_insert(stores.client, ledger_id_of(other))
+        arrived = len(delivered_ids(other.client))
+        running.result()
+
+    assert (own, another_source, still) == (None, None, None)
+    assert owners == [ledger_id_of(other)]
+    assert arrived == 3
+
+
+def test_rows_of_an_unknown_ledger_are_not_claimed_silently(outbox: Outbox, stores: Stores, other: Stores) -> None:
+    """Where the claims are lost a stranger is refused with the number of rows, and makes nothing; the owner is not."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    stores.client.run("DROP TABLE {sources:Identifier}")
+
+    refused = outbox(other, "init")
+    tables = read_log(stores.client).tables
+    mine = outbox(stores, "init")
+
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "belongs to no outbox, but holds 3 rows of batches that this ledger does not know" in said
+    assert all(word in said for word in WAYS_ON)
+    assert "sources" not in tables
+    assert mine.exit_code == 0, mine.output
+    assert owners_of(stores) == [ledger_id_of(stores)]
+
+
+def test_rows_of_an_unknown_ledger_are_taken_on_purpose(outbox: Outbox, stores: Stores, other: Stores) -> None:
+    """No worker claims them either; `--take-table` names them and asks, and the owner has lost the table then."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    stores.client.run("TRUNCATE TABLE {sources:Identifier}")
+    publish(other.engine, 2)
+
+    with pytest.raises(ConfigurationError, match="3 rows of batches that this ledger does not know"):
+        relay(other)
+    asked = outbox(other, "init", "--take-table")
+    unclaimed = read_claims(other.client)
+    taken = outbox(other, "init", "--take-table", "--yes")
+    relay(other, until_empty=True)
+
+    assert (asked.exit_code, unclaimed) == (2, [])
+    assert "belongs to no outbox. Of no batch of this ledger in it: 3 rows." in asked.stderr
+    assert taken.exit_code == 0, taken.output
+    assert owners_of(other) == [ledger_id_of(other)]
+    assert committed_ids(other.engine) < set(delivered_ids(other.client))
+    with pytest.raises(ConfigurationError, match="belongs to another outbox"):
+        relay(stores)
+
+
+def test_no_worker_relies_on_a_claim_that_its_sibling_may_take_back(stores: Stores, other: Stores) -> None:
+    """Two workers of one ledger and one of another at the first claim: rows of one ledger alone are in the table."""
+    publish(stores.engine, 3)
+    publish(other.engine, 2)
+    done: list[str] = []
+
+    def sibling(point: Point) -> None:
+        # While the first has written its claim and not looked again: a sibling delivers, and the other ledger,
+        # which had seen no claim before, writes its own.
+        if point == Point.CLAIMED and not done:
+            done.append("met")
+            relay(stores, until_empty=True)
+            add_claims(other.client, [new_claim(other.client, ledger_id_of(other), "the other")])
+
+    end = listen(sibling)
+    try:
+        with pytest.raises(ConfigurationError, match="at the same moment"):
+            claim_table(stores)
+    finally:
+        end()
+    with suppress(ConfigurationError):
+        relay(other, until_empty=True)
+
+    in_log = set(delivered_ids(stores.client))
+    assert done
+    assert not (in_log & committed_ids(stores.engine) and in_log & committed_ids(other.engine))
+
+
+def test_a_replay_proves_nothing_in_a_table_that_was_taken(stores: Stores, other: Stores) -> None:
+    """Not even a batch whose rows are still there as they were sent: the table is another outbox's."""
+    publish(stores.engine, 3)
+    relay(stores, until_empty=True)
+    take_table(other)
+    before = all_batches(stores)
+
+    with pytest.raises(ConfigurationError, match="belongs to another outbox"):
+        list(replay(stores, before))
+
+    assert all_batches(stores) == before
 
 
 def test_a_claim_beside_another_one_is_taken_back(stores: Stores, other: Stores) -> None:

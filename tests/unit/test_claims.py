@@ -1,0 +1,123 @@
+"""The rule by which a ledger comes to own a table, walked over every order of its steps: no two ledgers ever send.
+
+A model of `relay.owner`, small enough to be walked whole: two workers of one ledger and one of another, or two of each,
+any of which may die between two steps. It is red with each step of the rule left out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pytest
+
+#: What a worker does next; `done` is refused, dead or has sent.
+Step = Literal["read", "write", "look", "take back", "confirm", "send", "done"]
+Rule = Literal["whole", "trusts any own claim", "looks before it writes", "never looks"]
+
+
+@dataclass(frozen=True)
+class World:
+    """Claims by worker, with how often each is written; what each worker does next; which ledgers have sent.
+
+    `is_guarded`: an insert compares the claims with its ledger once more.
+    """
+
+    claims: frozenset[tuple[str, int]]
+    steps: tuple[tuple[str, Step], ...]
+    is_guarded: bool
+    senders: frozenset[str] = frozenset()
+
+    def owners(self) -> set[str]:
+        """Return the ledgers with a claim; a worker's name begins with its ledger's."""
+        return {worker[0] for worker, _ in self.claims}
+
+    def at(self, worker: str, step: Step) -> "World":
+        """Return this world with a worker before another step."""
+        return replace(self, steps=tuple((name, step if name == worker else old) for name, old in self.steps))
+
+
+def began(workers: tuple[str, ...], *, is_guarded: bool = True) -> World:
+    """Return the table without a claim, and every worker about to read."""
+    return World(frozenset(), tuple((worker, "read") for worker in workers), is_guarded)
+
+
+def following(world: World, rule: Rule, *, may_die: bool) -> Iterator[World]:
+    """Yield each world that one worker's next step, or its death, leads to."""
+    for worker, step in world.steps:
+        if step != "done":
+            if may_die:
+                yield world.at(worker, "done")
+            yield done(world, worker, step, rule)
+
+
+def done(world: World, worker: str, step: Step, rule: Rule) -> World:
+    """Return the world after one step of a worker."""
+    ledger, owners = worker[0], world.owners()
+    after = world
+    match step:
+        case "read":
+            relies = any(
+                name[0] == ledger and (count > 1 or rule == "trusts any own claim") for name, count in world.claims
+            )
+            if owners - {ledger}:
+                return world.at(worker, "done")
+            return world.at(worker, "send" if relies else "look" if rule == "looks before it writes" else "write")
+        case "write":
+            after = replace(world, claims=world.claims | {(worker, 1)})
+            return after.at(worker, "confirm" if rule in ("never looks", "looks before it writes") else "look")
+        case "look":
+            if rule == "looks before it writes":
+                return world.at(worker, "done" if owners - {ledger} else "write")
+            return world.at(worker, "take back" if owners - {ledger} else "confirm")
+        case "take back":
+            return replace(world, claims=world.claims - {(worker, 1)}).at(worker, "done")
+        case "confirm":
+            return replace(world, claims=world.claims - {(worker, 1)} | {(worker, 2)}).at(worker, "send")
+        case _:
+            if world.is_guarded and owners != {ledger}:
+                return world.at(worker, "done")
+            return replace(world, senders=world.senders | {ledger}).at(worker, "done")
+
+
+def walk(start: World, rule: Rule = "whole", *, may_die: bool = True) -> set[World]:
+    """Return every world that any order of steps and deaths leads to."""
+    seen, found = set[World](), [start]
+    while found:
+        world = found.pop()
+        if world not in seen:
+            seen.add(world)
+            found.extend(following(world, rule, may_die=may_die))
+    return seen
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+@pytest.mark.parametrize("workers", [("A1", "A2", "B1"), ("A1", "A2", "B1", "B2")])
+def test_no_two_ledgers_send(workers: tuple[str, ...], is_guarded: bool) -> None:
+    """In whatever order the workers of two ledgers read, write, look again, confirm, send and die.
+
+    What the insert compares is for a table that is taken later: the rule holds without it.
+    """
+    worlds = walk(began(workers, is_guarded=is_guarded))
+
+    assert {len(world.senders) for world in worlds} == {0, 1}
+    assert all(world.senders <= world.owners() for world in worlds)
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_guarded"),
+    [("trusts any own claim", True), ("looks before it writes", False), ("never looks", False)],
+)
+def test_each_step_of_the_rule_is_needed(rule: Rule, is_guarded: bool) -> None:
+    """With a step left out there is an order in which both send; so the walk can find one."""
+    worlds = walk(began(("A1", "A2", "B1"), is_guarded=is_guarded), rule)
+
+    assert max(len(world.senders) for world in worlds) == 2
+
+
+def test_what_lived_leaves_no_claim_that_was_not_confirmed() -> None:
+    """So where all were refused, the next one to come finds the table free."""
+    worlds = walk(began(("A1", "A2", "B1")), may_die=False)
+    ended = [world for world in worlds if all(step == "done" for _, step in world.steps)]
+
+    assert {frozenset(world.owners()) for world in ended} == {frozenset(), frozenset("A"), frozenset("B")}
+    assert {count for world in ended for _, count in world.claims} == {2}
