@@ -7,9 +7,7 @@ WITH held AS (
 ),
 locking AS (
     SELECT DISTINCT virtualtransaction, pid
-    FROM pg_locks
-    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    {{ inserting }}
 ),
 prepared AS (
     SELECT pg_locks.virtualtransaction, pg_prepared_xacts.gid, pg_prepared_xacts.owner, pg_prepared_xacts.prepared

@@ -1,5 +1,3 @@
--- Who could still fill a position: every insert takes this lock before it draws one and keeps it until its transaction ends.
+-- Who could still fill a position, by virtual transaction.
 SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}')
-FROM pg_locks
-WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+{{ inserting }}

@@ -1,39 +1,6 @@
--- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :limit, each of
--- :max_stretches stretches of positions has its own probe of the primary key, gaps all of whose holders are still there
--- (no other transaction can fill them) have none, and what is said of speed is about the last hour.
--- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
-WITH inserting AS MATERIALIZED (
-    SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders
-    FROM pg_locks
-    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-),
-stretch AS MATERIALIZED (
-    (SELECT unnest(positions) AS positions
-     FROM (SELECT gap.positions FROM outbox.gap CROSS JOIN inserting
-           WHERE NOT gap.holders <@ inserting.holders OR gap.holders = '{}' ORDER BY gap_id) AS due
-     LIMIT :max_stretches)
-    UNION ALL
-    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :max_stretches)
-),
-pending AS MATERIALIZED (
-    SELECT event.recorded_at
-    FROM stretch
-    CROSS JOIN LATERAL (
-        SELECT recorded_at
-        FROM outbox.event
-        WHERE position >= lower(stretch.positions)
-            AND position < coalesce(upper(stretch.positions), 9223372036854775807)
-        ORDER BY position
-        LIMIT :limit
-    ) AS event
-    LIMIT :limit
-),
-pending_sum AS (
-    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at, max(recorded_at) AS newest_at,
-           count(*) FILTER (WHERE recorded_at > clock_timestamp()) AS future_count
-    FROM pending
-),
+-- What a scrape shows of the ledger, in one snapshot. Bounded: pending events are counted up to :limit, and what is said of
+-- speed is about the last hour. The age of what was recorded in the future is not known: how far ahead that is counts instead.
+WITH {{ pending }},
 drawn AS (
     SELECT coalesce(pg_sequence_last_value('outbox.event_position_seq'::regclass), 0) AS last_position
 ),
@@ -50,13 +17,7 @@ open_batch AS MATERIALIZED (
     FROM outbox.batch
     WHERE status <> 'processed'
 ),
-open_sum AS (
-    SELECT coalesce(sum(event_count) FILTER (WHERE status <> 'parked'), 0) AS in_flight,
-           coalesce(sum(event_count) FILTER (WHERE status = 'parked'), 0) AS parked,
-           min(oldest_at) AS oldest_at, max(oldest_at) AS newest_at,
-           coalesce(sum(event_count) FILTER (WHERE oldest_at > clock_timestamp()), 0) AS future_count
-    FROM open_batch
-),
+{{ open_sum }},
 -- A batch that is delivered once more has been processed all the same, so that the totals do not fall meanwhile.
 total AS (
     SELECT coalesce(sum(accepted_count) FILTER (WHERE processed_at IS NOT NULL), 0) AS events,

@@ -1,39 +1,6 @@
 -- The state of the whole outbox in one snapshot, so that an event on its way from one place to the next is counted once.
--- Each stretch of positions has its own bounded probe of the primary key; gaps first, they hold the lowest positions.
--- A gap all of whose holders are still there was empty and still is: no other transaction can fill it, so it is not probed.
--- The age of what was recorded in the future is not known: how far ahead that is counts instead. Of a batch its oldest counts.
-WITH inserting AS MATERIALIZED (
-    SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') AS holders
-    FROM pg_locks
-    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-),
-stretch AS MATERIALIZED (
-    (SELECT unnest(positions) AS positions
-     FROM (SELECT gap.positions FROM outbox.gap CROSS JOIN inserting
-           WHERE NOT gap.holders <@ inserting.holders OR gap.holders = '{}' ORDER BY gap_id) AS due
-     LIMIT :max_stretches)
-    UNION ALL
-    (SELECT unnest(positions) FROM outbox.unclaimed LIMIT :max_stretches)
-),
-pending AS MATERIALIZED (
-    SELECT event.recorded_at
-    FROM stretch
-    CROSS JOIN LATERAL (
-        SELECT recorded_at
-        FROM outbox.event
-        WHERE position >= lower(stretch.positions)
-            AND position < coalesce(upper(stretch.positions), 9223372036854775807)
-        ORDER BY position
-        LIMIT :limit
-    ) AS event
-    LIMIT :limit
-),
-pending_sum AS (
-    SELECT count(*) AS event_count, min(recorded_at) AS oldest_at, max(recorded_at) AS newest_at,
-           count(*) FILTER (WHERE recorded_at > clock_timestamp()) AS future_count
-    FROM pending
-),
+-- The age of what was recorded in the future is not known: how far ahead that is counts instead.
+WITH {{ pending }},
 open_batch AS MATERIALIZED (
     SELECT batch_id, status, event_count - coalesce(rejected_count, 0) AS event_count, last_error, last_error_kind,
            greatest(cut_at, requested_at, started_at) AS changed_at,
@@ -41,13 +8,7 @@ open_batch AS MATERIALIZED (
     FROM outbox.batch
     WHERE status <> 'processed'
 ),
-open_sum AS (
-    SELECT coalesce(sum(event_count) FILTER (WHERE status <> 'parked'), 0) AS in_flight,
-           coalesce(sum(event_count) FILTER (WHERE status = 'parked'), 0) AS parked,
-           min(oldest_at) AS oldest_at, max(oldest_at) AS newest_at,
-           coalesce(sum(event_count) FILTER (WHERE oldest_at > clock_timestamp()), 0) AS future_count
-    FROM open_batch
-),
+{{ open_sum }},
 processed_sum AS (
     SELECT coalesce(sum(accepted_count), 0) AS event_count,
            max(processed_at) FILTER (WHERE processed_at <= clock_timestamp()) AS last_at
