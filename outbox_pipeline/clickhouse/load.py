@@ -120,7 +120,7 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
         "log_comment": json.dumps(
             {
                 "source": client.source,
-                "ledger_id": str(ledger_id),
+                "ledger_id": str(ledger.ledger_id),
                 "batch_id": str(batch_id),
                 "generation": generation,
                 "attempt": attempt,
