@@ -18,10 +18,16 @@ from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations import quarantine
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.completeness import record_completeness
+from outbox_pipeline.operations.reconcile.compare import reconcile
+from outbox_pipeline.operations.replay import replay
+from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.migrations.files import file_names, known_versions, script
 from outbox_pipeline.postgres.schema import check_version, migrate, schema_version
 from outbox_pipeline.quarantined import Filter
+from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures import crew
 from tests.fixtures.catalog import not_only_added, read_shape
@@ -153,6 +159,20 @@ def test_the_version_after_the_next_is_refused(outbox_engine: Engine) -> None:
         migrate(outbox_engine)
     with ledger_transaction(outbox_engine) as connection, pytest.raises(ConfigurationError, match=_AFTER_NEXT):
         check_version(connection)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [prune, adopt, record_completeness, reconcile, relay, lambda stores: list(replay(stores, []))],
+    ids=["prune", "adopt", "delivered", "reconcile", "relay", "replay"],
+)
+def test_nothing_is_done_on_the_version_after_the_next(stores: Stores, act: Callable[[Stores], object]) -> None:
+    """Each procedure asks for the version itself, whatever command or run calls it."""
+    with stores.engine.begin() as connection:
+        connection.execute(_SET_VERSION, {"version": _AFTER_NEXT})
+
+    with pytest.raises(ConfigurationError, match=f"{_AFTER_NEXT}, newer than this code"):
+        act(stores)
 
 
 def test_init_of_an_old_release_leaves_the_next_schema_alone(outbox_engine: Engine) -> None:
