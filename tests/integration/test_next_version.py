@@ -28,6 +28,7 @@ from outbox_pipeline.postgres.migrations.files import file_names, known_versions
 from outbox_pipeline.postgres.schema import check_version, migrate, schema_version
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.stores import Stores
 from tests.fixtures import crew
 from tests.fixtures.catalog import not_only_added, read_shape
@@ -168,6 +169,7 @@ def test_the_version_after_the_next_is_refused(outbox_engine: Engine) -> None:
 )
 def test_nothing_is_done_on_the_version_after_the_next(stores: Stores, act: Callable[[Stores], object]) -> None:
     """Each procedure asks for the version itself, whatever command or run calls it."""
+    claim_table(stores)
     with stores.engine.begin() as connection:
         connection.execute(_SET_VERSION, {"version": _AFTER_NEXT})
 
