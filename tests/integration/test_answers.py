@@ -20,6 +20,7 @@ from outbox_pipeline.errors import (
     TransientError,
 )
 from outbox_pipeline.events import EventRow
+from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.postgres.dagster_storage import read_dagster_state, require_storage
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
@@ -32,6 +33,7 @@ from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
+from tests.fixtures.breakage import refuse_wal_functions
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.roles import LoginUrl
 from tests.fixtures.servers import Servers
@@ -214,32 +216,28 @@ def test_what_a_driver_cannot_read_is_one_sentence(
     assert "outbox doctor" in str(raised.value)
 
 
-def test_a_server_without_wal_functions_says_what_it_wants(outbox_engine: Engine, servers: Servers) -> None:
-    """Where PostgreSQL's storage is another's, `outbox init` and a cut repeat the server's own words, in a sentence."""
-    wanted = r'refuses this: wal_level must be set to "logical" \(ObjectNotInPrerequisiteState, SQLSTATE 55000\)'
-    publish(outbox_engine, 3)
-    refuse_wal_functions(outbox_engine)
-    with pytest.raises(ConfigurationError, match=wanted):
-        cut_batches(outbox_engine, Settings(), limit=1)
-
+def test_a_server_without_wal_functions_is_worked_with(stores: Stores, servers: Servers) -> None:
+    """Where PostgreSQL's storage is another's, `outbox init`, cuts and adopting go on without a timeline."""
+    publish(stores.engine, 3)
+    refuse_wal_functions(stores.engine)
+    relay(stores, until_empty=True)
     with fresh_database(servers) as name:
         empty = create_outbox_engine(Settings(postgres_url=SecretStr(url_of(servers, name))), pooled=False)
         refuse_wal_functions(empty)
-        with pytest.raises(ConfigurationError, match=wanted) as raised:
-            migrate(empty)
-        assert_one_sentence(raised.value, "55000")
+        migrate(empty)
+        with empty.begin() as connection:
+            told = connection.scalar(text("SELECT timeline FROM outbox.unclaimed"))
+        made = cut_batches(empty, Settings(), limit=1)
         empty.dispose()
 
-
-def refuse_wal_functions(engine: Engine) -> None:
-    """Let one database refuse what a managed one does; the cluster's others keep their function."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "SET LOCAL allow_system_table_mods = on;"
-            "ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO its_own_pg_current_wal_lsn;"
-            "CREATE FUNCTION pg_catalog.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql AS $$ BEGIN"
-            " RAISE EXCEPTION 'wal_level must be set to \"logical\"' USING ERRCODE = '55000'; END $$"
-        )
+    assert (told, made.batches) == (0, [])
+    assert_each_exactly_once(stores.engine, stores.client)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.unclaimed SET system_identifier = 1"))
+    assert adopt(stores).was_own is False
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+    assert_each_exactly_once(stores.engine, stores.client)
 
 
 @pytest.fixture

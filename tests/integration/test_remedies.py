@@ -121,7 +121,7 @@ def test_every_right_that_is_missing_comes_back(stores: Stores, pipeline: Stores
     publish(stores.engine, 3)
     relay(pipeline, until_empty=True)
 
-    assert len(rights) == 24
+    assert len(rights) == 25
     assert_each_exactly_once(stores.engine, stores.client)
 
 

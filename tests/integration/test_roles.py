@@ -385,6 +385,7 @@ def grants(settings: Settings) -> Check:
         ("SELECT ON SEQUENCE outbox.event_position_seq", "(SELECT on sequence outbox.event_position_seq)"),
         ("EXECUTE ON FUNCTION outbox.publish", "(EXECUTE on function outbox.publish)"),
         ("EXECUTE ON FUNCTION outbox.advance_positions", "(EXECUTE on function outbox.advance_positions)"),
+        ("EXECUTE ON FUNCTION outbox.told_timeline", "(EXECUTE on function outbox.told_timeline)"),
         ("UPDATE ON outbox.watermark", "(UPDATE on outbox.watermark)"),
         ("USAGE ON SCHEMA outbox", "(USAGE on schema outbox)"),
     ],

@@ -15,8 +15,8 @@ SELECT (SELECT range_agg(stretch)::text
        unclaimed.witness_floor,
        unclaimed.system_identifier = control.system_identifier
            AND unclaimed.database_oid = database.oid
-           AND unclaimed.timeline
-               = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS is_own_cluster,
+           -- Where the server does not tell its timeline, or did not when the ledger was made, ClickHouse is the witness.
+           AND (unclaimed.timeline = server.timeline OR 0 IN (unclaimed.timeline, server.timeline)) AS is_own_cluster,
        has_sequence_privilege('outbox.event_position_seq', 'USAGE, SELECT') AS can_read_sequence,
        -- Without the right, versions before 17 raise, and later ones have NULL.
        CASE WHEN has_sequence_privilege('outbox.event_position_seq', 'USAGE, SELECT')
@@ -37,5 +37,5 @@ SELECT (SELECT range_agg(stretch)::text
                AND relname IN ('event', 'unclaimed', 'gap', 'batch', 'quarantined_event', 'watermark', 'schema_version')
            ORDER BY relname
        ) AS hidden_tables
-FROM outbox.unclaimed, pg_control_system() AS control,
+FROM outbox.unclaimed, pg_control_system() AS control, outbox.told_timeline() AS server (timeline),
      (SELECT oid FROM pg_database WHERE datname = current_database()) AS database

@@ -125,9 +125,17 @@ CREATE INDEX quarantined_event_batch ON outbox.quarantined_event (batch_id);
 COMMENT ON TABLE outbox.quarantined_event IS 'Events that failed validation, with all their reasons. Held until somebody requeues or discards them.';
 
 INSERT INTO outbox.unclaimed (positions, system_identifier, database_oid, timeline)
-SELECT '{[1,)}', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()),
-       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer
+SELECT '{[1,)}', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()), 0
 FROM pg_control_system();
+
+-- Not every server tells its timeline: Aurora refuses these functions.
+DO $$
+BEGIN
+    UPDATE outbox.unclaimed
+    SET timeline = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer;
+EXCEPTION WHEN object_not_in_prerequisite_state OR feature_not_supported THEN
+    NULL;
+END $$;
 
 -- What an event row must never suffer. Statement triggers: they cost one call however many rows there are.
 
