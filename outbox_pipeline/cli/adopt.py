@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from outbox_pipeline.operations.adopt import Adoption
     from outbox_pipeline.stores import Stores
 
-_OWN = "The ledger is this cluster's own: there is nothing to adopt."
+_OWN = "The ledger is this cluster's own, and ClickHouse knows of no other instance of it: there is nothing to adopt."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,9 +28,10 @@ def adopt(
 ) -> None:
     """Let a restored, failed over or cloned outbox go on: learn from ClickHouse what the old instance delivered.
 
-    Run it on exactly one copy, with all others stopped for good. What ClickHouse holds under the same position and
-    event id is processed from then on; rows it holds of events that do not exist here are reported and never touched.
-    It shows what it found and asks; without a terminal it wants --yes.
+    For a ledger that has stopped and asks for it, also one that was restored in place. Run it on exactly one copy, with
+    all others stopped for good: ClickHouse refuses what they insert from then on. What ClickHouse holds under the same
+    position and event id is processed from then on; rows it holds of events that do not exist here are reported and
+    never touched. It shows what it found and asks; without a terminal it wants --yes.
 
     Example: `outbox adopt --dry-run`
     """
@@ -75,6 +76,7 @@ def _findings(result: "Adoption") -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         ("delivered elsewhere", f"{_events(result.adopted_events)} in {_batches(result.adopted_batches)}"),
         ("… to be finished here", _batches(result.unfinished_batches)),
+        ("prepared here as well", f"{_batches(result.withdrawn_batches)}, not sent and taken back"),
         ("carried further elsewhere", _batches(result.raised_batches)),
         (
             "only in ClickHouse",

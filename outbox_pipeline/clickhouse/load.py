@@ -57,6 +57,12 @@ AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
+_RUNNING = """
+SELECT max(elapsed) AS seconds FROM system.processes
+WHERE startsWith(Settings['insert_deduplication_token'], {token:String}) AND current_database = currentDatabase()
+    AND JSONExtractString(Settings['log_comment'], 'source') = {source:String}
+"""
+
 _OTHERS_RUNNING = """
 SELECT elapsed FROM system.processes
 WHERE startsWith(Settings['insert_deduplication_token'], {token:String}) AND current_database = currentDatabase()
@@ -172,6 +178,11 @@ def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
             f"An earlier insert of batch {batch_id} still runs in ClickHouse (for {running[0]['elapsed']:.0f} s): "
             "waiting until it ends before looking."
         )
+
+
+def seconds_of_insert(client: EventLogClient) -> float:
+    """Return for how long the oldest insert into this source's rows has been running, 0 when none does."""
+    return float(client.rows(_RUNNING, {"token": f"{client.table}:"})[0]["seconds"])
 
 
 def seconds_of_other_insert(client: EventLogClient, ledger_id: UUID) -> float | None:

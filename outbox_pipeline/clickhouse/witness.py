@@ -31,6 +31,10 @@ LIMIT {limit:UInt32}
 
 _HIGHEST = "SELECT max(cut_number) AS highest FROM {ledger:Identifier} WHERE source = {source:String}"
 
+_ROWS_SINCE = """
+SELECT count() AS row_count FROM {ledger:Identifier} WHERE source = {source:String} AND cut_number >= {since:UInt64}
+"""
+
 #: In an insert: the number of the latest adoption at that moment, 0 for none, to be compared with the sender's.
 ADOPTED_AT = f"""
 SELECT max(cut_number) FROM {{ledger:Identifier}}
@@ -78,6 +82,11 @@ def newest_cuts(client: EventLogClient, limit: int) -> list[Cut]:
 def highest_number(client: EventLogClient) -> int:
     """Return the highest number that any ledger has written, 0 for none."""
     return int(client.rows(_HIGHEST)[0]["highest"])
+
+
+def count_rows_since(client: EventLogClient, number: int) -> int:
+    """Return how many rows there are from a number on; each attempt and each adoption has written one."""
+    return int(client.rows(_ROWS_SINCE, {"since": number})[0]["row_count"])
 
 
 def drop_cuts(client: EventLogClient, *, below: int) -> int:

@@ -1,11 +1,12 @@
-"""Let a ledger go on in another cluster than the one it was written in: after a restore, a failover, or in a clone.
+"""Let a ledger go on that was set back or moved: after a restore, a failover, or in a clone.
 
-The old instance, which went on elsewhere, delivered events that are still pending here. ClickHouse knows them: what
-stands there under the same position and the same event id as here is delivered, and becomes a batch of this ledger;
-what does not is reported and never touched.
+The old instance, which went on, delivered events that are still pending here. ClickHouse knows them: what stands there
+under the same position and the same event id as here is delivered, and becomes a batch of this ledger; what does not is
+reported and never touched.
 
-Invariant: everything happens in one ledger transaction, identity last. Until it commits the ledger stays stopped.
-What is written to ClickHouse before that only refuses late inserts of the old instance.
+Invariant: everything in the ledger happens in one transaction, identity last. Until it commits the ledger stays
+stopped. What is written to ClickHouse before that refuses inserts of all instances, and comes first: once those that
+had begun have ended, what ClickHouse shows is all that was ever delivered without this ledger's knowledge.
 """
 
 from collections.abc import Iterator
@@ -24,24 +25,32 @@ from outbox_pipeline.clickhouse.batch_contents import (
     shown_rows,
 )
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.load import raise_fence
+from outbox_pipeline.clickhouse.load import raise_fence, seconds_of_insert
 from outbox_pipeline.clickhouse.owner import read_claims
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
+from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, count_rows_since, highest_number
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import adopt as adoption
 from outbox_pipeline.postgres import cut
-from outbox_pipeline.postgres.conditions import read_conditions
+from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.schema import check_version
+from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.owner import require_owner
+from outbox_pipeline.relay.witness import find_foreign, foreign_cuts
 from outbox_pipeline.stores import Stores
 
 #: Rows of each kind that a report names.
 MAX_SAMPLES = 10
+
+#: Longest wait for inserts that had begun before the adoption; most take seconds.
+INSERT_SECONDS = 60
+
+_STOP_THE_OLD = "Nothing was changed here; stop its relays and Dagster, then run 'outbox adopt' again."
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,11 @@ class Adoption:
     """What adopting found and did, or with `is_dry_run` would do.
 
     `adopted_*`: batches of the old instance with events that are pending here, now processed; `unfinished_batches`:
-    those of them that ClickHouse does not show whole, left to a run. `raised_batches`: batches whose attempt or
-    generation the old instance had carried further. `incomplete_batches`: processed here, but ClickHouse shows fewer
+    those of them that ClickHouse does not show whole, left to a run. `withdrawn_batches`: frozen here and not sent,
+    with events among those. `raised_batches`: batches whose attempt or generation the old instance had carried further.
+    `incomplete_batches`: processed here, but ClickHouse shows fewer
     rows or none; a replay delivers them again. `strange_*`: rows of unknown batches that match no event here.
-    `doubled_*`: events that another batch here delivers as well. `gap_count`: gaps the next cut settles.
+    `doubled_*`: events that another batch here delivers as well. `gap_count`: gaps that later cuts settle.
     `sequence_*`: where the sequence stood and stands. `last_loaded_at`: the newest row of an unknown batch.
     """
 
@@ -70,6 +80,7 @@ class Adoption:
     adopted_batches: int = 0
     adopted_events: int = 0
     unfinished_batches: int = 0
+    withdrawn_batches: int = 0
     raised_batches: int = 0
     incomplete_batches: int = 0
     strange_batches: int = 0
@@ -85,25 +96,31 @@ class Adoption:
 
 @dataclass
 class _Scan:
-    """What one pass over the event log leaves to look into; grows with the batches that are not as this ledger says."""
+    """What one pass over the event log leaves to look into; grows with the batches that are not as this ledger says.
+
+    `sent`: open batches of this ledger with rows there.
+    """
 
     unknown: dict[UUID, ShownBatch] = field(default_factory=dict)
     further: dict[UUID, int] = field(default_factory=dict)
     fenced: dict[UUID, int] = field(default_factory=dict)
+    sent: set[UUID] = field(default_factory=set)
     incomplete_count: int = 0
     highest_position: int = 0
 
 
 def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
-    """Make the ledger this cluster's own; with *dry_run* only find out what that would do.
+    """Make this instance the only one that delivers from the ledger; with *dry_run* only find out what that would do.
 
-    Does nothing when the ledger is its own already. The old instance must be stopped: what it delivers later is not
-    seen. Raises ConfigurationError when the event log is another outbox's, it or TransientError when either side is not
-    ready, InDoubtError while the old instance still inserts, LedgerError while policies may hide rows; the ledger is
-    then as it was.
+    Does nothing when the ledger is this cluster's own and ClickHouse has nothing on record that it does not know. The
+    old instance must be stopped: of what it goes on with, each insert is refused and each cut stops this one again.
+    Raises ConfigurationError when the event log is another outbox's, it or TransientError when either side is not
+    ready, InDoubtError while the old instance still works, LedgerError while policies may hide rows; the ledger is then
+    stopped as it was, and a repetition begins anew.
     """
     require_log(stores.engine, stores.client)
     claims = read_claims(stores.client)
+    suspects = find_foreign(stores)
     # It waits for ClickHouse's answers between its statements, and they may take long.
     lock_timeout = stores.settings.lock_timeout_seconds
     with ledger_transaction(stores.engine, lock_timeout_seconds=lock_timeout, idle_seconds=0) as connection:
@@ -112,24 +129,54 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
         conditions = read_conditions(connection)
         if conditions.hidden_tables:
             raise LedgerError(hidden_sentence(conditions.role_name, conditions.hidden_tables))
-        if conditions.is_own_cluster:
+        if conditions.is_own_cluster and not foreign_cuts(connection, suspects):
             return Adoption(was_own=True, is_dry_run=dry_run)
         require_owner(stores.client.table, claims, conditions.ledger_id)
-        result = _adopt(connection, stores, dry_run=dry_run)
+        # Not after the gaps, as elsewhere: a cut, which waits for `unclaimed` now, is all that locks those.
+        adoption.lock_open(connection)
+        floor = max(highest_number(stores.client), conditions.last_cut_number) + 1
+        if not dry_run:
+            _refuse_others(stores.client, conditions, floor)
+        result = _adopt(connection, stores, conditions, dry_run=dry_run)
         if dry_run:
             connection.rollback()
             return result
-        adoption.adopt_cluster(connection)
+        _require_alone(stores.client, floor)
+        adoption.adopt_cluster(connection, floor=floor)
     log().info("ledger_adopted", batches=result.adopted_batches, events=result.adopted_events)
     return result
 
 
-def _adopt(connection: Connection, stores: Stores, *, dry_run: bool) -> Adoption:
+def _refuse_others(client: EventLogClient, conditions: LedgerConditions, floor: int) -> None:
+    """Let ClickHouse refuse what is inserted under a lower number than this, then wait until what had begun has ended.
+
+    Attempts of this ledger that are at work are refused too, and looked at again by their next one.
+    """
+    add_cuts(client, [Cut(floor, ADOPTION)], conditions.ledger_id)
+    if not wait_until(lambda: seconds_of_insert(client) == 0, seconds=INSERT_SECONDS, pause=0.2):
+        raise InDoubtError(
+            f"An insert into {client.table} that had begun before still runs in ClickHouse (for "
+            f"{seconds_of_insert(client):.0f} s), and nothing was changed here: wait until it ends, or end it "
+            "with KILL QUERY, then run 'outbox adopt' again."
+        )
+
+
+def _require_alone(client: EventLogClient, floor: int) -> None:
+    """Raise InDoubtError when anything but this adoption is on record under its number or above."""
+    if count_rows_since(client, floor) != 1:
+        raise InDoubtError(
+            f"Another instance of this ledger wrote to ClickHouse while it was adopted here: it still works. "
+            f"{_STOP_THE_OLD}"
+        )
+
+
+def _adopt(connection: Connection, stores: Stores, conditions: LedgerConditions, *, dry_run: bool) -> Adoption:
     adoption.create_stage(connection)
     scan = _scan(connection, stores.client)
     result = _stage_unknown(connection, stores.client, scan)
+    withdrawn_count = _withdraw(connection, stores.client, scan, dry_run=dry_run)
     doubled = adoption.disown_settled(connection)
-    gap_count = adoption.release_positions(connection)
+    gap_count = adoption.release_positions(connection, keep_holders=conditions.is_own_cluster)
     raised_count = _catch_up(connection, stores.client, scan)
     staged = adoption.read_staged(connection)
     unfinished = [one for one in staged if not _insert(connection, stores, scan, staged=one, dry_run=dry_run)]
@@ -140,6 +187,7 @@ def _adopt(connection: Connection, stores: Stores, *, dry_run: bool) -> Adoption
         adopted_batches=len(staged),
         adopted_events=sum(one.event_count for one in staged),
         unfinished_batches=len(unfinished),
+        withdrawn_batches=withdrawn_count,
         raised_batches=raised_count,
         doubled_events=len(doubled),
         doubled_samples=[event_id for _, event_id in doubled[:MAX_SAMPLES]],
@@ -163,6 +211,8 @@ def _sort(scan: _Scan, shown: ShownBatch, known: adoption.KnownBatch | None) -> 
     if known is None:
         scan.unknown[shown.batch_id] = shown
         return
+    if known.status != BatchStatus.PROCESSED:
+        scan.sent.add(shown.batch_id)
     if shown.generation > known.generation:
         scan.further[shown.batch_id] = shown.generation
     if known.status == BatchStatus.PROCESSED and 0 < (known.accepted_count or 0) <= shown.row_count:
@@ -199,6 +249,22 @@ def _stage_batch(
         yield from rows_beyond(client, shown, position=up_to, limit=limit)
 
 
+def _withdraw(connection: Connection, client: EventLogClient, scan: _Scan, *, dry_run: bool) -> int:
+    """Give events that the old instance delivered back from batches that were frozen here and never sent.
+
+    The fence comes before the second look: what an attempt may still send of such a batch is refused when it arrives.
+    """
+    withdrawn = adoption.withdraw_unsent(connection, sent=scan.sent)
+    for batch_id, attempt in withdrawn.items():
+        if not dry_run:
+            raise_fence(client, batch_id, attempt)
+        batch = read_batch(connection, batch_id)
+        proof, older_count = proof_in_clickhouse(client, batch, generation=batch.generation)
+        if proof.row_count or older_count:
+            raise _changing(batch_id)
+    return len(withdrawn)
+
+
 def _catch_up(connection: Connection, client: EventLogClient, scan: _Scan) -> int:
     raised = adoption.raise_generations(connection, scan.further)
     for fenced in fenced_attempts(client):
@@ -230,15 +296,18 @@ def _insert(
     batch = read_batch(connection, staged.batch_id)
     proof, older_count = proof_in_clickhouse(stores.client, batch, generation=batch.generation)
     if proof.row_count != staged.row_count:
-        raise InDoubtError(
-            f"Batch {staged.batch_id} changes in ClickHouse while it is adopted: the old instance still works. Nothing "
-            "was changed here; stop its relays and Dagster, then run 'outbox adopt' again."
-        )
+        raise _changing(staged.batch_id)
     is_whole = older_count == 0 and (proof.row_count, proof.position_sum) == (staged.event_count, staged.position_sum)
     if is_whole:
         # In this same transaction, so the batch is never seen as cut.
         adoption.mark_adopted(connection, staged.batch_id, proof)
     return is_whole
+
+
+def _changing(batch_id: UUID) -> InDoubtError:
+    return InDoubtError(
+        f"Batch {batch_id} changes in ClickHouse while it is adopted: the old instance still works. {_STOP_THE_OLD}"
+    )
 
 
 def _set_sequence(connection: Connection, before: int, highest_position: int, *, dry_run: bool) -> int:

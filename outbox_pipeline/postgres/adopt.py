@@ -4,7 +4,7 @@ What ClickHouse shows travels through a temporary table, so that sets are built 
 log stays in Python. The caller holds the lock on `unclaimed` from the first statement to the last.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -100,6 +100,20 @@ def drop_unmatched(connection: Connection, batch_id: UUID) -> int:
     return count
 
 
+def lock_open(connection: Connection) -> None:
+    """Lock the open batches: no attempt freezes or marks one while it is looked at here."""
+    connection.execute(text("SELECT FROM outbox.batch WHERE status <> 'processed' FOR UPDATE"))
+
+
+def withdraw_unsent(connection: Connection, *, sent: Collection[UUID]) -> dict[UUID, int]:
+    """Take the frozen content of open batches back whose events the old instance delivered; return attempts to fence.
+
+    *sent* are those that have rows in ClickHouse. An attempt that is at work on one is lower than the one returned.
+    """
+    rows = connection.execute(query("withdraw_unsent"), {"sent": list(sent)})
+    return {row.batch_id: row.attempt for row in rows}
+
+
 def disown_settled(connection: Connection) -> list[tuple[int, UUID]]:
     """Leave events to the batch that has them already; return them: each stands in ClickHouse twice."""
     return [(row.position, row.event_id) for row in connection.execute(query("disown_settled"))]
@@ -118,10 +132,13 @@ def read_staged(connection: Connection) -> list[StagedBatch]:
     return [StagedBatch(row.batch_id, row.event_count, row.row_count, int(row.position_sum)) for row in rows]
 
 
-def release_positions(connection: Connection) -> int:
-    """Take the staged events out of all that is pending here; return how many gaps remain, now without holders."""
+def release_positions(connection: Connection, *, keep_holders: bool) -> int:
+    """Take the staged events out of all that is pending here; return how many gaps remain, in order to be settled.
+
+    With *keep_holders* they wait for the transactions that held them, which are of this server.
+    """
     connection.execute(text("ANALYZE pg_temp.shown_row"))
-    return connection.scalar(query("release_positions")) or 0
+    return connection.scalar(query("release_positions"), {"keep_holders": keep_holders}) or 0
 
 
 def insert_adopted(
@@ -202,6 +219,6 @@ def set_sequence(connection: Connection, position: int) -> None:
     connection.execute(text("SELECT outbox.advance_positions(:position)"), {"position": position})
 
 
-def adopt_cluster(connection: Connection) -> None:
-    """Write this cluster's identity into the ledger: from the commit on, batches are cut here."""
-    connection.execute(query("adopt_cluster"))
+def adopt_cluster(connection: Connection, *, floor: int) -> None:
+    """Write this cluster's identity and the adoption's number into the ledger: from the commit on, batches are cut."""
+    connection.execute(query("adopt_cluster"), {"floor": floor})

@@ -73,12 +73,28 @@ def witness_attempt(
 
 def require_known(connection: Connection, cuts: Collection[Cut]) -> None:
     """Raise WitnessError when one of the cuts is of another instance; *cuts* were read from ClickHouse before."""
-    if not cuts:
-        return
-    known = ledger.read_cuts(connection, [cut.cut_number for cut in cuts])
-    foreign = [cut for cut in cuts if _is_foreign(cut, known)]
+    foreign = foreign_cuts(connection, cuts)
     if foreign:
         raise WitnessError(foreign_sentence(min(foreign, key=lambda cut: cut.cut_number)))
+
+
+def foreign_cuts(connection: Connection, cuts: Collection[Cut]) -> list[Cut]:
+    """Return those of the cuts that are of another instance; *cuts* were read from ClickHouse before."""
+    if not cuts:
+        return []
+    known = ledger.read_cuts(connection, [cut.cut_number for cut in cuts])
+    return [cut for cut in cuts if _is_foreign(cut, known)]
+
+
+def find_foreign(stores: Stores) -> list[Cut]:
+    """Return all cuts of other instances that ClickHouse has on record from the latest adoption of this one on."""
+    with ledger_transaction(stores.engine) as connection:
+        floor = ledger.read_cuts(connection, []).floor
+    found: list[Cut] = []
+    for cuts in cuts_since(stores.client, floor):
+        with ledger_transaction(stores.engine) as connection:
+            found += foreign_cuts(connection, cuts)
+    return found
 
 
 def foreign_sentence(cut: Cut) -> str:

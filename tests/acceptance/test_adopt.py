@@ -5,25 +5,43 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from outbox_pipeline.cli import main
+from outbox_pipeline.clickhouse.batch_contents import fenced_attempts
+from outbox_pipeline.clickhouse.client import open_client
+from outbox_pipeline.clickhouse.load import seconds_of_insert
+from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, highest_number
+from outbox_pipeline.errors import InDoubtError, OutboxError, WitnessError
+from outbox_pipeline.ids import uuid7
+from outbox_pipeline.operations import adopt as adopting
 from outbox_pipeline.operations.adopt import adopt
-from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.operations.owner import take_table
+from outbox_pipeline.processes import wait_until
+from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.loop import deliver, relay
+from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
-from tests.fixtures.events import publish
-from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives
+from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, publish_in
+from tests.fixtures.interleave import before_words
+from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives, value
+from tests.fixtures.owners import ledger_id_of
 
 pytestmark = pytest.mark.embedded_only
 
 
 def test_adopting_again_changes_nothing(stores: Stores, restore: Restore, backup: Path) -> None:
-    """A ledger that is its cluster's own is left as it is."""
+    """A ledger that is its cluster's own and that ClickHouse contradicts no more is left as it is."""
     publish(stores.engine, 3)
     here = restore(back_up(stores, backup))
     relay(stores, until_empty=True)
@@ -47,6 +65,192 @@ def test_a_dry_run_changes_nothing_and_tells_the_same(stores: Stores, restore: R
 
     assert after == before
     assert found == replace(done, is_dry_run=True)
+
+
+def test_a_dry_run_on_a_copy_changes_nothing_on_either_side(stores: Stores, copy: Stores) -> None:
+    """Also where only ClickHouse contradicts the ledger, and a batch that was frozen here would be taken back."""
+    with closing(start(copy)) as stopped:
+        stopped.prepare()
+    relay(stores, until_empty=True)
+    before = everything(copy)
+
+    found = adopt(copy, dry_run=True)
+
+    assert everything(copy) == before
+    assert found == replace(adopt(copy), is_dry_run=True)
+
+
+def start(life: Stores) -> Delivery:
+    """Cut what is pending and begin the first attempt."""
+    cut_batches(life.engine, life.settings, limit=1)
+    (request,) = request_batches(life.engine, life.settings, limit=1)
+    return start_requested(life, request.batch_id, request.attempt)
+
+
+@pytest.mark.parametrize("is_living", [True, False])
+@pytest.mark.parametrize("own_count", [0, 2])
+@pytest.mark.parametrize("steps", [("extract",), ("extract", "validate")])
+def test_a_batch_that_was_stopped_gives_back_what_the_other_delivered(
+    stores: Stores, copy: Stores, steps: tuple[str, ...], own_count: int, is_living: bool
+) -> None:
+    """Cut here and perhaps frozen, it loses what is delivered; an attempt at work on it comes to nothing."""
+    publish(copy.engine, own_count)
+    delivery = start(copy)
+    for step in steps:
+        getattr(delivery, step)()
+    relay(stores, until_empty=True)
+    if not is_living:
+        with pytest.raises(WitnessError) as stopped:
+            deliver(delivery)
+        end_failed(delivery, stopped.value)
+
+    result = adopt(copy)
+    if is_living:
+        # With the events that it has in memory.
+        with pytest.raises(OutboxError) as refused:
+            delivery.finish()
+        end_failed(delivery, refused.value)
+    fenced = {batch_id: attempt for block in fenced_attempts(copy.client) for batch_id, attempt in block.items()}
+    done = relay(copy, until_empty=True)
+
+    is_frozen = not is_living or "validate" in steps
+    assert (result.adopted_events, result.withdrawn_batches, result.doubled_events) == (3, int(is_frozen), 0)
+    assert (fenced.get(delivery.lease.batch_id, 0) > delivery.lease.attempt) is is_frozen
+    assert done.failures == ()
+    assert_whole(copy)
+
+
+def test_an_attempt_past_its_look_is_refused_by_clickhouse(stores: Stores, copy: Stores) -> None:
+    """Nothing was on record when it looked; adopted between that and its first byte, it sends nothing."""
+    delivery, other = start(copy), start(stores)
+
+    def take_over(point: Point) -> None:
+        if point == Point.SENDING:
+            end()
+            with pytest.raises(WitnessError):
+                deliver(other)
+            adopt(copy)
+
+    end = listen(take_over)
+    with pytest.raises(WitnessError, match="refused the insert") as refused:
+        deliver(delivery)
+    end_failed(delivery, refused.value)
+    arrived = delivered_ids(copy.client)
+    relay(copy, until_empty=True)
+
+    assert len(arrived) == 2
+    assert_whole(copy)
+
+
+def test_a_batch_in_clickhouse_stays_what_it_is(stores: Stores, copy: Stores) -> None:
+    """Sent before the adoption and not marked yet, it keeps its events, and the attempt that sent it marks it."""
+    delivery = start(copy)
+    delivery.load()
+    with pytest.raises(WitnessError):
+        relay(stores, until_empty=True)
+
+    result = adopt(copy)
+    delivery.mark()
+
+    assert (result.withdrawn_batches, result.adopted_batches) == (0, 0)
+    assert_whole(copy)
+
+
+def test_a_transaction_of_this_server_still_fills_its_gap(stores: Stores, copy: Stores) -> None:
+    """A gap of a ledger that is its own has a living holder: what that commits after the adoption is delivered."""
+    with copy.engine.connect() as late:
+        publish_in(late)
+        publish(copy.engine, 1)
+        cut_batches(copy.engine, copy.settings, limit=1)
+        relay(stores, until_empty=True)
+        result = adopt(copy)
+        relay(copy, until_empty=True)
+        late.commit()
+    relay(copy, until_empty=True)
+
+    assert (result.adopted_events, result.gap_count) == (3, 1)
+    assert_whole(copy)
+
+
+def test_an_adoption_that_breaks_off_is_repeated(stores: Stores, copy: Stores) -> None:
+    """Until the ledger has committed it, it stays stopped, and the repetition takes a higher number."""
+    relay(stores, until_empty=True)
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with before_words(copy.engine, "witness_floor = ", die), pytest.raises(KeyboardInterrupt):
+        adopt(copy)
+    with pytest.raises(WitnessError, match="outbox adopt"):
+        relay(copy, until_empty=True)
+    adopt(copy)
+    publish(copy.engine, 1)
+    relay(copy, until_empty=True)
+
+    assert numbers_of(copy) == (4, 5)
+    assert highest_number(copy.client) == 5
+    assert_whole(copy)
+
+
+def numbers_of(life: Stores) -> tuple[object, object]:
+    """Return the number of the ledger's adoption and its highest."""
+    floor, last = (
+        value(life, f"SELECT {column} FROM outbox.unclaimed") for column in ("witness_floor", "last_cut_number")
+    )
+    return floor, last
+
+
+@pytest.mark.parametrize("written", [Cut(4, uuid7()), Cut(4, ADOPTION), Cut(3, ADOPTION)])
+def test_what_another_instance_writes_meanwhile_stops_the_adoption(stores: Stores, copy: Stores, written: Cut) -> None:
+    """It still works, or is adopted at the same moment under the same number: nothing is changed here."""
+    relay(stores, until_empty=True)
+    before = everything(copy)[:4]
+
+    def go_on() -> None:
+        add_cuts(stores.client, [written], ledger_id_of(stores))
+
+    with before_words(copy.engine, "shown_row", go_on), pytest.raises(InDoubtError, match="still works"):
+        adopt(copy)
+
+    assert everything(copy)[:4] == before
+
+
+def test_an_insert_that_has_begun_is_waited_for(stores: Stores, copy: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other instance still writes is seen; what takes too long is said, and nothing is changed."""
+    delivery = start(stores)
+    delivery.prepare()
+    stores.client.run("CREATE MATERIALIZED VIEW slow ENGINE = Null AS SELECT sleep(3) FROM {table:Identifier}")
+    other = open_client(stores.settings)
+    before = everything(copy)[:4]
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(delivery._send, delivery.batch(), 0)
+        assert wait_until(lambda: seconds_of_insert(other) > 0, seconds=60)
+        monkeypatch.setattr(adopting, "INSERT_SECONDS", 0)
+        with pytest.raises(InDoubtError, match="run 'outbox adopt' again"):
+            adopt(replace(copy, client=other))
+        refused = everything(copy)[:4]
+        monkeypatch.undo()
+        result = adopt(replace(copy, client=other))
+        running.result()
+    delivery.close()
+    other.close()
+
+    assert refused == before
+    assert result.adopted_events == 3
+    assert_each_exactly_once(copy.engine, copy.client)
+
+
+def test_a_ledger_that_got_another_id_learns_what_the_old_one_delivered(stores: Stores, copy: Stores) -> None:
+    """As a backup of before ledgers had one does: taking the table settles what is pending here and delivered there."""
+    with copy.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.unclaimed SET ledger_id = gen_random_uuid()"))
+    relay(stores, until_empty=True)
+
+    take_table(copy)
+    relay(copy, until_empty=True)
+
+    assert_whole(copy)
 
 
 @pytest.fixture

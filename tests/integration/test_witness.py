@@ -1,6 +1,6 @@
 """ClickHouse is a witness of the ledger: nothing is sent by one that was set back, or that has a living copy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -30,25 +30,11 @@ from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen, missing_cuts
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
-from tests.fixtures.lives import all_batches, cloned
+from tests.fixtures.lives import all_batches
 from tests.fixtures.owners import ledger_id_of
-from tests.fixtures.servers import Servers
 from tests.unit.test_witness_order import ORDER
 
 EVER = (date.min, date.max)
-
-
-@pytest.fixture
-def copy(stores: Stores, servers: Servers) -> Iterator[Stores]:
-    """A second instance of the ledger, which PostgreSQL takes for the original: as a storage snapshot is one."""
-    publish(stores.engine, 2)
-    relay(stores, until_empty=True)
-    publish(stores.engine, 3)
-    with cloned(stores, servers) as life:
-        with life.engine.begin() as connection:
-            own = "(SELECT oid FROM pg_database WHERE datname = current_database())"
-            connection.execute(text(f"UPDATE outbox.unclaimed SET database_oid = {own}"))
-        yield life
 
 
 def cuts(stores: Stores) -> set[Cut]:

@@ -1,0 +1,123 @@
+"""A ledger that was set back in a way that PostgreSQL cannot tell delivers nothing twice and loses nothing.
+
+Its cluster, database and timeline are what they were, and pending in it are events that were delivered since.
+ClickHouse is the witness of that; both sides are compared by event id.
+"""
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from outbox_pipeline.errors import WitnessError
+from outbox_pipeline.operations.adopt import Adoption, adopt
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.stores import Stores
+from tests.fixtures.breakage import refuse_wal_functions
+from tests.fixtures.copies import copy_running, copy_stopped, life_in, recover_to
+from tests.fixtures.events import publish
+from tests.fixtures.lives import assert_whole, back_up, restore_in_place
+
+pytestmark = pytest.mark.embedded_only
+
+
+def prepare(life: Stores) -> None:
+    """Deliver some events and leave others pending: what is copied then."""
+    publish(life.engine, 10)
+    relay(life, until_empty=True)
+    publish(life.engine, 5)
+
+
+def go_on(life: Stores) -> set[UUID]:
+    """Deliver what is pending, and events that no copy has; return those."""
+    relay(life, until_empty=True)
+    lost = set(publish(life.engine, 2))
+    relay(life, until_empty=True)
+    return lost
+
+
+def assert_stopped_then_adopted(life: Stores) -> Adoption:
+    """Check that a life sends nothing before it is adopted; adopt it and deliver the rest."""
+    publish(life.engine, 3)
+    before = life.client.rows("SELECT count() FROM {table:Identifier}")
+    with pytest.raises(WitnessError, match="outbox adopt"):
+        relay(life, until_empty=True)
+    assert life.client.rows("SELECT count() FROM {table:Identifier}") == before
+    result = adopt(life)
+    relay(life, until_empty=True)
+    return result
+
+
+def test_a_dump_restored_in_place(stores: Stores, backup: Path) -> None:
+    """`pg_restore --clean` over the database it was taken of."""
+    prepare(stores)
+    back_up(stores, backup)
+    lost = go_on(stores)
+    restore_in_place(stores, backup)
+
+    result = assert_stopped_then_adopted(stores)
+
+    assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)
+    assert_whole(stores, lost=lost)
+
+
+def test_a_snapshot_mounted_again(stores: Stores, tmp_path: Path) -> None:
+    """The files of a stopped server, put back after it went on."""
+    home, snapshot = tmp_path / "home", tmp_path / "snapshot"
+    with life_in(home, stores) as life:
+        prepare(life)
+    copy_stopped(home, snapshot)
+    with life_in(home, stores) as life:
+        lost = go_on(life)
+    copy_stopped(snapshot, home)
+
+    with life_in(home, stores) as life:
+        result = assert_stopped_then_adopted(life)
+
+        assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)
+        assert_whole(life, lost=lost)
+
+
+def test_a_clone_beside_the_living_original(stores: Stores, tmp_path: Path) -> None:
+    """Both run and deliver, each in turn: none sends what the other sent, and the one that is adopted goes on alone."""
+    home, clone = tmp_path / "home", tmp_path / "clone"
+    with life_in(home, stores) as life:
+        prepare(life)
+    copy_stopped(home, clone)
+
+    with life_in(home, stores) as original, life_in(clone, stores) as other:
+        lost = set(publish(other.engine, 2))
+        relay(other, until_empty=True)
+        result = assert_stopped_then_adopted(original)
+        publish(other.engine, 1)
+        with pytest.raises(WitnessError, match="was run on another instance"):
+            relay(other, until_empty=True)
+
+        assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)
+        publish(original.engine, 1)
+        relay(original, until_empty=True)
+        assert_whole(original, lost=lost)
+
+
+def test_a_minute_back_where_no_timeline_is_told(stores: Stores, tmp_path: Path) -> None:
+    """Recovered to a point in time on a server that tells no timeline, as Aurora does: the witness alone decides."""
+    home, recovered = tmp_path / "home", tmp_path / "recovered"
+    with life_in(home, stores) as life:
+        refuse_wal_functions(life.engine)
+        with life.engine.begin() as connection:
+            connection.execute(text("UPDATE outbox.unclaimed SET timeline = outbox.told_timeline()"))
+        publish(life.engine, 2)
+        relay(life, until_empty=True)
+        copy_running(life, recovered)
+        prepare(life)
+        with life.engine.begin() as connection:
+            connection.execute(text("SELECT pg_create_restore_point('a minute ago')"))
+        lost = go_on(life)
+        recover_to("a minute ago", life, recovered)
+
+    with life_in(recovered, stores) as life:
+        result = assert_stopped_then_adopted(life)
+
+        assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)
+        assert_whole(life, lost=lost)
