@@ -2,7 +2,8 @@
 
 Invariant: the other's claim ends and this one's begins in one insert, so the table is never without an owner, and no
 row of the event log is touched. Inserts of the other that had begun by then have ended when `take_table` comes back.
-What the other one told of days goes, because nothing of it is true of this ledger.
+What the other one told of days goes, because nothing of it is true of this ledger, and its batches, which the witness
+would take for those of another instance, are settled as by `adopt`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from outbox_pipeline.clickhouse.owner import Claim, holding, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.logs import log
-from outbox_pipeline.postgres.conditions import read_ledger_id
+from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.postgres.conditions import read_conditions, read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.owner import claim_table, count_unknown_rows, make_claim, owner_problem
@@ -67,6 +69,7 @@ def take_table(stores: Stores) -> None:
     if find_taking(stores) is None:
         claim_table(stores)
         _wait_for_others(stores, ledger_id)
+        _settle_others(stores)
         return
     # Before the claim: killed in between, a repetition would find the table its own and leave them.
     _drop_told(stores)
@@ -74,6 +77,16 @@ def take_table(stores: Stores) -> None:
     _drop_told(stores)
     _wait_for_others(stores, ledger_id)
     log().warning("table_taken", table=stores.client.table, ledger_id=str(ledger_id))
+    _settle_others(stores)
+
+
+def _settle_others(stores: Stores) -> None:
+    # A ledger made anew may be one restored from a backup of before ledgers had an id, so what it delivers is looked
+    # for. One that belongs to another cluster waits for a person, who is shown first what there is to adopt.
+    with ledger_transaction(stores.engine) as connection:
+        is_own = read_conditions(connection).is_own_cluster
+    if is_own:
+        adopt(stores)
 
 
 def _wait_for_others(stores: Stores, ledger_id: UUID) -> None:
