@@ -224,7 +224,8 @@ def _stage_unknown(connection: Connection, client: EventLogClient, scan: _Scan) 
     samples: list[UnmatchedRow] = []
     strange_batches = strange_rows = 0
     for shown in scan.unknown.values():
-        found = list(_stage_batch(connection, client, shown=shown, up_to=highest, limit=MAX_SAMPLES - len(samples)))
+        limit = max(0, MAX_SAMPLES - len(samples))
+        found = list(_stage_batch(connection, client, shown=shown, up_to=highest, limit=limit))
         samples += [UnmatchedRow(position, event_id, shown.batch_id) for position, event_id in found]
         strange = shown.row_count - adoption.drop_unmatched(connection, shown.batch_id)
         strange_rows += strange

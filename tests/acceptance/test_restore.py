@@ -15,7 +15,7 @@ from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import batch_rows, load
 from outbox_pipeline.errors import FencedError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
-from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.adopt import MAX_SAMPLES, adopt
 from outbox_pipeline.operations.replay import Outcome, replay
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.relay.attempts import request_batches, start_unrequested
@@ -82,6 +82,23 @@ def test_what_the_other_life_delivered_is_not_delivered_again(stores: Stores, re
     assert (result.incomplete_batches, result.doubled_events) == (0, 0)
     assert delivered == 2
     assert_whole(here, lost=lost)
+
+
+def test_of_many_lost_events_some_are_named(stores: Stores, restore: Restore, backup: Path) -> None:
+    """At positions of other events here, beyond all of them, and in several batches: all are counted, ten are named."""
+    publish(stores.engine, 1)
+    back_up(stores, backup)
+    lost: set[UUID] = set()
+    for _ in range(3):
+        lost |= set(publish(stores.engine, 2 * MAX_SAMPLES))
+        relay(stores, until_empty=True)
+    here = restore(backup)
+    publish(here.engine, 25)
+
+    result = adopt(here)
+
+    assert (result.strange_rows, len(result.strange_samples)) == (6 * MAX_SAMPLES, MAX_SAMPLES)
+    assert {row.event_id for row in result.strange_samples} <= lost
 
 
 def test_new_positions_lie_beyond_those_of_lost_events(stores: Stores, restore: Restore, backup: Path) -> None:
