@@ -142,9 +142,13 @@ def ask_seen(engine: Engine, settings: Settings) -> Seen:
 
 
 def require_own(connection: Connection, table: str, seen: Seen) -> None:
-    """Raise ConfigurationError where the table is another ledger's, WitnessError where another instance went on."""
+    """Raise ConfigurationError where the table is another ledger's, WitnessError where another instance went on.
+
+    Of a table that nobody owns the cuts say nothing of this ledger: it must claim it first.
+    """
     require_owner(table, seen.claims, read_ledger_id(connection))
-    require_known(connection, seen.cuts)
+    if holding(seen.claims):
+        require_known(connection, seen.cuts)
 
 
 def require_own_log(stores: Stores) -> None:

@@ -1,6 +1,7 @@
 """ClickHouse is a witness of the ledger: nothing is sent by one that was set back, or that has a living copy."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -181,7 +182,7 @@ def test_an_adoption_elsewhere_refuses_an_insert_on_its_way(stores: Stores) -> N
     add_cuts(stores.client, [Cut(9, ADOPTION)], ledger_id_of(stores))
     delivery._is_witnessed = True
 
-    with pytest.raises(WitnessError, match="outbox adopt"):
+    with closing(delivery), pytest.raises(WitnessError, match="outbox adopt"):
         delivery.load()
 
     assert delivered_ids(stores.client) == []
