@@ -7,6 +7,7 @@ from outbox_pipeline.relay.points import Point
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.lives import cut_without_number
 from tests.fixtures.pgbouncer import Through, left_behind, url_to
 
 #: Points that only a repair reaches: a second attempt on a batch whose rows have gone from ClickHouse.
@@ -34,6 +35,8 @@ def test_a_relay_killed_at_any_point_is_recovered(stores: Stores, children: Chil
     publish_good_and_bad(stores)
     if point in REPAIRS:
         lose_some_rows(stores)
+    if point == Point.NUMBERED:
+        cut_without_number(stores)
     if point == Point.REFROZEN:
         stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT odd CHECK position % 2 = 1")
 

@@ -10,11 +10,11 @@ from sqlalchemy import event, text
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.relay.attempts import start_unrequested
-from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
+from tests.fixtures.lives import cut_without_number
 
 _WRITES = ("INSERT", "UPDATE", "DELETE", "WITH", "ALTER")
 
@@ -52,14 +52,6 @@ def redeliver(stores: Stores) -> None:
     deliver(start_unrequested(stores, batch_id(stores)), reload=True)
 
 
-def cut_without_number(stores: Stores) -> None:
-    """Leave a batch as an earlier version has cut it."""
-    publish(stores.engine, 1)
-    cut_batches(stores.engine, stores.settings, limit=1)
-    with stores.engine.begin() as connection:
-        connection.execute(text("UPDATE outbox.batch SET cut_number = NULL WHERE status = 'cut'"))
-
-
 def batch_id(stores: Stores) -> Any:
     """Return the id of the only batch."""
     with stores.engine.begin() as connection:
@@ -73,6 +65,7 @@ def test_every_write_of_a_delivery_has_a_boundary(stores: Stores, monkeypatch: p
 
     first = record(stores, monkeypatch, lambda: relay(stores))
     repair = record(stores, monkeypatch, lambda: redeliver(stores))
+    publish(stores.engine, 1)
     cut_without_number(stores)
     numbered = record(stores, monkeypatch, lambda: relay(stores))
 

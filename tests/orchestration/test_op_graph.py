@@ -16,6 +16,7 @@ from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
@@ -206,6 +207,7 @@ def test_re_execution_from_failure_marks_the_batch(
     """With the failed run's files gone, re-executing from the failed step still ends with the batch marked."""
     publish(stores.engine, 5)
     config = requested(stores)
+    claim_table(stores)
     stores.client.run("DROP TABLE {table:Identifier}")
     job = dg.reconstructable(deliver_job)
     first = dg.execute_job(
@@ -235,6 +237,7 @@ def test_a_failed_attempt_says_what_to_do(instance: dg.DagsterInstance, stores: 
     """The failure in the UI and the error in the ledger are one sentence with the next step."""
     publish(stores.engine, 5)
     config = requested(stores)
+    claim_table(stores)
     stores.client.run("DROP TABLE {table:Identifier}")
 
     result = execute(instance, config, raise_on_error=False)
