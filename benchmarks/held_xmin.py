@@ -28,7 +28,8 @@ from adbc_driver_postgresql import dbapi
 from sqlalchemy import Connection, text
 
 from benchmarks.common import fresh_stores, publish, save, vacuum
-from outbox_pipeline.clickhouse.load import SENT_COLUMNS, as_arrow
+from outbox_pipeline.clickhouse.load import as_arrow
+from outbox_pipeline.event_schema import SENT
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -54,7 +55,7 @@ _CLAIM = (
     " WHERE status = 'pending' ORDER BY position LIMIT {most} FOR UPDATE SKIP LOCKED"
 )
 _MARK = "UPDATE status_outbox SET status = 'processed' WHERE position = ANY ($1::text::bigint[])"
-_INSERT = f"INSERT INTO status_log ({', '.join(SENT_COLUMNS)}) FORMAT Arrow"
+_INSERT = f"INSERT INTO status_log ({', '.join(column.name for column in SENT)}) FORMAT Arrow"
 _PUBLISH = {
     table: text(
         f"INSERT INTO {table} (event_type, environment, event_context)"  # noqa: S608 - one of two tables

@@ -52,6 +52,10 @@ class WitnessError(LedgerError):
     """ClickHouse has deliveries on record that this ledger does not know: it was set back, or is one of two copies."""
 
 
+class LostDeliveriesError(LedgerError):
+    """ClickHouse has no longer on record what this ledger has delivered: it was restored from a backup."""
+
+
 class ConstraintError(LedgerError):
     """A constraint or a trigger of the schema refuses what was to be written."""
 

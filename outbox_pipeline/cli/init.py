@@ -44,8 +44,8 @@ def init(
 
     A table belongs to one outbox: the first to run this claims it, and for any other this ends with exit code 1. With
     --take-table the table changes hands, for a ledger that was made anew on purpose: stop the other outbox first. The
-    rows in it stay; the command says how many are of no batch of this ledger and asks, and without a terminal it wants
-    --yes.
+    rows in it stay, and what of this ledger's events is among them counts as delivered; the command says how many are
+    of no batch of this ledger and asks, and without a terminal it wants --yes.
 
     Example: `OUTBOX_POSTGRES_URL='postgresql+psycopg://user@host/db?sslmode=verify-full' outbox init`
     """
@@ -117,6 +117,7 @@ def _sentence(table: str, found: "Taking") -> str:
     owners = " and ".join(f"{claim.label} since {claim.registered_at:%Y-%m-%d %H:%M} UTC" for claim in found.previous)
     return (
         f"Table {table} belongs to {owners or 'no outbox'}. Of no batch of this ledger in it: "
-        f"{counted(found.unknown_rows, 'row')}. What is there stays, 'outbox reconcile' will report it as rows of "
-        "unknown batches, and the days are told anew without it."
+        f"{counted(found.unknown_rows, 'row')}. What is there stays: what of this ledger's events is in it counts as "
+        "delivered, the rest 'outbox reconcile' will report as rows of unknown batches, and the days are told anew "
+        "without it."
     )

@@ -74,14 +74,14 @@ def delivered_problem(client: EventLogClient) -> str | None:
     return None
 
 
-def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, ledger: LedgerIdentity) -> None:
+def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, identity: LedgerIdentity) -> None:
     """Add one row for each of these days, which replaces the day's earlier ones; keys are the table's columns.
 
     Raises ConfigurationError when the table is not this ledger's at that moment, WitnessError when the ledger was
     adopted elsewhere.
     """
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
-    named = {"ledger_id": str(ledger.ledger_id), "floor": ledger.floor}
+    named = {"ledger_id": str(identity.ledger_id), "floor": identity.floor}
     client.run(_INSERT, named, settings={"async_insert": 0}, body=[body.encode()])
 
 

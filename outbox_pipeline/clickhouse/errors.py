@@ -108,8 +108,9 @@ def translate(error: Exception, where: str, query_id: object = None) -> OutboxEr
         return ConfigurationError(f"{where} refused the insert, because the table is not this outbox's: {WAYS_ON}")
     if code == FUNCTION_THROW_CODE and ADOPTED_WORDS in str(error):
         return WitnessError(
-            f"{where} refused the insert, because 'outbox adopt' was run on another instance of this ledger: stop this "
-            "one for good, or, if it is the one that goes on, stop the other and run 'outbox adopt' here."
+            f"{where} refused the insert, because another instance of this ledger was adopted and goes on in its "
+            "place: stop this one for good. Only if this one is to go on instead, stop the other one for good, then "
+            "run 'outbox adopt' here."
         )
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).

@@ -42,9 +42,6 @@ _INSERT_SETTINGS = {
     "max_partitions_per_insert_block": 0,
 }
 
-#: What is sent of a batch that is frozen now; `source` is a constant of the insert, `loaded_at` the server's.
-SENT_COLUMNS = {column.name: COLUMNS[column.name] for column in sent_columns(PROOF_VERSION)}
-
 # Column names and types are constants of this package; values are parameters.
 _FENCED = f"""
 WHERE throwIf(
@@ -58,16 +55,10 @@ FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
 _RUNNING = """
-SELECT max(elapsed) AS seconds FROM system.processes
-WHERE startsWith(Settings['insert_deduplication_token'], {token:String}) AND current_database = currentDatabase()
-    AND JSONExtractString(Settings['log_comment'], 'source') = {source:String}
-"""
-
-_OTHERS_RUNNING = """
 SELECT elapsed FROM system.processes
 WHERE startsWith(Settings['insert_deduplication_token'], {token:String}) AND current_database = currentDatabase()
     AND JSONExtractString(Settings['log_comment'], 'source') = {source:String}
-    AND JSONExtractString(Settings['log_comment'], 'ledger_id') != {ledger_id:String}
+    AND JSONExtractString(Settings['log_comment'], 'ledger_id') != {not_of:String}
 """
 
 _DELETE_OLDER = f"DELETE FROM {{table:Identifier}} WHERE {ROWS_OF_BATCH} AND generation < {{generation:UInt32}}"  # noqa: S608
@@ -111,7 +102,7 @@ def _tokens_of(client: EventLogClient, batch_id: UUID) -> str:
     return f"{client.table}:{source}{batch_id}:"
 
 
-def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledger: LedgerIdentity) -> None:
+def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, identity: LedgerIdentity) -> None:
     """Insert the whole batch as one generation; *body* is its events `as_arrow`, taken here.
 
     Coming back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
@@ -126,7 +117,7 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
         "log_comment": json.dumps(
             {
                 "source": client.source,
-                "ledger_id": str(ledger.ledger_id),
+                "ledger_id": str(identity.ledger_id),
                 "batch_id": str(batch_id),
                 "generation": generation,
                 "attempt": attempt,
@@ -136,8 +127,8 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ledge
     named = {
         "batch_id": str(batch_id),
         "attempt": attempt,
-        "ledger_id": str(ledger.ledger_id),
-        "floor": ledger.floor,
+        "ledger_id": str(identity.ledger_id),
+        "floor": identity.floor,
     }
     client.run(_fenced_insert(body.version), named, settings=settings, body=body.pieces)
 
@@ -152,6 +143,7 @@ def into_columns(version: int = PROOF_VERSION) -> str:
 
     *version* is that of the proof which the batch was frozen with.
     """
+    # `source` is a constant of the insert, `loaded_at` the server's.
     columns = {column.name: COLUMNS[column.name] for column in sent_columns(version)}
     names = ", ".join(columns)
     structure = ", ".join(f"{name} {kind}" for name, kind in columns.items()).replace("'", "\\'")
@@ -169,28 +161,25 @@ def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
         {"batch_id": str(batch_id), "attempt": attempt},
         settings={"async_insert": 0},
     )
-    running = client.rows(
-        "SELECT elapsed FROM system.processes WHERE startsWith(Settings['insert_deduplication_token'], {token:String})",
-        {"token": _tokens_of(client, batch_id)},
-    )
-    if running:
+    seconds = seconds_of_insert(client, batch_id=batch_id)
+    if seconds is not None:
         raise InDoubtError(
-            f"An earlier insert of batch {batch_id} still runs in ClickHouse (for {running[0]['elapsed']:.0f} s): "
-            "waiting until it ends before looking."
+            f"An earlier insert of batch {batch_id} still runs in ClickHouse (for {seconds:.0f} s): waiting until it "
+            "ends before looking."
         )
 
 
-def seconds_of_insert(client: EventLogClient) -> float:
-    """Return for how long the oldest insert into this source's rows has been running, 0 when none does."""
-    return float(client.rows(_RUNNING, {"token": f"{client.table}:"})[0]["seconds"])
+def seconds_of_insert(
+    client: EventLogClient, *, batch_id: UUID | None = None, not_of: UUID | None = None
+) -> float | None:
+    """Return for how many seconds the oldest insert into the source's rows has been running, None when none does.
 
-
-def seconds_of_other_insert(client: EventLogClient, ledger_id: UUID) -> float | None:
-    """Return for how long an insert of another ledger into this source's rows has been running, None when none does.
-
-    An insert says whose it is in its `log_comment`; one that does not is of a release before and taken for another's.
+    Of *batch_id* alone where it is given, and without those of ledger *not_of*. An insert says whose it is in its
+    `log_comment`; one that does not was sent by an earlier release and is taken for another ledger's. ClickHouse shows
+    a user without SHOW PROCESSES only the user's own.
     """
-    running = client.rows(_OTHERS_RUNNING, {"token": f"{client.table}:", "ledger_id": str(ledger_id)})
+    token = f"{client.table}:" if batch_id is None else _tokens_of(client, batch_id)
+    running = client.rows(_RUNNING, {"token": token, "not_of": str(not_of)})
     return max((float(row["elapsed"]) for row in running), default=None)
 
 

@@ -1,8 +1,8 @@
 """The table by which ClickHouse is a witness of the ledger: `<table>_ledger`, a row for each attempt about to send.
 
 A ledger that was set back, or a copy of it, gives the same numbers to other batches. Invariant: a batch's row stands
-here before its first byte is sent, and rows are never changed; who has written one reads what others have written
-since. Nothing here knows what a row means for a ledger, `relay.witness` does.
+here before its first byte is sent, and rows are never changed; an attempt that has written one reads what others have
+written since. Nothing here knows what a row means for a ledger, `relay.witness` does.
 """
 
 import json

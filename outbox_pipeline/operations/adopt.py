@@ -25,12 +25,13 @@ from outbox_pipeline.clickhouse.batch_contents import (
     shown_rows,
 )
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.load import raise_fence, seconds_of_insert
+from outbox_pipeline.clickhouse.load import raise_fence
 from outbox_pipeline.clickhouse.owner import read_claims
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
 from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, count_rows_since, highest_number
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
+from outbox_pipeline.operations.running_inserts import wait_for_inserts
 from outbox_pipeline.postgres import adopt as adoption
 from outbox_pipeline.postgres import cut
 from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions
@@ -38,7 +39,6 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.owner import require_owner
 from outbox_pipeline.relay.witness import find_foreign, foreign_cuts
@@ -47,10 +47,10 @@ from outbox_pipeline.stores import Stores
 #: Rows of each kind that a report names.
 MAX_SAMPLES = 10
 
-#: Longest wait for inserts that had begun before the adoption; most take seconds.
-INSERT_SECONDS = 60
-
-_STOP_THE_OLD = "Nothing was changed here; stop its relays and Dagster, then run 'outbox adopt' again."
+_STOP_THE_OTHER = (
+    "The ledger is unchanged, but ClickHouse refuses every instance of it now: stop the other's relays and Dagster, "
+    "then repeat 'outbox adopt'."
+)
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Adoption:
     """What adopting found and did, or with `is_dry_run` would do.
 
     `adopted_*`: batches of the old instance with events that are pending here, now processed; `unfinished_batches`:
-    those of them that ClickHouse does not show whole, left to a run. `withdrawn_batches`: frozen here and not sent,
-    with events among those. `raised_batches`: batches whose attempt or generation the old instance had carried further.
-    `incomplete_batches`: processed here, but ClickHouse shows fewer
-    rows or none; a replay delivers them again. `strange_*`: rows of unknown batches that match no event here.
-    `doubled_*`: events that another batch here delivers as well. `gap_count`: gaps that later cuts settle.
-    `sequence_*`: where the sequence stood and stands. `last_loaded_at`: the newest row of an unknown batch.
+    those of them that ClickHouse does not show whole, left to a run. `withdrawn_batches`: frozen here with events among
+    those, not sent, and taken back. `raised_batches`: batches whose attempt or generation the old instance had carried
+    further. `incomplete_batches`: processed here, but ClickHouse shows fewer rows or none; a replay delivers them
+    again. `strange_*`: rows of unknown batches that match no event here. `doubled_*`: events that another batch here
+    delivers as well. `gap_count`: gaps that later cuts settle. `sequence_*`: where the sequence stood and stands.
+    `last_loaded_at`: the newest row of an unknown batch.
     """
 
     was_own: bool = False
@@ -153,11 +153,12 @@ def _refuse_others(client: EventLogClient, conditions: LedgerConditions, floor: 
     Attempts of this ledger that are at work are refused too, and looked at again by their next one.
     """
     add_cuts(client, [Cut(floor, ADOPTION)], conditions.ledger_id)
-    if not wait_until(lambda: seconds_of_insert(client) == 0, seconds=INSERT_SECONDS, pause=0.2):
+    seconds = wait_for_inserts(client)
+    if seconds is not None:
         raise InDoubtError(
-            f"An insert into {client.table} that had begun before still runs in ClickHouse (for "
-            f"{seconds_of_insert(client):.0f} s), and nothing was changed here: wait until it ends, or end it "
-            "with KILL QUERY, then run 'outbox adopt' again."
+            f"An insert into {client.table} that had begun before still runs in ClickHouse (for {seconds:.0f} s). The "
+            "ledger is unchanged, but ClickHouse refuses every instance of it now: repeat 'outbox adopt' when it has "
+            "ended, or end it with KILL QUERY."
         )
 
 
@@ -166,7 +167,7 @@ def _require_alone(client: EventLogClient, floor: int) -> None:
     if count_rows_since(client, floor) != 1:
         raise InDoubtError(
             f"Another instance of this ledger wrote to ClickHouse while it was adopted here: it still works. "
-            f"{_STOP_THE_OLD}"
+            f"{_STOP_THE_OTHER}"
         )
 
 
@@ -307,7 +308,7 @@ def _insert(
 
 def _changing(batch_id: UUID) -> InDoubtError:
     return InDoubtError(
-        f"Batch {batch_id} changes in ClickHouse while it is adopted: the old instance still works. {_STOP_THE_OLD}"
+        f"Batch {batch_id} changes in ClickHouse while it is adopted: the old instance still works. {_STOP_THE_OTHER}"
     )
 
 

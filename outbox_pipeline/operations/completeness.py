@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from outbox_pipeline.clickhouse.completeness import as_row, delivered_problem, drop_days, read_delivered, write_days
 from outbox_pipeline.days import DayCompleteness, DeliveredDay
-from outbox_pipeline.errors import ConfigurationError, WitnessError
+from outbox_pipeline.errors import ConfigurationError, LostDeliveriesError
 from outbox_pipeline.postgres.completeness import Wanted, observe, read_day_completeness
 from outbox_pipeline.postgres.conditions import read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -57,8 +57,8 @@ def record_completeness(stores: Stores) -> Recorded:
 
     Safe to repeat and to run from several processes at once. Raises ConfigurationError when the table or the log is
     missing or another outbox's (the last to write a day is believed), LedgerError when the ledger's conditions do not
-    hold, WitnessError when ClickHouse has lost deliveries or has some that this ledger does not know, TransientError
-    when a side does not answer; nothing of a delivery is touched in any case.
+    hold, LostDeliveriesError when ClickHouse has lost deliveries, WitnessError when it has some that this ledger does
+    not know, TransientError when a side does not answer; nothing of a delivery is touched in any case.
     """
     require_log_version(stores.engine, stores.client)
     problem = delivered_problem(stores.client)
@@ -66,7 +66,7 @@ def record_completeness(stores: Stores) -> Recorded:
         raise ConfigurationError(problem)
     problem = loss_problem(stores)
     if problem is not None:
-        raise WitnessError(problem)
+        raise LostDeliveriesError(problem)
     seen = read_claimed(stores)
     told = read_delivered(stores.client)
     with ledger_transaction(stores.engine, lock_timeout_seconds=stores.settings.lock_timeout_seconds) as connection:
@@ -90,7 +90,7 @@ def record_completeness(stores: Stores) -> Recorded:
         drop_days(stores.client, retold, written_after=written_at)
     if news:
         rows = [as_row(day, written_at=written_at) for day in news]
-        write_days(stores.client, rows, ledger=conditions.identity)
+        write_days(stores.client, rows, identity=conditions.identity)
     return Recorded(watermark, written_at, news, len(retold))
 
 

@@ -11,23 +11,19 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from outbox_pipeline.clickhouse.completeness import drop_days, read_delivered
-from outbox_pipeline.clickhouse.load import seconds_of_other_insert
 from outbox_pipeline.clickhouse.owner import Claim, holding, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.logs import log
 from outbox_pipeline.operations.adopt import adopt
+from outbox_pipeline.operations.running_inserts import wait_for_inserts
 from outbox_pipeline.postgres.conditions import read_conditions, read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.owner import claim_table, count_unknown_rows, make_claim, owner_problem
 from outbox_pipeline.stores import Stores
 
 #: Before the first time that an event can have.
 _EVER = datetime(2000, 1, 1, tzinfo=UTC)
-
-#: Longest wait for inserts of others that had begun before the claim; most take seconds.
-OTHERS_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,12 @@ def find_taking(stores: Stores) -> Taking | None:
 
 
 def take_table(stores: Stores) -> None:
-    """Make this ledger the table's owner, whoever has it; the other one is refused from its next look on.
+    """Make this ledger the table's owner, also when another has it, which is refused from its next look on.
 
-    Comes back when inserts of others that had begun by then have ended. Raises ConfigurationError when a further one
-    takes it at the same moment, InDoubtError when such an insert still runs after `OTHERS_SECONDS`: the table is this
+    Comes back when inserts of others that had begun by then have ended, and when what the other one left on record and
+    delivered of this ledger's events is settled as `adopt` does. A ledger that owns the table already is adopted by
+    nothing here. Raises ConfigurationError when a further one
+    takes it at the same moment, InDoubtError when such an insert still runs after a minute: the table is this
     ledger's already, and a repetition waits again.
     """
     claims = read_claims(stores.client)
@@ -69,7 +67,6 @@ def take_table(stores: Stores) -> None:
     if find_taking(stores) is None:
         claim_table(stores)
         _wait_for_others(stores, ledger_id)
-        _settle_others(stores)
         return
     # Before the claim: killed in between, a repetition would find the table its own and leave them.
     _drop_told(stores)
@@ -81,8 +78,8 @@ def take_table(stores: Stores) -> None:
 
 
 def _settle_others(stores: Stores) -> None:
-    # A ledger made anew may be one restored from a backup of before ledgers had an id, so what it delivers is looked
-    # for. One that belongs to another cluster waits for a person, who is shown first what there is to adopt.
+    # A ledger that seems to be made anew may be one restored from a backup without a ledger id, so what it delivered is
+    # looked for. One that belongs to another cluster waits for a person, who is shown first what there is to adopt.
     with ledger_transaction(stores.engine) as connection:
         is_own = read_conditions(connection).is_own_cluster
     if is_own:
@@ -90,15 +87,8 @@ def _settle_others(stores: Stores) -> None:
 
 
 def _wait_for_others(stores: Stores, ledger_id: UUID) -> None:
-    # Whatever begins after the claim refuses itself, so the first look that shows none is enough.
-    seconds: float | None = None
-
-    def have_ended() -> bool:
-        nonlocal seconds
-        seconds = seconds_of_other_insert(stores.client, ledger_id)
-        return seconds is None
-
-    if not wait_until(have_ended, seconds=OTHERS_SECONDS, pause=0.2):
+    seconds = wait_for_inserts(stores.client, not_of=ledger_id)
+    if seconds is not None:
         raise InDoubtError(
             f"Table {stores.client.table} is this outbox's now, but an insert that the other one began before still "
             f"runs in ClickHouse (for {seconds:.0f} s): repeat 'outbox init --take-table', which waits for its end, "

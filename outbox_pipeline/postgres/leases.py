@@ -178,7 +178,8 @@ def fail_attempt(
 
     Transient failures are counted apart and allowed ten times as often: the batch is not to blame, yet they end too.
     """
-    is_transient = kind == "transient"
+    # A batch is not to blame for a ledger that was set back either.
+    is_transient = kind in ("transient", "witness")
     failures = batch.c.failures + (0 if is_transient else 1)
     transient_failures = batch.c.transient_failures + (1 if is_transient else 0)
     is_enough = or_(failures >= max_attempts, transient_failures >= TRANSIENT_PATIENCE * max_attempts)

@@ -22,6 +22,7 @@ from outbox_pipeline.errors import (
     OutboxError,
     ProofError,
     TransientError,
+    WitnessError,
     sentence_of,
 )
 from outbox_pipeline.ids import uuid7
@@ -169,5 +170,6 @@ def error_kind(error: BaseException) -> str:
         BatchDataError: "data",
         ProofError: "proof",
         LeaseLostError: "silence",
+        WitnessError: "witness",
     }
     return next((word for kind, word in kinds.items() if isinstance(error, kind)), "unexpected")

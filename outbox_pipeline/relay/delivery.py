@@ -272,7 +272,7 @@ class Delivery:
         if batch.proof.row_count == 0:
             return 0
         self._has_sent = True
-        store.insert_generation(self.stores.client, body, lease=self.lease, ledger=self.identity)
+        store.insert_generation(self.stores.client, body, lease=self.lease, identity=self.identity)
         announce(Point.SENT)
         return body.size
 

@@ -46,7 +46,7 @@ class LedgerTransaction(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """What ClickHouse had on record: whose the table is, and the newest cuts. Compared with PostgreSQL after that."""
+    """What ClickHouse had on record: whose the table is, and the newest cuts. PostgreSQL is read after it."""
 
     claims: Sequence[Claim]
     cuts: Sequence[Cut]
@@ -99,14 +99,17 @@ def find_foreign(stores: Stores) -> list[Cut]:
 
 def foreign_sentence(cut: Cut) -> str:
     """Say what a cut of another instance means and what to do."""
-    what = (
-        f"'outbox adopt' was run on another instance of it, as number {cut.cut_number}"
-        if cut.batch_id == ADOPTION
-        else f"ClickHouse has batch {cut.batch_id} on record, number {cut.cut_number}, which this ledger does not know"
-    )
+    if cut.batch_id == ADOPTION:
+        return (
+            f"Another instance of this ledger was adopted (number {cut.cut_number}) and goes on in its place, so "
+            "nothing is cut or delivered here: stop this instance for good. Only if this one is to go on instead, stop "
+            "the other one for good, then run 'outbox adopt' here."
+        )
     return (
-        f"This ledger was set back by a restore, or a copy of it delivers into the same table: {what}. Nothing is cut "
-        "or delivered here until you stop the old instance for good and run 'outbox adopt' on this one."
+        "This ledger was set back by a restore, or another instance of it delivers into the same table: ClickHouse "
+        f"has batch {cut.batch_id} on record, number {cut.cut_number}, which this ledger does not know. Nothing is cut "
+        "or delivered here until you stop the other instance, if there is one, for good and run 'outbox adopt' on this "
+        "one."
     )
 
 
@@ -116,7 +119,7 @@ def read_seen(client: EventLogClient) -> Seen:
 
 
 def read_claimed(stores: Stores) -> Seen:
-    """Read what ClickHouse has on record; where no claim to the table holds, this ledger makes its own first."""
+    """Read what ClickHouse has on record; where no claim to the table is confirmed, this ledger makes its own first."""
     return Seen(claimed(stores), read_newest(stores.client))
 
 
@@ -144,7 +147,7 @@ def ask_seen(engine: Engine, settings: Settings) -> Seen:
 def require_own(connection: Connection, table: str, seen: Seen) -> None:
     """Raise ConfigurationError where the table is another ledger's, WitnessError where another instance went on.
 
-    Of a table that nobody owns the cuts say nothing of this ledger: it must claim it first.
+    The cuts in a table without an owner say nothing of this ledger: it must claim it first.
     """
     require_owner(table, seen.claims, read_ledger_id(connection))
     if holding(seen.claims):

@@ -22,7 +22,7 @@ from outbox_pipeline.clickhouse.load import seconds_of_insert
 from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, highest_number
 from outbox_pipeline.errors import InDoubtError, OutboxError, WitnessError
 from outbox_pipeline.ids import uuid7
-from outbox_pipeline.operations import adopt as adopting
+from outbox_pipeline.operations import running_inserts
 from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.operations.owner import take_table
 from outbox_pipeline.processes import wait_until
@@ -225,9 +225,9 @@ def test_an_insert_that_has_begun_is_waited_for(stores: Stores, copy: Stores, mo
 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(delivery._send, delivery.batch(), 0)
-        assert wait_until(lambda: seconds_of_insert(other) > 0, seconds=60)
-        monkeypatch.setattr(adopting, "INSERT_SECONDS", 0)
-        with pytest.raises(InDoubtError, match="run 'outbox adopt' again"):
+        assert wait_until(lambda: seconds_of_insert(other) is not None, seconds=60)
+        monkeypatch.setattr(running_inserts, "MAX_SECONDS", 0)
+        with pytest.raises(InDoubtError, match="repeat 'outbox adopt'"):
             adopt(replace(copy, client=other))
         refused = everything(copy)[:4]
         monkeypatch.undo()

@@ -284,7 +284,7 @@ def send_late(there: Stores, batch_id: UUID) -> None:
     """Send a batch as the old instance's first attempt, frozen until now, would."""
     events = extract_events(there.engine, batch_id)
     body = load.as_arrow(events, batch_id, generation=0)
-    load.insert_generation(there.client, body, lease=Lease(batch_id, 1, "frozen"), ledger=identity_of(there))
+    load.insert_generation(there.client, body, lease=Lease(batch_id, 1, "frozen"), identity=identity_of(there))
 
 
 def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Restore, backup: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_clone_beside_the_living_original(stores: Stores, tmp_path: Path) -> N
         relay(other, until_empty=True)
         result = assert_stopped_then_adopted(original)
         publish(other.engine, 1)
-        with pytest.raises(WitnessError, match="was run on another instance"):
+        with pytest.raises(WitnessError, match="Another instance of this ledger was adopted"):
             relay(other, until_empty=True)
 
         assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)

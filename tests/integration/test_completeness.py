@@ -422,7 +422,7 @@ def test_readers_get_the_latest_row_of_a_day(stores: Stores) -> None:
     early = {**vars(yesterday(stores))}
     relay(stores, until_empty=True)
     done = yesterday(stores)
-    write_days(stores.client, [early], ledger=identity_of(stores))
+    write_days(stores.client, [early], identity=identity_of(stores))
 
     rows = stores.client.rows("SELECT * FROM {delivered:Identifier} WHERE day = {day:Date}", {"day": str(done.day)})
 
@@ -437,7 +437,7 @@ def told_ahead(stores: Stores, *, days: int) -> None:
     whole = [now.date() + timedelta(days=n) for n in range(days)]
     ends = [datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC) for day in whole]
     rows = [row | {"day": day, "complete_through": end} for day, end in zip(whole, ends, strict=True)]
-    write_days(stores.client, rows, ledger=identity_of(stores))
+    write_days(stores.client, rows, identity=identity_of(stores))
     shift(stores.engine, days=days, table="watermark")
 
 

@@ -45,7 +45,7 @@ def insert(stores: Stores, delivery: Delivery, *, generation: int, attempt: int)
     batch_id = delivery.lease.batch_id
     body = load.as_arrow(extract_events(stores.engine, batch_id), batch_id, generation)
     lease = replace(delivery.lease, attempt=attempt)
-    load.insert_generation(stores.client, body, lease=lease, ledger=identity_of(stores))
+    load.insert_generation(stores.client, body, lease=lease, identity=identity_of(stores))
 
 
 @pytest.fixture

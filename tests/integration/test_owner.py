@@ -18,13 +18,13 @@ from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.completeness import read_delivered
-from outbox_pipeline.clickhouse.load import seconds_of_other_insert
+from outbox_pipeline.clickhouse.load import seconds_of_insert
 from outbox_pipeline.clickhouse.owner import add_claims, new_claim, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.errors import ConfigurationError, InDoubtError
-from outbox_pipeline.operations import owner as taking
+from outbox_pipeline.operations import running_inserts
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.owner import find_taking, take_table
 from outbox_pipeline.operations.reconcile.compare import reconcile
@@ -434,16 +434,16 @@ def test_an_insert_begun_before_the_taking_has_ended_when_the_table_is_taken(
 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(delivery.finish)
-        assert wait_until(lambda: seconds_of_other_insert(stores.client, ledger_id_of(other)) is not None, seconds=60)
-        own = seconds_of_other_insert(stores.client, ledger_id_of(stores))
-        another_source = seconds_of_other_insert(stores.client.of_source("shop"), ledger_id_of(other))
-        monkeypatch.setattr(taking, "OTHERS_SECONDS", 0)
+        assert wait_until(lambda: seconds_of_insert(stores.client, not_of=ledger_id_of(other)) is not None, seconds=60)
+        own = seconds_of_insert(stores.client, not_of=ledger_id_of(stores))
+        another_source = seconds_of_insert(stores.client.of_source("shop"), not_of=ledger_id_of(other))
+        monkeypatch.setattr(running_inserts, "MAX_SECONDS", 0)
         with pytest.raises(InDoubtError, match=r"repeat 'outbox init --take-table'"):
             take_table(other)
         owners = owners_of(other)
         monkeypatch.undo()
         take_table(other)
-        still = seconds_of_other_insert(stores.client, ledger_id_of(other))
+        still = seconds_of_insert(stores.client, not_of=ledger_id_of(other))
         arrived = len(delivered_ids(other.client))
         running.result()
 
