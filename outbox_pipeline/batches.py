@@ -191,10 +191,14 @@ class Lease:
 
 @dataclass(frozen=True)
 class LedgerIdentity:
-    """Which ledger this is, and the number under which it was adopted by its present instance, 0 for never."""
+    """Which ledger this is, and the number under which it was adopted by its present instance, 0 for never.
+
+    `open_numbers` are those of its batches that were not processed when this was read.
+    """
 
     ledger_id: UUID
     floor: int
+    open_numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

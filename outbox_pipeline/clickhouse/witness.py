@@ -6,7 +6,7 @@ written since. Nothing here knows what a row means for a ledger, `relay.witness`
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -19,7 +19,7 @@ _INSERT = "INSERT INTO {ledger:Identifier} (source, cut_number, batch_id, ledger
 
 _SINCE = """
 SELECT DISTINCT cut_number, batch_id FROM {ledger:Identifier}
-WHERE source = {source:String} AND cut_number >= {since:UInt64}
+WHERE source = {source:String} AND (cut_number >= {since:UInt64} OR cut_number IN {numbers:Array(UInt64)})
 """
 
 _NEWEST = """
@@ -68,9 +68,9 @@ def add_cuts(client: EventLogClient, cuts: Sequence[Cut], ledger_id: UUID) -> No
     client.run(_INSERT, settings={"async_insert": 0}, body=["\n".join(map(json.dumps, rows)).encode()])
 
 
-def cuts_since(client: EventLogClient, number: int) -> Iterator[list[Cut]]:
-    """Yield all cuts from a number on, in blocks and in no order."""
-    for block in client.blocks(_SINCE, {"since": number}):
+def cuts_since(client: EventLogClient, number: int, *, further: Collection[int] = ()) -> Iterator[list[Cut]]:
+    """Yield all cuts from a number on, and those of some *further* numbers, in blocks and in no order."""
+    for block in client.blocks(_SINCE, {"since": number, "numbers": sorted(further)}):
         yield [Cut(int(cut_number), batch_id) for cut_number, batch_id in block]
 
 

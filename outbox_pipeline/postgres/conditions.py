@@ -30,6 +30,7 @@ class LedgerConditions:
     ledger_id: UUID
     last_cut_number: int
     witness_floor: int
+    open_numbers: list[int]
     is_own_cluster: bool
     can_read_sequence: bool
     last_drawn: int
@@ -46,7 +47,7 @@ class LedgerConditions:
     @property
     def identity(self) -> LedgerIdentity:
         """Which ledger this is."""
-        return LedgerIdentity(self.ledger_id, self.witness_floor)
+        return LedgerIdentity(self.ledger_id, self.witness_floor, tuple(self.open_numbers))
 
 
 def read_conditions(connection: Connection) -> LedgerConditions:

@@ -5,9 +5,10 @@ timeline are what they were, and pending events may have been delivered. But the
 ClickHouse, under numbers that this ledger gave to other batches, or never.
 
 Invariant: no byte of a batch is sent before its number and id stand in ClickHouse and a later reading showed no cut at
-or above that number which this ledger does not have. The order is the guarantee: a number is committed in PostgreSQL
-before ClickHouse sees it, written before it is relied on, and ClickHouse is read before PostgreSQL. So two processes of
-one ledger never stop each other, and of two instances that cut the same events one at least sees the other.
+or above that number, or under one of a batch that was open when the attempt began, which this ledger does not have. The
+order is the guarantee: a number is committed in PostgreSQL before ClickHouse sees it, written before it is relied on,
+and ClickHouse is read before PostgreSQL. So two processes of one ledger never stop each other, and of two instances
+that cut the same events one at least sees the other.
 """
 
 from collections.abc import Collection, Sequence
@@ -66,7 +67,9 @@ def witness_attempt(
         announce(Point.NUMBERED)
     add_cuts(client, [Cut(number, batch.batch_id)], identity.ledger_id)
     announce(Point.WITNESSED)
-    for cuts in cuts_since(client, max(number, identity.floor)):
+    # The other instance may have cut the same events under the number of a batch here that is not sent yet.
+    waiting = [other for other in identity.open_numbers if identity.floor <= other < number]
+    for cuts in cuts_since(client, max(number, identity.floor), further=waiting):
         with transaction() as connection:
             require_known(connection, cuts)
 

@@ -187,6 +187,37 @@ def test_two_at_once_never_both_send(stores: Stores, copy: Stores) -> None:
     assert len(delivered_ids(stores.client)) == len(set(delivered_ids(stores.client))) == 2
 
 
+def test_a_batch_behind_others_looks_under_their_numbers_too(stores: Stores, copy: Stores) -> None:
+    """The copy delivered in one batch, under the first one's number, what the original has cut into three."""
+    small = stores.settings.model_copy(update={"batch_max_events": 1})
+    cut_batches(stores.engine, small, limit=3)
+    requests = request_batches(stores.engine, small, limit=3)
+    relay(copy, until_empty=True)
+
+    for request in requests:
+        with pytest.raises(WitnessError, match="number 2"):
+            deliver(start_requested(stores, request.batch_id, request.attempt))
+
+    assert sorted(delivered_ids(stores.client)) == sorted(committed_ids(copy.engine))
+
+
+def test_a_batch_behind_others_is_not_stopped_by_them(stores: Stores) -> None:
+    """Batches of one ledger go out in whatever order, also behind the number of an adoption."""
+    publish(stores.engine, 3)
+    small = stores.settings.model_copy(update={"batch_max_events": 1})
+    cut_batches(stores.engine, small, limit=2)
+    add_cuts(stores.client, [Cut(1, uuid7()), Cut(2, ADOPTION)], ledger_id_of(stores))
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET cut_number = cut_number - 1"))
+        connection.execute(text("UPDATE outbox.unclaimed SET witness_floor = 2, last_cut_number = 2"))
+    cut_batches(stores.engine, small, limit=1)
+
+    for request in reversed(request_batches(stores.engine, small, limit=3)):
+        deliver(start_requested(stores, request.batch_id, request.attempt))
+
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
 def test_an_adoption_elsewhere_refuses_an_insert_on_its_way(stores: Stores) -> None:
     """An instance that looked before the ledger was adopted elsewhere is refused by ClickHouse itself."""
     publish(stores.engine, 2)

@@ -16,9 +16,10 @@ ORDER = ("commit", "write", "read ClickHouse", "read PostgreSQL", "send")
 
 @dataclass
 class Ledger:
-    """A PostgreSQL: which batch has which number."""
+    """A PostgreSQL: which batch has which number, and which of them are not sent yet."""
 
     numbers: dict[int, str] = field(default_factory=dict)
+    waiting: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Delivery:
         elif what == "write":
             witness.add((self.number, self.name))
         elif what == "read ClickHouse":
-            self.seen = {row for row in witness if row[0] >= self.number}
+            self.seen = {row for row in witness if row[0] >= self.number or row[0] in self.ledger.waiting}
         elif what == "read PostgreSQL":
             self.known = dict(self.ledger.numbers)
         else:
@@ -97,6 +98,23 @@ def test_deliveries_of_one_ledger_never_stop_each_other() -> None:
 def test_two_instances_never_both_send() -> None:
     """In each of the 252 interleavings at least one of them has seen the other and is stopped."""
     assert walk(ORDER, of_two_instances) == {"walked": 252, "stopped": 252, "both sent": 0}
+
+
+def of_two_instances_that_cut_differently(waiting: frozenset[int]) -> tuple[Delivery, Delivery]:
+    """Events that one has cut into 8 and 9, of which 9 is under way, and the other into 8 alone."""
+    return Delivery("a", Ledger({7: "shared", 8: "before a"}, waiting)), Delivery("b", Ledger({7: "shared"}))
+
+
+def test_of_two_instances_that_cut_differently_no_two_send() -> None:
+    """A batch behind one that is not sent yet looks under that one's number as well."""
+    found = walk(ORDER, lambda: of_two_instances_that_cut_differently(frozenset({8})))
+
+    assert found == {"walked": 252, "stopped": 252, "both sent": 0}
+
+
+def test_a_look_from_the_own_number_on_would_let_both_send() -> None:
+    """The other instance's batch has a lower one."""
+    assert walk(ORDER, lambda: of_two_instances_that_cut_differently(frozenset()))["both sent"] > 0
 
 
 def test_postgres_read_first_would_stop_deliveries_of_one_ledger() -> None:
