@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_since, drop_cuts, highest_number
-from outbox_pipeline.errors import LostDeliveriesError, WitnessError
+from outbox_pipeline.errors import LostDeliveriesError, TransientError, WitnessError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.adopt import adopt
@@ -32,6 +32,7 @@ from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen, missing_cuts
 from outbox_pipeline.stores import Stores
+from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.lives import all_batches
 from tests.fixtures.owners import ledger_id_of
@@ -199,6 +200,21 @@ def test_a_batch_behind_others_looks_under_their_numbers_too(stores: Stores, cop
             deliver(start_requested(stores, request.batch_id, request.attempt))
 
     assert sorted(delivered_ids(stores.client)) == sorted(committed_ids(copy.engine))
+
+
+def test_a_batch_of_which_nothing_is_sent_is_on_record_too(stores: Stores) -> None:
+    """All its events are rejected, and its first attempt ended before its look: batches behind it rely on that."""
+    publish(stores.engine, 2, context="[]")
+    delivery = start(stores)
+    delivery.prepare()
+    delivery.close()
+    end_failed(delivery, TransientError("ClickHouse is away."))
+
+    recover(stores)
+
+    (batch,) = all_batches(stores)
+    assert (batch.status, batch.accepted_count) == (BatchStatus.PROCESSED, 0)
+    assert cuts(stores) == {Cut(1, batch.batch_id)}
 
 
 def test_a_batch_behind_others_is_not_stopped_by_them(stores: Stores) -> None:
