@@ -177,7 +177,13 @@ def missing_cuts(stores: Stores) -> list[ledger.DeliveredCut]:
     shown: set[int] = set()
     for cuts in cuts_since(stores.client, min(cut.cut_number for cut in delivered)):
         shown |= {cut.cut_number for cut in cuts}
-    return [cut for cut in delivered if cut.cut_number not in shown] if shown else []
+    missing = [cut for cut in delivered if cut.cut_number not in shown] if shown else []
+    if not missing:
+        return []
+    with ledger_transaction(stores.engine) as connection:
+        # What a prune has dropped meanwhile is among the last no longer.
+        kept = {cut.cut_number for cut in ledger.read_delivered_cuts(connection)}
+    return [cut for cut in missing if cut.cut_number in kept]
 
 
 def put_on_record(stores: Stores, proved: Collection[UUID]) -> None:

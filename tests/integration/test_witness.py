@@ -385,6 +385,37 @@ def test_a_prune_keeps_what_is_needed(stores: Stores, monkeypatch: pytest.Monkey
     assert highest_number(stores.client) == 4
 
 
+def test_a_prune_at_the_same_moment_is_no_loss(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it drops between the look at the ledger and the one at ClickHouse is not told as lost."""
+    monkeypatch.setattr(numbers, "KEPT_NUMBERS", 1)
+    retaining = replace(stores, settings=stores.settings.model_copy(update={"retention_days": 1}))
+    for _ in range(2):
+        publish(stores.engine, 1)
+        relay(stores, until_empty=True)
+    look = witness.cuts_since
+
+    def look_after_a_prune(client: EventLogClient, number: int) -> Iterator[list[Cut]]:
+        monkeypatch.setattr(witness, "cuts_since", look)
+        publish(stores.engine, 1)
+        relay(stores, until_empty=True)
+        prune(retaining)
+        return look(client, number)
+
+    monkeypatch.setattr(witness, "cuts_since", look_after_a_prune)
+
+    assert missing_cuts(stores) == []
+    assert {cut.cut_number for cut in cuts(stores)} == {3}
+
+
+def test_the_doctor_names_the_other_instance(stores: Stores, copy: Stores) -> None:
+    """Of a ledger that was set back or copied it says the sentence with which deliveries stop."""
+    relay(stores, until_empty=True)
+
+    (told,) = [check for check in examine(copy.settings) if check.name == "clickhouse witness"]
+
+    assert (told.ok, "outbox adopt" in told.message) == (False, True)
+
+
 def test_nothing_is_deleted_where_nothing_is_old(stores: Stores) -> None:
     """Where no number is low enough, ClickHouse is asked for no mutation."""
     publish(stores.engine, 1)
