@@ -188,6 +188,21 @@ def test_two_at_once_never_both_send(stores: Stores, copy: Stores) -> None:
     assert len(delivered_ids(stores.client)) == len(set(delivered_ids(stores.client))) == 2
 
 
+def test_a_relay_that_is_stopped_on_its_way_ends(stores: Stores, copy: Stores) -> None:
+    """The other instance delivers after its start: the attempt is stopped, and it does not go on to the next batch."""
+
+    def deliver_there(point: Point) -> None:
+        if point == Point.CUT:
+            end()
+            relay(stores, until_empty=True)
+
+    end = listen(deliver_there)
+    with pytest.raises(WitnessError, match="outbox adopt"):
+        relay(copy)
+
+    assert sorted(delivered_ids(stores.client)) == sorted(committed_ids(stores.engine))
+
+
 def test_a_batch_behind_others_looks_under_their_numbers_too(stores: Stores, copy: Stores) -> None:
     """The copy delivered in one batch, under the first one's number, what the original has cut into three."""
     small = stores.settings.model_copy(update={"batch_max_events": 1})
