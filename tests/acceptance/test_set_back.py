@@ -100,8 +100,8 @@ def test_a_clone_beside_the_living_original(stores: Stores, tmp_path: Path) -> N
         assert_whole(original, lost=lost)
 
 
-def test_a_minute_back_where_no_timeline_is_told(stores: Stores, tmp_path: Path) -> None:
-    """Recovered to a point in time on a server that tells no timeline, as Aurora does: the witness alone decides."""
+def test_a_recovery_to_a_point_where_no_timeline_is_told(stores: Stores, tmp_path: Path) -> None:
+    """Recovered to a restore point on a server that tells no timeline, as Aurora does: the witness alone decides."""
     home, recovered = tmp_path / "home", tmp_path / "recovered"
     with life_in(home, stores) as life:
         refuse_wal_functions(life.engine)
@@ -112,9 +112,9 @@ def test_a_minute_back_where_no_timeline_is_told(stores: Stores, tmp_path: Path)
         copy_running(life, recovered)
         prepare(life)
         with life.engine.begin() as connection:
-            connection.execute(text("SELECT pg_create_restore_point('a minute ago')"))
+            connection.execute(text("SELECT pg_create_restore_point('before it went on')"))
         lost = go_on(life)
-        recover_to("a minute ago", life, recovered)
+        recover_to("before it went on", life, recovered)
 
     with life_in(recovered, stores) as life:
         result = assert_stopped_then_adopted(life)

@@ -30,6 +30,7 @@ from outbox_pipeline.operations.owner import find_taking, take_table
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.replay import replay
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.relay import owner as claiming
 from outbox_pipeline.relay.attempts import request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
@@ -38,9 +39,10 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
-from tests.fixtures.interleave import before_words
+from tests.fixtures.interleave import before_words, note_calls
 from tests.fixtures.lives import all_batches, everything
 from tests.fixtures.owners import ledger_id_of, owners_of
+from tests.unit.test_claims import ORDER
 
 Outbox = Callable[..., Result]
 
@@ -251,6 +253,28 @@ def refusal_of(each: Stores) -> str | None:
     except ConfigurationError as error:
         return str(error)
     return None
+
+
+def test_the_steps_of_a_claim_are_in_the_order_of_the_model(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read, written, read again, and only then confirmed; the table holds at each point what its name says."""
+    steps: list[str] = []
+    held: dict[Point, list[bool]] = {}
+    for name, before in (("read_claims", "read"), ("add_claims", "write"), ("confirm_claim", "confirm")):
+        note_calls(monkeypatch, claiming, name, before=before, steps=steps)
+
+    def look(point: Point) -> None:
+        steps.append(point)
+        held[point] = [claim.is_confirmed for claim in read_claims(stores.client)]
+
+    end = listen(look)
+    claim_table(stores)
+    claimed = [claim.is_confirmed for claim in read_claims(stores.client)]
+    end()
+
+    read, write, again, confirm, _ = ("read" if step == "look" else step for step in ORDER)
+    assert steps == [read, Point.CLAIMING, write, Point.CLAIMED, again, Point.LOOKED_AGAIN, confirm]
+    assert held == {Point.CLAIMING: [], Point.CLAIMED: [False], Point.LOOKED_AGAIN: [False]}
+    assert claimed == [True]
 
 
 def test_a_rival_between_claim_and_second_look_is_refused(stores: Stores, other: Stores) -> None:

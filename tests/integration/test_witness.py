@@ -1,6 +1,6 @@
 """ClickHouse is a witness of the ledger: nothing is sent by one that was set back, or that has a living copy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date
@@ -34,6 +34,7 @@ from outbox_pipeline.relay.witness import ask_seen, missing_cuts
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
+from tests.fixtures.interleave import note_calls
 from tests.fixtures.lives import all_batches
 from tests.fixtures.owners import ledger_id_of
 from tests.unit.test_witness_order import ORDER
@@ -75,8 +76,8 @@ def test_the_steps_of_a_delivery_are_in_the_order_of_the_model(stores: Stores, m
     """The number is committed, written, read in ClickHouse, then in PostgreSQL, and only then is something sent."""
     steps: list[str] = []
     publish(stores.engine, 2)
-    _note(monkeypatch, witness, "add_cuts", before="write", steps=steps)
-    _note(monkeypatch, numbers, "read_cuts", before="read PostgreSQL", steps=steps)
+    note_calls(monkeypatch, witness, "add_cuts", before="write", steps=steps)
+    note_calls(monkeypatch, numbers, "read_cuts", before="read PostgreSQL", steps=steps)
     run, blocks = EventLogClient.run, EventLogClient.blocks
 
     def noted_blocks(client: EventLogClient, statement: str, *arguments: Any) -> Iterator[Any]:
@@ -104,16 +105,6 @@ def test_the_steps_of_a_delivery_are_in_the_order_of_the_model(stores: Stores, m
     deliver(start(stores))
 
     assert tuple(steps) == ORDER
-
-
-def _note(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *, before: str, steps: list[str]) -> None:
-    real: Callable[..., Any] = getattr(module, name)
-
-    def noted(*arguments: Any, **options: Any) -> Any:
-        steps.append(before)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(module, name, noted)
 
 
 def test_a_copy_that_comes_second_sends_nothing(stores: Stores, copy: Stores) -> None:

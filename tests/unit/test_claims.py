@@ -1,7 +1,7 @@
 """The rule by which a ledger comes to own a table, walked over every order of its steps: no two ledgers ever send.
 
 A model of `relay.owner`, small enough to be walked whole: two workers of one ledger and one of another, or two of each,
-any of which may die between two steps. It is red with each step of the rule left out.
+any of which may die between two steps. `integration/test_owner.py` compares its order with that of the real steps.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,10 @@ import pytest
 
 #: What a worker does next; `done` is refused, dead or has sent.
 Step = Literal["read", "write", "look", "take back", "confirm", "send", "done"]
-Rule = Literal["whole", "trusts any own claim", "looks before it writes", "never looks"]
+Rule = Literal["whole", "trusts any own claim", "looks before it writes", "never looks", "never takes back"]
+
+#: What a worker does that meets no other ledger.
+ORDER: tuple[Step, ...] = ("read", "write", "look", "confirm", "send")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def done(world: World, worker: str, step: Step, rule: Rule) -> World:
         case "look":
             if rule == "looks before it writes":
                 return world.at(worker, "done" if owners - {ledger} else "write")
-            return world.at(worker, "take back" if owners - {ledger} else "confirm")
+            if owners - {ledger}:
+                return world.at(worker, "done" if rule == "never takes back" else "take back")
+            return world.at(worker, "confirm")
         case "take back":
             return replace(world, claims=world.claims - {(worker, 1)}).at(worker, "done")
         case "confirm":
@@ -103,21 +108,53 @@ def test_no_two_ledgers_send(workers: tuple[str, ...], is_guarded: bool) -> None
     assert all(world.senders <= world.owners() for world in worlds)
 
 
+@pytest.mark.parametrize("rule", ["trusts any own claim", "looks before it writes", "never looks"])
+def test_without_the_insert_s_own_comparison_each_of_these_is_needed(rule: Rule) -> None:
+    """To confirm, and to look after it has written: with one left out there is an order in which both ledgers send."""
+    assert max_senders(rule, is_guarded=False) == 2
+
+
 @pytest.mark.parametrize(
-    ("rule", "is_guarded"),
-    [("trusts any own claim", True), ("looks before it writes", False), ("never looks", False)],
+    ("rule", "count"), [("trusts any own claim", 2), ("looks before it writes", 1), ("never looks", 1)]
 )
-def test_each_step_of_the_rule_is_needed(rule: Rule, is_guarded: bool) -> None:
-    """With a step left out there is an order in which both send; so the walk can find one."""
-    worlds = walk(began(("A1", "A2", "B1"), is_guarded=is_guarded), rule)
-
-    assert max(len(world.senders) for world in worlds) == 2
+def test_the_insert_s_own_comparison_makes_up_for_the_look_only(rule: Rule, count: int) -> None:
+    """It refuses where two ledgers have a claim, and not what relies on a claim that is then taken back."""
+    assert max_senders(rule, is_guarded=True) == count
 
 
-def test_what_lived_leaves_no_claim_that_was_not_confirmed() -> None:
+def max_senders(rule: Rule, *, is_guarded: bool) -> int:
+    """Return how many ledgers have sent in the worst order."""
+    return max(len(world.senders) for world in walk(began(("A1", "A2", "B1"), is_guarded=is_guarded), rule))
+
+
+def test_workers_that_all_end_leave_only_confirmed_claims() -> None:
     """So where all were refused, the next one to come finds the table free."""
-    worlds = walk(began(("A1", "A2", "B1")), may_die=False)
-    ended = [world for world in worlds if all(step == "done" for _, step in world.steps)]
+    ended = ended_worlds("whole")
 
     assert {frozenset(world.owners()) for world in ended} == {frozenset(), frozenset("A"), frozenset("B")}
     assert {count for world in ended for _, count in world.claims} == {2}
+
+
+def test_a_claim_that_is_not_taken_back_blocks_the_table() -> None:
+    """No two ledgers send then either, but claims of both can stay, and nothing more is sent by any of them."""
+    ended = ended_worlds("never takes back")
+
+    assert {len(world.senders) for world in ended} == {0, 1}
+    assert any(world.owners() == {"A", "B"} and not world.senders for world in ended)
+
+
+def ended_worlds(rule: Rule) -> list[World]:
+    """Return the worlds in which every worker has gone through its steps and none has died."""
+    worlds = walk(began(("A1", "A2", "B1")), rule, may_die=False)
+    return [world for world in worlds if all(step == "done" for _, step in world.steps)]
+
+
+def test_a_worker_that_meets_no_other_goes_through_the_steps_in_order() -> None:
+    """Nothing else can happen to it; `integration/test_owner.py` takes the order from here."""
+    world, steps = began(("A1",)), list[Step]()
+    while world.steps[0][1] != "done":
+        steps.append(world.steps[0][1])
+        (world,) = following(world, "whole", may_die=False)
+
+    assert tuple(steps) == ORDER
+    assert world.senders == {"A"}
