@@ -34,7 +34,7 @@ from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
-from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives, value
+from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives, value, whole_ledger
 from tests.fixtures.owners import ledger_id_of
 
 pytestmark = pytest.mark.embedded_only
@@ -204,7 +204,7 @@ def numbers_of(life: Stores) -> tuple[object, object]:
 def test_what_another_instance_writes_meanwhile_stops_the_adoption(stores: Stores, copy: Stores, written: Cut) -> None:
     """It still works, or is adopted at the same moment under the same number: nothing is changed here."""
     relay(stores, until_empty=True)
-    before = everything(copy)[:4]
+    before = whole_ledger(copy)
 
     def go_on() -> None:
         add_cuts(stores.client, [written], ledger_id_of(stores))
@@ -212,7 +212,7 @@ def test_what_another_instance_writes_meanwhile_stops_the_adoption(stores: Store
     with before_words(copy.engine, "shown_row", go_on), pytest.raises(InDoubtError, match="still works"):
         adopt(copy)
 
-    assert everything(copy)[:4] == before
+    assert whole_ledger(copy) == before
 
 
 def test_an_insert_that_has_begun_is_waited_for(stores: Stores, copy: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_an_insert_that_has_begun_is_waited_for(stores: Stores, copy: Stores, mo
     delivery.prepare()
     stores.client.run("CREATE MATERIALIZED VIEW slow ENGINE = Null AS SELECT sleep(3) FROM {table:Identifier}")
     other = open_client(stores.settings)
-    before = everything(copy)[:4]
+    before = whole_ledger(copy)
 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(delivery._send, delivery.batch(), 0)
@@ -229,7 +229,7 @@ def test_an_insert_that_has_begun_is_waited_for(stores: Stores, copy: Stores, mo
         monkeypatch.setattr(running_inserts, "MAX_SECONDS", 0)
         with pytest.raises(InDoubtError, match="repeat 'outbox adopt'"):
             adopt(replace(copy, client=other))
-        refused = everything(copy)[:4]
+        refused = whole_ledger(copy)
         monkeypatch.undo()
         result = adopt(replace(copy, client=other))
         running.result()
