@@ -87,13 +87,19 @@ def start(life: Stores) -> Delivery:
     return start_requested(life, request.batch_id, request.attempt)
 
 
-@pytest.mark.parametrize("is_living", [True, False])
 @pytest.mark.parametrize("own_count", [0, 2])
-@pytest.mark.parametrize("steps", [("extract",), ("extract", "validate")])
+@pytest.mark.parametrize(
+    ("steps", "is_living"),
+    [(("extract",), True), (("extract", "validate"), True), (("extract",), False)],
+    ids=["extracted", "frozen", "ended"],
+)
 def test_a_batch_that_was_stopped_gives_back_what_the_other_delivered(
-    stores: Stores, copy: Stores, steps: tuple[str, ...], own_count: int, is_living: bool
+    stores: Stores, copy: Stores, steps: tuple[str, ...], is_living: bool, own_count: int
 ) -> None:
-    """Cut here and perhaps frozen, it loses what is delivered; an attempt at work on it comes to nothing."""
+    """Cut here and perhaps frozen, it loses what is delivered; an attempt at work on it comes to nothing.
+
+    One that has ended had frozen its batch before it was stopped, so how far it was before is all the same.
+    """
     publish(copy.engine, own_count)
     delivery = start(copy)
     for step in steps:
