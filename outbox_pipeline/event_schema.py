@@ -1,4 +1,4 @@
-"""The columns of an event, once for every store: what each is called, what kind of value it has and who sets it.
+"""The columns of an event, once for every store: what each is called, what kind of value it has and who fills it.
 
 Each store says in one place how it holds a kind: ClickHouse's types are in `clickhouse.table`, Arrow's here, and the
 numbered `.sql` files create PostgreSQL's. A new column begins here; `integration/test_event_schema.py` then names every
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Kind = Literal["name", "text", "json", "number", "count", "uuid", "time"]
 
 
-class Source(Enum):
-    """Who sets a column."""
+class FilledBy(Enum):
+    """Who fills a column."""
 
     APPLICATION = "the application that publishes the event"
     OUTBOX = "PostgreSQL, when the event is inserted"
@@ -36,7 +36,7 @@ class EventColumn(NamedTuple):
 
     name: str
     kind: Kind
-    source: Source
+    filled_by: FilledBy
     may_be_missing: bool = False
     since: int = 1
 
@@ -46,27 +46,27 @@ PROOF_VERSION = 2
 
 #: In the order of ClickHouse's table.
 EVENT_COLUMNS = (
-    EventColumn("event_type", "name", Source.APPLICATION),
-    EventColumn("event_date_time", "time", Source.APPLICATION),
-    EventColumn("environment", "name", Source.APPLICATION),
-    EventColumn("event_context", "json", Source.APPLICATION),
-    EventColumn("metadata_version", "number", Source.APPLICATION),
-    EventColumn("event_id", "uuid", Source.APPLICATION),
-    EventColumn("batch_id", "uuid", Source.DELIVERY),
-    EventColumn("generation", "count", Source.DELIVERY),
-    EventColumn("position", "number", Source.OUTBOX),
-    EventColumn("recorded_at", "time", Source.OUTBOX),
-    EventColumn("trace_context", "text", Source.APPLICATION, may_be_missing=True),
-    EventColumn("loaded_at", "time", Source.EVENT_LOG),
-    EventColumn("source", "name", Source.CLIENT),
+    EventColumn("event_type", "name", FilledBy.APPLICATION),
+    EventColumn("event_date_time", "time", FilledBy.APPLICATION),
+    EventColumn("environment", "name", FilledBy.APPLICATION),
+    EventColumn("event_context", "json", FilledBy.APPLICATION),
+    EventColumn("metadata_version", "number", FilledBy.APPLICATION),
+    EventColumn("event_id", "uuid", FilledBy.APPLICATION),
+    EventColumn("batch_id", "uuid", FilledBy.DELIVERY),
+    EventColumn("generation", "count", FilledBy.DELIVERY),
+    EventColumn("position", "number", FilledBy.OUTBOX),
+    EventColumn("recorded_at", "time", FilledBy.OUTBOX),
+    EventColumn("trace_context", "text", FilledBy.APPLICATION, may_be_missing=True),
+    EventColumn("loaded_at", "time", FilledBy.EVENT_LOG),
+    EventColumn("source", "name", FilledBy.CLIENT),
 )
 
 #: What an application publishes.
-PUBLISHED = tuple(column for column in EVENT_COLUMNS if column.source is Source.APPLICATION)
+PUBLISHED = tuple(column for column in EVENT_COLUMNS if column.filled_by is FilledBy.APPLICATION)
 #: What a batch is read with from the outbox, and judged by.
-EXTRACTED = tuple(column for column in EVENT_COLUMNS if column.source in (Source.APPLICATION, Source.OUTBOX))
+EXTRACTED = tuple(column for column in EVENT_COLUMNS if column.filled_by in (FilledBy.APPLICATION, FilledBy.OUTBOX))
 #: What is sent to ClickHouse for each row.
-SENT = tuple(column for column in EVENT_COLUMNS if column.source not in (Source.CLIENT, Source.EVENT_LOG))
+SENT = tuple(column for column in EVENT_COLUMNS if column.filled_by not in (FilledBy.CLIENT, FilledBy.EVENT_LOG))
 
 
 def sent_columns(version: int) -> tuple[EventColumn, ...]:
@@ -81,7 +81,7 @@ def proved_columns(version: int) -> tuple[EventColumn, ...]:
     """
     if version == 1:
         return ()
-    of_an_event = (column for column in sent_columns(version) if column.source is not Source.DELIVERY)
+    of_an_event = (column for column in sent_columns(version) if column.filled_by is not FilledBy.DELIVERY)
     return tuple(column for column in of_an_event if column.name != "event_id")
 
 
