@@ -1,8 +1,8 @@
 """Compare a window of days: the ledger's proofs with what ClickHouse shows, and each event with the sets of positions.
 
-Invariant: nothing here changes a row but `proved_at` of batches found whole, and puts those on record again that
-ClickHouse, restored from a backup, has forgotten the numbers of. What looks different is read from the
-ledger again and asked once more before it counts, because deliveries and replays go on meanwhile.
+Invariant: it writes `proved_at` of batches found whole, and puts their numbers into the witness again where ClickHouse
+has lost them; nothing else. What looks different is read from the ledger again and asked once more before it counts,
+because deliveries and replays go on meanwhile.
 """
 
 import time
@@ -68,7 +68,8 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
     """Compare both sides over the days of *window*.
 
     With *by_type* also the events by type, which reads all events of the window in PostgreSQL. Rows of unknown batches
-    are looked for in the whole table, whatever the window. Batches found whole are noted as proved now.
+    are looked for in the whole table, whatever the window. Batches found whole are noted as proved now, and their
+    numbers are put into the witness again where ClickHouse has lost them.
 
     Raises LedgerError when the ledger belongs to another cluster, WitnessError when ClickHouse has deliveries that it
     does not know: what the old instance delivered is unknown here, and `outbox adopt` learns it.

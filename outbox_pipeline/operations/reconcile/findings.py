@@ -61,8 +61,8 @@ class Difference:
 class UnknownBatch:
     """Rows of one UTC day under a batch id that the ledger does not know.
 
-    `copies` of a sample of them stand under another batch too. Nothing here deletes them: another outbox, or the old
-    instance of this one, may have written them.
+    `copies` of a sample of them stand under another batch too. Nothing here deletes them: after a restore they may be
+    the only copy of events that this ledger has lost.
     """
 
     batch_id: UUID
@@ -81,10 +81,12 @@ class UnknownBatch:
         )
         of_source = f" AND source = '{source}'" if source else ""
         remedy = f"ALTER TABLE {table} DELETE WHERE batch_id = '{self.batch_id}'{of_source}"
+        whose = "Others may be" if self.copies else "These are"
         return (
             f"{counted(self.row_count, 'row')} of {self.day} under batch {self.batch_id}, which the ledger does not "
-            f"know; {what}. When no other outbox writes into {table} and no restore is waiting for 'outbox adopt', "
-            f"remove them: {remedy}"
+            f"know; {what}. {whose} rows of another outbox, or events that were published after the backup this ledger "
+            "was restored from: then they exist nowhere else. Only if you are sure that nobody needs them, remove "
+            f"them: {remedy}"
         )
 
 
