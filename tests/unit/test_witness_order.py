@@ -125,13 +125,13 @@ def test_postgres_read_first_would_stop_deliveries_of_one_ledger() -> None:
 
 
 @pytest.mark.parametrize(
-    "order",
+    ("order", "both_sent"),
     [
-        ("commit", "read ClickHouse", "read PostgreSQL", "write", "send"),
-        ("commit", "read ClickHouse", "read PostgreSQL", "send", "write"),
-        ("commit", "send", "write", "read ClickHouse", "read PostgreSQL"),
+        (("commit", "read ClickHouse", "read PostgreSQL", "write", "send"), 200),
+        (("commit", "read ClickHouse", "read PostgreSQL", "send", "write"), 240),
+        (("commit", "send", "write", "read ClickHouse", "read PostgreSQL"), 252),
     ],
 )
-def test_another_order_would_let_two_instances_send(order: Sequence[str]) -> None:
-    """Read before it is written, or sent before both, the witness comes too late."""
-    assert walk(order, of_two_instances)["both sent"] > 0
+def test_another_order_would_let_two_instances_send(order: Sequence[str], both_sent: int) -> None:
+    """Read before it is written, or sent before both, the witness comes too late in most interleavings."""
+    assert walk(order, of_two_instances)["both sent"] == both_sent
