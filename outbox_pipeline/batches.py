@@ -78,7 +78,7 @@ def can_move(before: BatchStatus, after: BatchStatus) -> bool:
     return (before, after) in MOVES
 
 
-#: What is said of a batch whose proof this release cannot read; in the ledger and by whoever asks for the batch.
+#: What is said of a batch whose proof this release cannot read; in the ledger and by the commands that ask for it.
 NEWER_PROOF = (
     "A newer release of outbox-pipeline froze this batch, with a proof that this release cannot read: update "
     "outbox-pipeline here; until then the batch is left as it is."

@@ -20,7 +20,7 @@ GROUP BY batch_id
 _COUNTS = "SELECT batch_id, count() FROM {table:Identifier} WHERE source = {source:String} GROUP BY batch_id"
 
 #: Before it was migrated a table has the rows of one source, and no column that says so.
-_COUNTS_OF_BEFORE = "SELECT batch_id, count() FROM {table:Identifier} WHERE {source:String} = '' GROUP BY batch_id"
+_COUNTS_WITHOUT_SOURCE = "SELECT batch_id, count() FROM {table:Identifier} WHERE {source:String} = '' GROUP BY batch_id"
 
 _HAS_SOURCES = """
 SELECT 1 FROM system.columns WHERE database = currentDatabase() AND table = {table:String} AND name = 'source'
@@ -58,11 +58,11 @@ def shown_batches(client: EventLogClient) -> Iterator[list[ShownBatch]]:
 
 
 def counts_of_batches(client: EventLogClient) -> Iterator[dict[UUID, int]]:
-    """Yield how many rows there are of every batch of the source, in a table of before too.
+    """Yield how many rows there are of every batch of the source, also in a table without the column.
 
     One scan of one narrow column.
     """
-    for block in client.blocks(_COUNTS if client.rows(_HAS_SOURCES) else _COUNTS_OF_BEFORE):
+    for block in client.blocks(_COUNTS if client.rows(_HAS_SOURCES) else _COUNTS_WITHOUT_SOURCE):
         yield {batch_id: int(count) for batch_id, count in block}
 
 

@@ -35,7 +35,7 @@ class LogState:
     """What ClickHouse has of a log.
 
     `tables`: for each role (`EventLogClient.names`) that has a table, its engine, key and statement. `applied`: numbers
-    on record. A log of before there was a record is what the first migration makes.
+    on record. An older log, without a record, is what the first migration makes.
     """
 
     tables: dict[str, dict[str, Any]]
@@ -93,7 +93,7 @@ def migrate_log(client: EventLogClient) -> str:
         return str(found.version)
     if found.is_missing(_CREATE_RECORD):
         client.run(_CREATE_RECORD.rendered(client.names))
-        # A log of before is put on record as well.
+        # An older log is put on record as well.
         found = LogState(found.tables, frozenset())
     for migration in _to_run(found):
         for statement in migration.statements:

@@ -1,4 +1,4 @@
-"""How many sources a log serves: any number, or one where its tables are of before there were several.
+"""How many sources a log serves: any number, or one where an earlier version has made its tables.
 
 Invariant: a table whose sorting key does not begin with `source` stays one source's, whichever claims it first. In such
 a log the proofs of two sources would read each other's rows, and of the days one source's would replace the other's. A
@@ -39,7 +39,7 @@ def _other(client: EventLogClient) -> str | None:
     claims = client.rows(_OTHER_CLAIM)
     if claims:
         return str(claims[0]["label"])
-    # Rows without a claim are of before there were claims, and of the only source. That one need not search for others.
+    # Rows without a claim are an earlier version's, and of the only source. That one need not search for others.
     if client.source != ONLY_SOURCE and client.rows(_OTHER_ROW):
         return "the one whose rows are there"
     return None

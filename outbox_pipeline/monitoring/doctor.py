@@ -332,7 +332,7 @@ def _check_log(settings: Settings, client: EventLogClient) -> Check:
         return Check("clickhouse table", False, _said(error))
     if found != own:
         return _newer_by_one("clickhouse table", what, found, own)
-    key = "; its sorting key is of before there were sources, so it serves one outbox" if serves_one(log) else ""
+    key = "; its sorting key does not begin with source, so it can serve one outbox only" if serves_one(log) else ""
     return Check("clickhouse table", True, f"{what} has version {own} and the expected columns{key}.")
 
 

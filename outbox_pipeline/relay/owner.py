@@ -55,7 +55,7 @@ def claim_table(stores: Stores) -> None:
     """Make this ledger the table's owner, or find that it is.
 
     Raises ConfigurationError when another is or claims it at the same moment, when the table was taken from this one,
-    and when it is nobody's and holds rows of batches that this ledger does not know.
+    and when it is a table without an owner that holds rows of batches which this ledger does not know.
     """
     with ledger_transaction(stores.engine) as connection:
         check_version(connection)
@@ -72,7 +72,7 @@ def claim_table(stores: Stores) -> None:
 def make_claim(stores: Stores, ledger_id: UUID, *, retiring: Sequence[Claim] = ()) -> None:
     """Write a claim of this ledger, with the end of others, and confirm it only if no further one is there then.
 
-    A further one is that of another ledger, or in a table of before that of another source.
+    A further one is that of another ledger, or in an older table (without source in its key) that of another source.
     """
     require_room(stores.client)
     own = new_claim(stores.client, ledger_id, label_of(stores))
@@ -102,7 +102,7 @@ def require_room(client: EventLogClient) -> None:
 
 
 def require_known_rows(engine: Engine, client: EventLogClient) -> None:
-    """Raise ConfigurationError where the table, which nobody owns, holds rows of batches that this ledger never cut."""
+    """Raise ConfigurationError where a table without an owner holds rows of batches that this ledger never cut."""
     count = count_unknown_rows(engine, client)
     if count:
         raise ConfigurationError(

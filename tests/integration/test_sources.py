@@ -254,7 +254,7 @@ def test_a_table_of_before_serves_one_source(old: tuple[Stores, Stores]) -> None
         assert "OUTBOX_CLICKHOUSE_TABLE" in sentence
     assert reached == []
     assert (owner.ok, table.ok) == (False, True)
-    assert "so it serves one outbox" in table.message
+    assert "so it can serve one outbox only" in table.message
     assert (everything(late), everything(shop)) == before
     publish(shop.engine, 2)
     relay(shop, until_empty=True)

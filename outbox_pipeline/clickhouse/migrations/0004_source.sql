@@ -1,5 +1,5 @@
 -- Whose each row is, where several outboxes share a log, and the view that analysts read.
--- Tables of before get the column and keep their keys: ClickHouse can change none.
+-- Older tables get the column and keep their keys: ClickHouse can change none.
 
 ALTER TABLE {table:Identifier}
     ADD COLUMN IF NOT EXISTS source LowCardinality(String) DEFAULT '' COMMENT 'The outbox it is from; empty for the only one';

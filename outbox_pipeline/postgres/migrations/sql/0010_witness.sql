@@ -4,7 +4,7 @@ ALTER TABLE outbox.unclaimed
     ADD COLUMN last_cut_number bigint NOT NULL DEFAULT 0,
     ADD COLUMN witness_floor bigint NOT NULL DEFAULT 0;
 
--- Batches of before, and those that a process of the release before cuts, get theirs at their next attempt.
+-- Batches of an earlier version, and those that a process of one still cuts, get theirs at their next attempt.
 ALTER TABLE outbox.batch ADD COLUMN cut_number bigint;
 
 CREATE UNIQUE INDEX batch_cut_number_idx ON outbox.batch (cut_number);
@@ -29,7 +29,7 @@ END $$;
 COMMENT ON FUNCTION outbox.told_timeline IS 'The timeline of this server, 0 where it does not tell one.';
 COMMENT ON COLUMN outbox.unclaimed.timeline IS 'Changes when a backup or a standby takes over; delivery then stops until the ledger is adopted. 0 where the server does not tell it: ClickHouse alone is the witness then.';
 
--- As before, and who delivers may ask for the timeline.
+-- outbox_pipeline also needs EXECUTE on told_timeline.
 CREATE OR REPLACE FUNCTION outbox.grant_roles() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     role_name text;
