@@ -31,8 +31,9 @@ def prune(
 ) -> None:
     """Delete events that were delivered OUTBOX_RETENTION_DAYS ago; ClickHouse must show each batch whole first.
 
-    What is not delivered, or held in quarantine, is never deleted, and the ledger's rows stay. Exit code 1 when a batch
-    was refused because ClickHouse shows it differently.
+    What is not delivered, or held in quarantine, is never deleted, and the ledger's rows stay. In ClickHouse it deletes
+    fences of pruned batches and old numbers of event_log_ledger. Exit code 1 when a batch was refused because
+    ClickHouse shows it differently.
 
     Example: `outbox prune --dry-run`
     """
