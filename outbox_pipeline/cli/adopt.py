@@ -75,15 +75,15 @@ def _facts(result: "Adoption") -> list[tuple[str, object]]:
 def _findings(result: "Adoption") -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         ("delivered elsewhere", f"{_events(result.adopted_events)} in {_batches(result.adopted_batches)}"),
-        ("… to be finished here", _batches(result.unfinished_batches)),
-        ("prepared here as well", f"{_batches(result.withdrawn_batches)}, not sent and taken back"),
+        ("… of these not whole yet", _batches(result.unfinished_batches)),
+        ("taken back here", f"{_batches(result.withdrawn_batches)} that were cut here too and not sent"),
         ("carried further elsewhere", _batches(result.raised_batches)),
         (
             "only in ClickHouse",
             f"{counted(result.strange_rows, 'row')} in {_batches(result.strange_batches)}, left alone",
         ),
         ("in ClickHouse twice", _events(result.doubled_events)),
-        ("processed here, not whole there", f"{_batches(result.incomplete_batches)}, to be replayed"),
+        ("processed here, not whole there", _incomplete(result.incomplete_batches)),
         ("gaps to settle", result.gap_count),
         ("sequence", f"{result.sequence_before:,} → {result.sequence_after:,}"),
         ("newest row of the old instance", result.last_loaded_at),
@@ -91,6 +91,10 @@ def _findings(result: "Adoption") -> list[tuple[str, object]]:
     facts += [("  e.g. only in ClickHouse", f"{row.event_id} at {row.position:,}") for row in result.strange_samples]
     facts += [("  e.g. twice", event_id) for event_id in result.doubled_samples]
     return facts
+
+
+def _incomplete(count: int) -> str:
+    return _batches(count) + (": 'outbox reconcile --repair', or a backfill in Dagster" if count else "")
 
 
 def _events(count: int) -> str:
