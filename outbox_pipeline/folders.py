@@ -21,7 +21,7 @@ _LONGEST_SOCKET_NAME = ".s.PGSQL.5432"
 
 
 def private_home(path: Path) -> None:
-    """Make OUTBOX_HOME with mode 0700, or give this mode to one of before.
+    """Make OUTBOX_HOME with mode 0700, or give this mode to an older one.
 
     Raises ConfigurationError when it cannot be made, belongs to another account, or is a folder with other things in
     it that others may enter, such as a home directory.

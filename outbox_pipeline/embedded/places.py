@@ -6,7 +6,7 @@ OUTBOX_SERVER_FOLDER, with a copy of the programs where it cannot reach those of
 `server` in the home leads there, and the file `home` in it leads back; this file's second name in the home shows
 that the home is still somewhere.
 
-Invariant: a home has one set of data. Data that a home of before has in itself moves to the folder and is never left
+Invariant: a home has one set of data. Data that an older home has in itself moves to the folder and is never left
 beside an empty one; a folder that is gone stops the start. Call everything here under the home's lock.
 """
 
@@ -188,7 +188,7 @@ def _write_owner(folder: Path, home: Home) -> None:
 
 
 def _move_data(home: Home, folder: Path, account: Account) -> None:
-    """Move the data of a home of before into the folder; what a killed move left undone is done."""
+    """Move the data of an older home into the folder; what a killed move left undone is done."""
     old, moving, data = home.postgres_data, home.postgres_data.with_name("postgres.moving"), folder / "data"
     if (old / "PG_VERSION").exists():
         if data.exists():

@@ -82,7 +82,7 @@ def write_configuration(data: Path, *, uploads: Path, more_grants: Sequence[str]
     """Write what an engine on *data* is configured with, and return the folder of CONFIGURATION_FILE.
 
     *uploads* is the folder whose files `UPLOAD_VIEW` reads; *more_grants* are rights beside the usual ones, such as
-    `READ ON POSTGRES`. A data directory of before keeps what it holds.
+    `READ ON POSTGRES`. An older data directory keeps what it holds.
     """
     _write_databases(data, uploads)
     folder = data / "configuration"
@@ -115,7 +115,7 @@ def _write_databases(data: Path, uploads: Path) -> None:
 def _write_default(metadata: Path) -> None:
     """Make `default` a database of its own; chDB would lay one that shows the file system over its tables."""
     file, link = metadata / "default.sql", metadata / "default"
-    # The link leads to the tables of a data directory of before. With it in place chDB would open them a second time,
+    # The link leads to the tables of an older data directory. With it in place chDB would open them a second time,
     # for the database it starts in; ClickHouse itself makes it again.
     name = link.readlink().name if link.is_symlink() else str(uuid.uuid4())
     if not file.exists():
