@@ -194,7 +194,7 @@ def test_an_adopted_delivery_takes_a_replaced_event_back(stores: Stores) -> None
             ),
             {"event_id": event_id},
         )
-        connection.execute(query("release_positions"))
+        connection.execute(query("release_positions"), {"keep_holders": False})
 
     (stay,) = show(stores.engine, one(event_id)).history
     assert (stay.status, stay.replaced_by) == ("requeued", None)
