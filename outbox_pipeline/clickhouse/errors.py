@@ -8,11 +8,12 @@ Code numbers are ClickHouse's own (`src/Common/ErrorCodes.cpp` in its repository
 
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error, StreamFailureError
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
 
 from outbox_pipeline.errors import (
     BatchDataError,
@@ -60,6 +61,21 @@ _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server respo
 _POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
 #: The name of an error stands at the very end; words in brackets before it may be an event's.
 _NAME = re.compile(r"\((?P<name>[A-Z][A-Z0-9_]+)\)(?: \(version .*\))?(?: \(for url \S+\))?$")
+
+#: OpenSSL's numbers for a certificate that is not valid at this time, and for one that is another host's.
+_OUT_OF_TIME = frozenset({9, 10})
+_OTHER_HOST = frozenset({62, 64})
+#: What a server says of the certificate that it got, or did not get, of us.
+_OURS_IS_REFUSED = frozenset(
+    {
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    }
+)
 
 #: The address of a proxy may hold a password, so it is not shown.
 _PROXY_IS_SET = (
@@ -149,6 +165,15 @@ def _without_code(error: Exception, where: str) -> OutboxError:
         return TransientError(
             f"{where} cannot be reached ({refused}): check that it runs and OUTBOX_CLICKHOUSE_URL.{proxy}"
         )
+    unsafe = _refused_by_tls(error)
+    if unsafe is not None:
+        return ConfigurationError(f"{where} {unsafe}{proxy}")
+    if _is_no_tls(error):
+        # Something between may answer so when the request is on its way already.
+        return InDoubtError(
+            f"{where} answers without TLS: correct the port in OUTBOX_CLICKHOUSE_URL, or write http:// if it has none."
+            f"{proxy}"
+        )
     status = _http_status(str(error))
     if status is not None:
         said = f"{where}: HTTP status {status}"
@@ -171,6 +196,38 @@ def _http_status(said: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def _refused_by_tls(error: BaseException) -> str | None:
+    """Return what is wrong with a certificate and what to do, None where that is not what failed.
+
+    Nothing was sent then, or nothing of it was read.
+    """
+    causes = list(_causes(error))
+    if wrong := next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None):
+        return f"has a certificate that is not trusted ({wrong.verify_message.rstrip('.')}): {_way_to_trust(wrong)}."
+    reasons = {cause.reason for cause in causes if isinstance(cause, ssl.SSLError)}
+    if reasons & _OURS_IS_REFUSED:
+        return (
+            "does not take our certificate, or wants one: name it in OUTBOX_CLICKHOUSE_URL as "
+            "?client_cert=/path/to/cert.pem&client_cert_key=/path/to/key.pem."
+        )
+    return None
+
+
+def _is_no_tls(error: BaseException) -> bool:
+    return any(cause.reason == "WRONG_VERSION_NUMBER" for cause in _causes(error) if isinstance(cause, ssl.SSLError))
+
+
+def _way_to_trust(wrong: ssl.SSLCertVerificationError) -> str:
+    if wrong.verify_code in _OUT_OF_TIME:
+        return "renew it on the server, or look at the clock of this machine"
+    if wrong.verify_code in _OTHER_HOST:
+        return "write the host in OUTBOX_CLICKHOUSE_URL as the certificate names it"
+    return (
+        "name the file with the certificate of the authority that signed it, or with itself if it signs itself, in "
+        "OUTBOX_CLICKHOUSE_URL as ?ca_cert=/path/to/ca.pem"
+    )
+
+
 def _never_arrived(error: BaseException | None) -> str | None:
     """Return why no connection was made, None when one was: then the request may have been carried out."""
     causes = list(_causes(error))
@@ -182,10 +239,11 @@ def _never_arrived(error: BaseException | None) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    # urllib3 keeps the cause of a MaxRetryError in `reason`.
+    # urllib3 keeps the cause of a MaxRetryError in `reason`, that of its SSLError among the arguments alone.
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        reason = getattr(error, "reason", None)
-        error = reason if isinstance(reason, BaseException) else error.__cause__ or error.__context__
+        kept = [getattr(error, "reason", None), *(error.args[:1] if isinstance(error, SSLError) else ())]
+        inner = next((each for each in kept if isinstance(each, BaseException)), None)
+        error = inner or error.__cause__ or error.__context__

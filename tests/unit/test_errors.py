@@ -1,12 +1,14 @@
 """Errors: no secret survives a message, and foreign errors become one of the four kinds."""
 
+import re
+import ssl
 import time
 import traceback
 
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import MaxRetryError, NewConnectionError
+from urllib3.exceptions import MaxRetryError, NewConnectionError, SSLError
 
 from outbox_pipeline.clickhouse.errors import (
     CONFIGURATION_CODES,
@@ -184,6 +186,54 @@ def test_a_refused_connection_did_nothing() -> None:
 
     assert isinstance(ours, TransientError)
     assert str(ours).startswith("ClickHouse at http://host cannot be reached (Connection refused)")
+
+
+def refused_by_tls(cause: ssl.SSLError) -> OutboxError:
+    """Return ours for what the driver makes of an error of TLS."""
+    error = OperationalError("Error executing HTTP request attempt 1 (https://h:8443)")
+    error.__cause__ = MaxRetryError(None, "/?query_id=1", SSLError(cause))  # type: ignore[arg-type]  # no pool needed
+    return translate(error, "ClickHouse at https://h:8443/db")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "remedy"),
+    [
+        (10, "certificate has expired", "renew it on the server"),
+        (9, "certificate is not yet valid", "clock of this machine"),
+        (18, "self-signed certificate", r"\?ca_cert=/path/to/ca.pem"),
+        (20, "unable to get local issuer certificate", r"\?ca_cert=/path/to/ca.pem"),
+        (62, "Hostname mismatch, certificate is not valid for 'h'.", "write the host .* as the certificate names it"),
+        (64, "IP address mismatch", "write the host .* as the certificate names it"),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_has_its_remedy(code: int, said: str, remedy: str) -> None:
+    """Trying again changes nothing, so it is no outage; what helps depends on what is wrong with it."""
+    cause = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    cause.verify_code, cause.verify_message = code, said
+
+    ours = refused_by_tls(cause)
+
+    assert type(ours) is ConfigurationError
+    assert re.search(
+        rf"at https://h:8443/db has a certificate that is not trusted \({said[:20]}.*\): .*{remedy}", str(ours)
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", ConfigurationError),
+        ("TLSV1_ALERT_UNKNOWN_CA", ConfigurationError),
+        ("WRONG_VERSION_NUMBER", InDoubtError),
+        ("UNEXPECTED_EOF_WHILE_READING", InDoubtError),
+    ],
+)
+def test_what_tls_says_of_us_is_told_from_a_broken_connection(reason: str, kind: type[OutboxError]) -> None:
+    """A connection that breaks off under TLS may have carried the request."""
+    cause = ssl.SSLError(1, f"[SSL: {reason}]")
+    cause.reason = reason
+
+    assert type(refused_by_tls(cause)) is kind
 
 
 def test_what_the_driver_cannot_encode_is_a_data_error() -> None:
