@@ -202,7 +202,10 @@ class Settings(BaseSettings):
     @field_validator("clickhouse_url")
     @classmethod
     def _check_clickhouse_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+        checked = _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+        if checked is not None:
+            _require_encoded(checked.get_secret_value(), "OUTBOX_CLICKHOUSE_URL")
+        return checked
 
     @field_validator("dagster_ui_url")
     @classmethod
@@ -256,15 +259,28 @@ def _require_readable(url: str, name: str) -> None:
         # Read as they stand, the end of the password would be taken for the host, and shown.
         raise ValueError(_unencoded(name))
     try:
-        _ = urlsplit(url).port
+        parts = urlsplit(url)
     except ValueError:
-        if "@" in rest and "@" not in urlsplit(url).netloc:
+        # The words of this error may be a part of the password.
+        raise ValueError(
+            f"{name} cannot be read: write [ and ] of a password as %5B and %5D, and what is no ASCII encoded too"
+        ) from None
+    try:
+        _ = parts.port
+    except ValueError:
+        if "@" in rest and "@" not in parts.netloc:
             raise ValueError(_unencoded(name)) from None
         raise ValueError(f"{name} has a port that is no number up to 65535{_several_hosts(rest, name)}") from None
 
 
+def _require_encoded(url: str, name: str) -> None:
+    """Raise ValueError where @ stands behind the host, or # anywhere: over HTTP neither means anything there."""
+    if "#" in url or "@" in url.partition("://")[2].removeprefix(urlsplit(url).netloc):
+        raise ValueError(_unencoded(name))
+
+
 def _unencoded(name: str) -> str:
-    return f"{name} has a password with @, /, ? or # in it: write them as %40, %2F, %3F and %23"
+    return f"{name} has a user or password with @, /, ? or # in it: write them as %40, %2F, %3F and %23"
 
 
 def _several_hosts(rest: str, name: str) -> str:

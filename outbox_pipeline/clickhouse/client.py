@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
+from outbox_pipeline.clickhouse.address import read_url
 from outbox_pipeline.clickhouse.errors import translated
 from outbox_pipeline.clickhouse.pool import close_pool, make_pool
 from outbox_pipeline.errors import ConfigurationError, InDoubtError, OutboxError, TransientError
@@ -172,12 +172,20 @@ def open_client(
             "OUTBOX_CLICKHOUSE_URL is not set: set it, or start the embedded engines with 'outbox up'."
         )
     where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
-    address = _address(settings.clickhouse_url.get_secret_value())
-    pool = make_pool(address["interface"], address["host"], address["port"])
+    address = read_url(settings.clickhouse_url.get_secret_value())
+    pool = make_pool(address)
     try:
         with translated(where), limited(min(timeout_seconds * 3, OPEN_SECONDS)):
             client = clickhouse_connect.get_client(
-                **address,
+                interface=address.interface,
+                host=address.host,
+                port=address.port,
+                proxy_path=address.path,
+                username=address.username,
+                password=address.password,
+                database=address.database,
+                client_cert=address.client_cert,
+                tls_mode=address.tls_mode,
                 pool_mgr=pool,
                 connect_timeout=min(timeout_seconds, 10),
                 send_receive_timeout=timeout_seconds,
@@ -226,17 +234,3 @@ def ask(settings: Settings, question: Callable[[EventLogClient], _Answer], *, ti
 @lru_cache(maxsize=1)
 def _asking_client(settings: Settings, timeout_seconds: float) -> EventLogClient:
     return open_client(settings, timeout_seconds=timeout_seconds)
-
-
-def _address(url: str) -> dict[str, Any]:
-    parts = urlsplit(url)
-    if not parts.hostname:
-        raise ConfigurationError("OUTBOX_CLICKHOUSE_URL names no host: write it as http://user@host:8123/database.")
-    return {
-        "interface": parts.scheme,
-        "host": parts.hostname,
-        "port": parts.port or (8443 if parts.scheme == "https" else 8123),
-        "username": parts.username or "default",
-        "password": parts.password or "",
-        "database": parts.path.strip("/") or "default",
-    }

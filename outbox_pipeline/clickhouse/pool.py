@@ -10,16 +10,24 @@ from clickhouse_connect.driver.httputil import all_managers, check_env_proxy, ge
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from outbox_pipeline.clickhouse.address import Address
 from outbox_pipeline.limits import current_limit
 from outbox_pipeline.loopback import is_loopback
 
 
-def make_pool(interface: str, host: str, port: int) -> PoolManager:
+def make_pool(address: Address) -> PoolManager:
     """Return connections for one server: through the environment's proxy, unless it is this machine itself."""
     # A proxy would get the local engine's statements and events, and the driver would send them to it.
-    proxy = None if is_loopback(host) else _proxy(interface, host, port)
-    # The driver's word for the proxy of either kind of address.
-    pool: PoolManager = get_pool_manager(http_proxy=proxy)
+    proxy = None if is_loopback(address.host) else _proxy(address.interface, address.host, address.port)
+    # The driver asks a pool that it is given for nothing of TLS.
+    pool: PoolManager = get_pool_manager(
+        ca_cert=address.ca_cert,
+        verify=address.verify,
+        client_cert=address.client_cert,
+        client_cert_key=address.client_cert_key,
+        # The driver's word for the proxy of either kind of address.
+        http_proxy=proxy,
+    )
     pool.pool_classes_by_scheme = {"http": PlainPool, "https": EncryptedPool}
     return pool
 

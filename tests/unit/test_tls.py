@@ -3,7 +3,6 @@
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from outbox_pipeline.postgres.dagster_storage import read_dagster_state
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.settings import Settings
+from tests.fixtures.certificates import certificate
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
@@ -61,15 +61,6 @@ class Postgres:
                 self.is_spoken_to |= bool(safe.recv(8))
         except OSError:
             return
-
-
-def certificate(folder: Path, name: str) -> Path:
-    """Make a key and a certificate for a host *name* that signs itself."""
-    folder.mkdir()
-    kind = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key.pem -out cert.pem"
-    command = ["openssl", *kind.split(), "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "cert.pem"
 
 
 @pytest.fixture
