@@ -5,7 +5,7 @@ Looks at the URLs alone and connects nowhere: a server that is asked for TLS and
 
 import ipaddress
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sqlalchemy import make_url
 
@@ -35,11 +35,14 @@ def check_encryption(settings: Settings, environment: Mapping[str, str]) -> Chec
         for name, url in over_http.items()
         if url is not None and _is_open_http(url.get_secret_value())
     ]
+    clickhouse = settings.clickhouse_url
+    if clickhouse is not None and _is_unchecked_https(clickhouse.get_secret_value()):
+        open_ones.append("OUTBOX_CLICKHOUSE_URL leads to another host by https with verify=false")
     if not open_ones:
         return Check(_NAME, True, "Every URL leads to this machine, or over TLS with a checked certificate.")
     said = (
         f"{'; '.join(open_ones)}. Passwords and events can be read or changed on the way: write "
-        "?sslmode=verify-full&sslrootcert=… or https, unless something else encrypts the way there."
+        "?sslmode=verify-full&sslrootcert=… or https without verify=false, unless something else protects the way."
     )
     return Check(_NAME, True, said, is_warning=True)
 
@@ -62,6 +65,12 @@ def _without_port(host: str) -> str:
 def _is_open_http(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme == "http" and not _is_here(parts.hostname or "")
+
+
+def _is_unchecked_https(url: str) -> bool:
+    parts = urlsplit(url)
+    is_unchecked = ("verify", "false") in [(name, value.lower()) for name, value in parse_qsl(parts.query)]
+    return parts.scheme == "https" and is_unchecked and not _is_here(parts.hostname or "")
 
 
 def _is_here(host: str) -> bool:

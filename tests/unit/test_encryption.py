@@ -13,6 +13,7 @@ OPEN = [
     ("postgres_url", "postgresql+psycopg://u:p@/shop?host=localhost:5432&host=db.example.org:5432"),
     ("dagster_url", "postgresql+psycopg2://u:p@db.example.org/dagster"),
     ("clickhouse_url", "http://u:p@clickhouse.example.org:8123/events"),
+    ("clickhouse_url", "https://u:p@clickhouse.example.org:8443/events?verify=False"),
     ("alert_webhook_url", "http://hooks.example.org/secret"),
 ]
 FINE = [
@@ -24,6 +25,8 @@ FINE = [
     ("postgres_url", "postgresql+psycopg:///outbox"),
     ("dagster_url", "postgresql+psycopg2://u:p@localhost/dagster"),
     ("clickhouse_url", "https://u:p@clickhouse.example.org:8443/events"),
+    ("clickhouse_url", "https://u:p@clickhouse.example.org:8443/events?verify=true&ca_cert=/ca.pem"),
+    ("clickhouse_url", "https://u:p@localhost:8443/events?verify=false"),
     ("clickhouse_url", "http://127.0.0.1:8123/events"),
     ("alert_webhook_url", "https://hooks.example.org/secret"),
 ]
