@@ -204,6 +204,8 @@ def test_what_cannot_be_meant_is_refused_by_name(query: str, said: str) -> None:
         ("u:12#kret@h:5432/db", "write them as %40, %2F, %3F and %23"),
         ("u:se/k?ret@h/db", "write them as %40, %2F, %3F and %23"),
         ("u:se@kret@h/db", "write them as %40, %2F, %3F and %23"),
+        ("u:se[kret@h/db", r"write \[ and \] of a password as %5B and %5D"),
+        ("u:se\N{ACCOUNT OF}kret@h/db", "what is no ASCII encoded too"),
         ("u:sekret@h:99999/db", "port that is no number up to 65535."),
         ("u:sekret@one:1,two:2/db", r"written as \?host=one:5432&host=two:5432"),
     ],
