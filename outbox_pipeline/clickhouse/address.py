@@ -6,7 +6,7 @@ passed over would lead to another database, or to a server that is not checked.
 
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Address:
     #: What a proxy tells its servers apart by; empty or beginning with a slash, as it stands in the URL.
     path: str
     username: str
-    password: str
+    password: str = field(repr=False)
     database: str
     ca_cert: str | None = None
     client_cert: str | None = None

@@ -157,7 +157,7 @@ def test_a_certificate_of_another_host_is_refused(encrypt: Encrypt, tmp_path: Pa
 
 @needs_openssl
 def test_a_certificate_of_the_client_is_shown_to_the_server(encrypt: Encrypt, tmp_path: Path) -> None:
-    """Where a proxy lets nobody else in; user and password still sign in at ClickHouse behind it."""
+    """Where a proxy lets no other client in; user and password still sign in at ClickHouse behind it."""
     certificate(tmp_path / "client", "outbox")
     trusting = f"?ca_cert={tmp_path}/own/cert.pem"
     ours = f"&client_cert={tmp_path}/client/cert.pem&client_cert_key={tmp_path}/client/key.pem"

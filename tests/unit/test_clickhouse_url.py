@@ -23,6 +23,7 @@ def test_names_and_passwords_are_decoded_once(name: str) -> None:
     address = read_url(f"https://{written}:{written}@clickhouse.example.org/{written}")
 
     assert (address.username, address.password, address.database) == (name, name, name)
+    assert "password" not in repr(address)
 
 
 @pytest.mark.parametrize(
