@@ -56,10 +56,9 @@ def take_table(stores: Stores) -> None:
     """Make this ledger the table's owner, also when another has it, which is refused from its next look on.
 
     Comes back when inserts of others that had begun by then have ended, and when what the other one left on record and
-    delivered of this ledger's events is settled as `adopt` does. A ledger that owns the table already is adopted by
-    nothing here. Raises ConfigurationError when a further one
-    takes it at the same moment, InDoubtError when such an insert still runs after a minute: the table is this
-    ledger's already, and a repetition waits again.
+    delivered of this ledger's events is settled as `adopt` does. Where this ledger owns the table already, nothing is
+    adopted. Raises ConfigurationError when a further one takes it at the same moment, InDoubtError when such an insert
+    still runs after a minute: the table is this ledger's already, and a repetition waits again.
     """
     claims = read_claims(stores.client)
     with ledger_transaction(stores.engine) as connection:

@@ -26,7 +26,7 @@ from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_sin
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import WitnessError
 from outbox_pipeline.postgres import witness as ledger
-from outbox_pipeline.postgres.conditions import read_ledger_id
+from outbox_pipeline.postgres.conditions import read_ledger_id, require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.lost_log import require_log_version
 from outbox_pipeline.relay.owner import claimed, require_owner, require_room
@@ -64,6 +64,8 @@ def witness_attempt(
     if number is None:
         with transaction() as connection:
             number = ledger.draw_number(connection, batch.batch_id)
+            # Numbers that were given since the attempt began are below this one, too.
+            identity = require_own_cluster(connection)
         announce(Point.NUMBERED)
     add_cuts(client, [Cut(number, batch.batch_id)], identity.ledger_id)
     announce(Point.WITNESSED)

@@ -12,6 +12,7 @@ from sqlalchemy import event, text
 
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.completeness import read_delivered, write_days
 from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_since, drop_cuts, highest_number
 from outbox_pipeline.errors import LostDeliveriesError, TransientError, WitnessError
 from outbox_pipeline.ids import uuid7
@@ -35,8 +36,8 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import note_calls
-from tests.fixtures.lives import all_batches
-from tests.fixtures.owners import ledger_id_of
+from tests.fixtures.lives import all_batches, cut_without_number
+from tests.fixtures.owners import identity_of, ledger_id_of
 from tests.unit.test_witness_order import ORDER
 
 EVER = (date.min, date.max)
@@ -238,6 +239,38 @@ def test_a_batch_behind_others_is_not_stopped_by_them(stores: Stores) -> None:
         deliver(start_requested(stores, request.batch_id, request.attempt))
 
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_batch_that_is_given_its_number_late_looks_under_those_given_meanwhile(stores: Stores) -> None:
+    """Its number is drawn after its attempt has begun, above one that another instance may have used."""
+    publish(stores.engine, 1)
+    cut_without_number(stores)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
+    delivery = start_requested(stores, request.batch_id, request.attempt)
+    publish(stores.engine, 1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    between = max(batch.cut_number or 0 for batch in all_batches(stores))
+    add_cuts(stores.client, [Cut(between, uuid7())], ledger_id_of(stores))
+
+    with pytest.raises(WitnessError, match=f"number {between}"):
+        deliver(delivery)
+
+    assert number_of(stores, request.batch_id) > between
+    assert delivered_ids(stores.client) == []
+
+
+def test_an_adoption_elsewhere_refuses_what_is_told_of_days(stores: Stores) -> None:
+    """An instance that looked before the ledger was adopted elsewhere tells of no day any more."""
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+    record_completeness(stores)
+    told = read_delivered(stores.client)
+    add_cuts(stores.client, [Cut(9, ADOPTION)], ledger_id_of(stores))
+
+    with pytest.raises(WitnessError, match="refused the insert"):
+        write_days(stores.client, [vars(told[-1])], identity=identity_of(stores))
+
+    assert read_delivered(stores.client) == told
 
 
 def test_an_adoption_elsewhere_refuses_an_insert_on_its_way(stores: Stores) -> None:
