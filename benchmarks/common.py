@@ -31,6 +31,7 @@ from outbox_pipeline.embedded.postgres import running_postgres
 from outbox_pipeline.logs import configure_logs
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores, open_stores
 
@@ -56,9 +57,10 @@ _PUBLISH = text(
 
 @contextmanager
 def fresh_stores(*, more_grants: Sequence[str] = (), **settings: Any) -> Iterator[Stores]:
-    """Run embedded engines on an empty home and open both stores; *settings* override the defaults, children's too.
+    """Run embedded engines on an empty home and open both stores, as `outbox init` leaves them.
 
-    ClickHouse has *more_grants* beside the usual ones, and is then not shut off from the machine.
+    *settings* override the defaults, those of child processes too. ClickHouse has *more_grants* beside the usual ones,
+    and is then not shut off from the machine.
     """
     with TemporaryDirectory(prefix="outbox-bench-") as home, embedded_engines(Path(home), clickhouse=False):
         place = Home(Path(home).resolve())
@@ -87,6 +89,7 @@ def fresh_stores(*, more_grants: Sequence[str] = (), **settings: Any) -> Iterato
         with open_stores(made) as stores:
             migrate(stores.engine)
             create_table(stores.client)
+            claim_table(stores)
             yield stores
 
 

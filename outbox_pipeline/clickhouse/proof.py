@@ -30,8 +30,7 @@ _MAX_COPIED_BYTES = 1_000
 _CACHED_BYTES = 250_000
 _PORTIONS = (1_024, 16_384)
 
-#: Names that `SUMS` uses.
-HASHES = f"""
+_HASHED = f"""
 WITH
     UUIDToNum(event_id) AS bytes,
     reinterpretAsUInt64(reverse(substring(bytes, 1, 8))) AS high,
@@ -39,9 +38,11 @@ WITH
     bitXor(high, low * toUInt64({_GOLDEN})) AS seed,
     bitXor(seed, bitShiftRight(seed, 30)) * toUInt64({_FIRST}) AS first,
     bitXor(first, bitShiftRight(first, 27)) * toUInt64({_SECOND}) AS second,
-    bitXor(second, bitShiftRight(second, 31)) AS hash,
-    bitOr(hash, 1) AS factor
-"""
+    bitXor(second, bitShiftRight(second, 31)) AS hash
+SELECT *, high, low, hash, bitOr(hash, 1) AS factor
+FROM {{table:Identifier}}
+WHERE
+"""  # noqa: S608 - constants of this package
 
 #: What a value of each kind is as a number of 64 bits.
 _NUMBERS = {
@@ -56,7 +57,7 @@ _PROVED = proved_columns(PROOF_VERSION)
 _TIED = "tied_"
 _TIED_SUMS = [f"sum(factor * {_NUMBERS[one.kind].format(name=one.name)}) AS {_TIED}{one.name}" for one in _PROVED]
 
-#: What `proof_of_row` reads, over a set of rows.
+#: What `proof_of_row` reads, over `hashed_rows`.
 SUMS = f"""
     count() AS row_count,
     sum(hash) AS id_sum,
@@ -68,13 +69,18 @@ SUMS = f"""
     {", ".join(_TIED_SUMS)}
 """
 
+
+def hashed_rows(rows: str) -> str:
+    """Return a subquery: the rows of the event log for which the condition *rows* holds, with what `SUMS` needs."""
+    # ClickHouse writes an alias out wherever it stands: without the subquery it would read `factor` in nine sums.
+    return f"({_HASHED.strip()} {rows})"
+
+
 # Only constants of this package are put into the text; values are parameters.
 _QUERY = f"""
-{HASHES}
 SELECT {SUMS},
     countIf(generation != {{generation:UInt32}}) AS foreign_count
-FROM {{table:Identifier}}
-WHERE {ROWS_OF_BATCH}
+FROM {hashed_rows(ROWS_OF_BATCH)}
 """  # noqa: S608 - see above
 
 

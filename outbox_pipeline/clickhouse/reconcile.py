@@ -13,7 +13,7 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, Proof
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.proof import HASHES, SUMS, proof_of_row
+from outbox_pipeline.clickhouse.proof import SUMS, hashed_rows, proof_of_row
 
 #: Above this much memory a grouping goes on in files of the server.
 _SPILL_BYTES = 200_000_000
@@ -28,10 +28,8 @@ AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
 
 # Only constants of this package are put into the texts; values are parameters.
 _PROOFS = """
-{hashes}
 SELECT batch_id, generation, {sums}
-FROM {{table:Identifier}}
-WHERE {rows}
+FROM {hashed}
 GROUP BY batch_id, generation
 """
 
@@ -157,7 +155,7 @@ def _rows(
 
 
 def _ask(client: EventLogClient, statement: str, rows: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from client.rows(statement.format(hashes=HASHES, sums=SUMS, rows=rows), parameters)
+    yield from client.rows(statement.format(hashed=hashed_rows(rows), sums=SUMS, rows=rows), parameters)
 
 
 def _bounds(batches: Sequence[Batch]) -> dict[str, Any]:
