@@ -1,0 +1,128 @@
+"""The materialized views that an insert into the event log feeds, and which of them a repeated insert leaves as it was.
+
+A view puts its rows into a target of its own, and whether that drops what it has already got is the target's affair: it
+does where it remembers the tokens of inserts. Invariant: a view whose target is not to be seen counts as one that
+forgets.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.errors import ConfigurationError
+
+#: What a table is called in ClickHouse: its database, and its name there.
+Name = tuple[str, str]
+
+_TABLES = """
+SELECT database, name, engine, create_table_query, toString(uuid) AS uuid,
+       arrayZip(dependencies_database, dependencies_table) AS views
+FROM system.tables
+WHERE database IN {databases:Array(String)} AND name IN {names:Array(String)}
+"""
+
+_DEFAULT = "SELECT value FROM system.merge_tree_settings WHERE name = {name:String}"
+
+_IDENTIFIER = r"(?:`(?:[^`\\]|\\.)+`|\w+)"
+_TARGET = re.compile(
+    rf"CREATE MATERIALIZED VIEW {_IDENTIFIER}\.{_IDENTIFIER} TO ({_IDENTIFIER})\.({_IDENTIFIER})(?: |$)"
+)
+
+#: By what a table remembers tokens; the other kinds are on by default.
+_OWN_WINDOW = "non_replicated_deduplication_window"
+_SHARED_WINDOW = "replicated_deduplication_window"
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True)
+class View:
+    """A materialized view behind the log, directly or behind the target of another one.
+
+    `name` and `target` are as SQL writes them, `target` None where this user may see neither view nor target.
+    `has_window`: an insert that is repeated under its token does not double the target's rows. `engine` is the
+    target's, empty where it is not to be seen.
+    """
+
+    name: str
+    target: str | None
+    engine: str
+    has_window: bool
+
+
+def views_behind(client: EventLogClient) -> list[View]:
+    """Return every view that an insert into the log feeds, nearest first; empty where there is no log.
+
+    Of a view that is refreshed by the clock no insert knows, so it is none of them.
+    """
+    (database,) = (str(row["name"]) for row in client.rows("SELECT currentDatabase() AS name"))
+    found: dict[Name, View] = {}
+    seen: set[Name] = set()
+    sources = {(database, client.table)}
+    while sources:
+        seen |= sources
+        tables = _read(client, sources)
+        names = {(str(view[0]), str(view[1])) for table in tables.values() for view in table["views"]}
+        views = _read(client, names)
+        targets = {name: _target_of(view) for name, view in views.items()}
+        shown = _read(client, set(targets.values()))
+        for name in sorted(names):
+            target = targets.get(name)
+            found.setdefault(name, _view(client, name, target, shown.get(target) if target else None))
+        sources = set(shown) - seen
+    return list(found.values())
+
+
+def _read(client: EventLogClient, names: set[Name]) -> dict[Name, dict[str, Any]]:
+    if not names:
+        return {}
+    asked = {"databases": sorted({database for database, _ in names}), "names": sorted({name for _, name in names})}
+    found = {(str(row["database"]), str(row["name"])): row for row in client.rows(_TABLES, asked)}
+    return {name: row for name, row in found.items() if name in names}
+
+
+def _target_of(view: dict[str, Any]) -> Name:
+    named = _TARGET.match(view["create_table_query"])
+    if named is not None:
+        return _unquoted(named[1]), _unquoted(named[2])
+    inner = f".inner.{view['name']}" if view["uuid"] == _NO_UUID else f".inner_id.{view['uuid']}"
+    return str(view["database"]), inner
+
+
+def _view(client: EventLogClient, name: Name, target: Name | None, table: dict[str, Any] | None) -> View:
+    if target is None or table is None:
+        return View(_quoted(name), None, "", has_window=False)
+    return View(_quoted(name), _quoted(target), table["engine"], has_window=_has_window(client, table))
+
+
+def _has_window(client: EventLogClient, table: dict[str, Any]) -> bool:
+    engine = str(table["engine"])
+    if not engine.endswith("MergeTree"):
+        return False
+    is_own = not engine.startswith(("Replicated", "Shared"))
+    setting = _OWN_WINDOW if is_own else _SHARED_WINDOW
+    written = re.search(rf"\b{setting} = (\d+)", table["create_table_query"])
+    if written is not None:
+        return int(written[1]) > 0
+    return _default_window(client) > 0 if is_own else True
+
+
+def _default_window(client: EventLogClient) -> int:
+    try:
+        rows = client.rows(_DEFAULT, {"name": _OWN_WINDOW})
+    except ConfigurationError:
+        # The user may not read it, and it is nearly always ClickHouse's own.
+        return 0
+    return int(rows[0]["value"]) if rows else 0
+
+
+def _quoted(name: Name) -> str:
+    return ".".join(part if re.fullmatch(r"[A-Za-z_]\w*", part, re.ASCII) else _in_backticks(part) for part in name)
+
+
+def _in_backticks(part: str) -> str:
+    return "`" + part.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def _unquoted(identifier: str) -> str:
+    return re.sub(r"\\(.)", r"\1", identifier[1:-1]) if identifier.startswith("`") else identifier
