@@ -33,11 +33,12 @@ TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
 CONFIGURATION_CODES = frozenset(
     {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 291, 344, 452, 495, 497, 516, 620}
 )
-#: `throwIf`, and the words by which fence, owner and adoption in our inserts are told from any other.
+#: `throwIf`, and the words by which fence, owner, adoption and deadline in our inserts are told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
 FOREIGN_WORDS = "the sender does not own this table"
 ADOPTED_WORDS = "another instance has adopted this ledger"
+LATE_WORDS = "the insert came after its deadline"
 #: What to do about a table that belongs to another outbox.
 WAYS_ON = (
     "give this outbox a table of its own with OUTBOX_CLICKHOUSE_TABLE (or another database) and run 'outbox init', or, "
@@ -117,17 +118,35 @@ def translate(error: Exception, where: str, query_id: object = None) -> OutboxEr
     code = error.code if isinstance(error, Error) else None
     if code is None:
         return _without_code(error, where)
+    guarded = _by_our_guards(str(error), where) if code == FUNCTION_THROW_CODE else None
+    if guarded is not None:
+        return guarded
     said = _told(error, code, query_id)
-    if code == FUNCTION_THROW_CODE and FENCED_WORDS in str(error):
+    return _of_code(code, said, where)
+
+
+def _by_our_guards(words: str, where: str) -> OutboxError | None:
+    """Return the error for a refusal that our own insert asked for, before it wrote anything; None for any other."""
+    if FENCED_WORDS in words:
         return FencedError(f"{where} refused the insert: a later attempt on this batch has begun. Nothing was written.")
-    if code == FUNCTION_THROW_CODE and FOREIGN_WORDS in str(error):
+    if FOREIGN_WORDS in words:
         return ConfigurationError(f"{where} refused the insert, because the table is not this outbox's: {WAYS_ON}")
-    if code == FUNCTION_THROW_CODE and ADOPTED_WORDS in str(error):
+    if ADOPTED_WORDS in words:
         return WitnessError(
             f"{where} refused the insert, because another instance of this ledger was adopted and goes on in its "
             "place: stop this one for good. Only if this one is to go on instead, stop the other one for good, then "
             "run 'outbox adopt' here."
         )
+    if LATE_WORDS in words:
+        return TransientError(
+            f"{where} refused the insert, because it arrived after its deadline (OUTBOX_LEASE_SECONDS and a minute "
+            "after it was sent): nothing was written, and the batch is tried again. If this repeats, look for what "
+            "holds requests back on their way, or raise OUTBOX_LEASE_SECONDS."
+        )
+    return None
+
+
+def _of_code(code: int, said: str, where: str) -> OutboxError:
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
         return ConfigurationError(f"{where} refuses the batch: {said}. Raise max_partitions_per_insert_block.")

@@ -4,8 +4,8 @@ Two invariants. The same batch and generation is always the same bytes under the
 twice is dropped by ClickHouse; a batch keeps the columns of the proof that it was frozen with. And each insert names
 its attempt and its ledger, and refuses itself when a higher attempt is on record in the fence table or the event log is
 another ledger's, so a request that was frozen for an hour is refused when it arrives, whatever the token's window; so
-is one of an instance whose ledger another one has adopted since. Whether the rows are there is asked separately
-(`proof`).
+is one of an instance whose ledger another one has adopted since, and any that arrives after its deadline. Whether the
+rows are there is asked separately (`proof`).
 """
 
 import json
@@ -21,6 +21,7 @@ import pyarrow as pa
 from outbox_pipeline.batches import Batch, Lease, LedgerIdentity
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.deadline import IS_IN_TIME
 from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FENCED_WORDS, FOREIGN_WORDS
 from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.clickhouse.table import COLUMNS
@@ -51,6 +52,7 @@ WHERE throwIf(
     '{FENCED_WORDS}'
 ) = 0 AND throwIf(({OWNERS}) != [{{ledger_id:UUID}}], '{FOREIGN_WORDS}') = 0
 AND throwIf(({ADOPTED_AT}) > {{floor:UInt64}}, '{ADOPTED_WORDS}') = 0
+AND {IS_IN_TIME}
 FORMAT Arrow
 """.strip()  # noqa: S608 - see above; the data begins right behind the format
 
@@ -102,12 +104,15 @@ def _tokens_of(client: EventLogClient, batch_id: UUID) -> str:
     return f"{client.table}:{source}{batch_id}:"
 
 
-def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, identity: LedgerIdentity) -> None:
+def insert_generation(
+    client: EventLogClient, body: Body, *, lease: Lease, identity: LedgerIdentity, not_after: str
+) -> None:
     """Insert the whole batch as one generation; *body* is its events `as_arrow`, taken here.
 
-    Coming back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later
-    attempt has begun, ConfigurationError when the table is not this ledger's, WitnessError when the ledger was adopted
-    elsewhere, else the kinds of `clickhouse.errors`.
+    *not_after* is its deadline (`clickhouse.deadline`). Coming back means that ClickHouse took the request, not that
+    the rows are there. Raises FencedError when a later attempt has begun, TransientError when it comes too late,
+    ConfigurationError when the table is not this ledger's, WitnessError when the ledger was adopted elsewhere, else the
+    kinds of `clickhouse.errors`.
     """
     batch_id, generation, attempt = lease.batch_id, body.generation, lease.attempt
     settings = {
@@ -129,6 +134,7 @@ def insert_generation(client: EventLogClient, body: Body, *, lease: Lease, ident
         "attempt": attempt,
         "ledger_id": str(identity.ledger_id),
         "floor": identity.floor,
+        "not_after": not_after,
     }
     client.run(_fenced_insert(body.version), named, settings=settings, body=body.pieces)
 

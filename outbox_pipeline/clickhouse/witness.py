@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.deadline import NOT_AFTER, lasting
 
 #: In place of a batch: the ledger was adopted under this number.
 ADOPTION = UUID(int=0)
 
 _INSERT = "INSERT INTO {ledger:Identifier} (source, cut_number, batch_id, ledger_id) FORMAT JSONEachRow"
 
-_SINCE = """
-SELECT DISTINCT cut_number, batch_id FROM {ledger:Identifier}
+_FROM_SINCE = """
+FROM {ledger:Identifier}
 WHERE source = {source:String} AND (cut_number >= {since:UInt64} OR cut_number IN {numbers:Array(UInt64)})
-"""
+""".rstrip()
+_SINCE = f"SELECT DISTINCT cut_number, batch_id{_FROM_SINCE}"
+_SINCE_WITH_DEADLINE = f"SELECT DISTINCT cut_number, batch_id, {NOT_AFTER}{_FROM_SINCE}"
 
 _NEWEST = """
 SELECT cut_number, batch_id FROM {ledger:Identifier}
@@ -68,10 +71,19 @@ def add_cuts(client: EventLogClient, cuts: Sequence[Cut], ledger_id: UUID) -> No
     client.run(_INSERT, settings={"async_insert": 0}, body=["\n".join(map(json.dumps, rows)).encode()])
 
 
-def cuts_since(client: EventLogClient, number: int, *, further: Collection[int] = ()) -> Iterator[list[Cut]]:
-    """Yield all cuts from a number on, and those of some *further* numbers, in blocks and in no order."""
-    for block in client.blocks(_SINCE, {"since": number, "numbers": sorted(further)}):
+def cuts_since(client: EventLogClient, number: int) -> Iterator[list[Cut]]:
+    """Yield all cuts from a number on, in blocks and in no order."""
+    for block in client.blocks(_SINCE, {"since": number, "numbers": []}):
         yield [Cut(int(cut_number), batch_id) for cut_number, batch_id in block]
+
+
+def look_before_sending(
+    client: EventLogClient, number: int, *, further: Collection[int], lease_seconds: float
+) -> Iterator[tuple[list[Cut], str]]:
+    """Yield as `cuts_since`, those of some *further* numbers too, and each time the deadline of an insert sent now."""
+    named = {"since": number, "numbers": sorted(further), "lasting": lasting(lease_seconds)}
+    for block in filter(None, client.blocks(_SINCE_WITH_DEADLINE, named)):
+        yield [Cut(int(cut_number), batch_id) for cut_number, batch_id, _ in block], str(block[0][2])
 
 
 def newest_cuts(client: EventLogClient, limit: int) -> list[Cut]:

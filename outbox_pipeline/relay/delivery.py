@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from outbox_pipeline.batches import Batch, Lease, LedgerIdentity, Proof
 from outbox_pipeline.clickhouse import load as store
+from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
 from outbox_pipeline.errors import BatchDataError, ProofError
@@ -266,16 +267,19 @@ class Delivery:
     def _send(self, batch: Batch, generation: int) -> int:
         assert batch.proof is not None
         body = self._encoded(batch, generation)
-        self._witness(batch)
+        not_after = self._witness(batch)
         self._heartbeat.require_held()
         announce(Point.SENDING)
         if generation > 0:
             store.delete_older_generations(self.stores.client, batch, generation)
             announce(Point.OLDER_DELETED)
+            # That may have taken longer than an insert may be on its way.
+            not_after = None
         if batch.proof.row_count == 0:
             return 0
-        self._has_sent = True
-        store.insert_generation(self.stores.client, body, lease=self.lease, identity=self.identity)
+        client, self._has_sent = self.stores.client, True
+        not_after = not_after or read_deadline(client, self.stores.settings.lease_seconds)
+        store.insert_generation(client, body, lease=self.lease, identity=self.identity, not_after=not_after)
         announce(Point.SENT)
         return body.size
 
@@ -302,10 +306,13 @@ class Delivery:
         announce(Point.REFROZEN)
         return generation
 
-    def _witness(self, batch: Batch) -> None:
-        if not self._is_witnessed:
-            witness_attempt(self.stores.client, self._ledger, batch, self.identity)
-            self._is_witnessed = True
+    def _witness(self, batch: Batch) -> str | None:
+        """Look once whether this ledger may send; the look brings the deadline of a sending that follows at once."""
+        if self._is_witnessed:
+            return None
+        not_after = witness_attempt(self.stores, self._ledger, batch, self.identity)
+        self._is_witnessed = True
+        return not_after
 
     def _raise_fence(self) -> None:
         # A first attempt has none before it whose request could still be on its way.

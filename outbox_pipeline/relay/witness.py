@@ -22,7 +22,14 @@ from sqlalchemy import Connection, Engine
 from outbox_pipeline.batches import Batch, LedgerIdentity
 from outbox_pipeline.clickhouse.client import EventLogClient, ask
 from outbox_pipeline.clickhouse.owner import Claim, holding, read_claims
-from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_since, newest_cuts
+from outbox_pipeline.clickhouse.witness import (
+    ADOPTION,
+    Cut,
+    add_cuts,
+    cuts_since,
+    look_before_sending,
+    newest_cuts,
+)
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import WitnessError
 from outbox_pipeline.postgres import witness as ledger
@@ -54,12 +61,15 @@ class Seen:
 
 
 def witness_attempt(
-    client: EventLogClient, transaction: LedgerTransaction, batch: Batch, identity: LedgerIdentity
-) -> None:
+    stores: Stores, transaction: LedgerTransaction, batch: Batch, identity: LedgerIdentity
+) -> str | None:
     """Put the batch on record in ClickHouse and look whether the ledger is the only one that goes on from there.
 
-    Raises WitnessError when it is not; nothing may be sent then.
+    Returns the deadline of an insert that is sent now (`clickhouse.deadline`), None where ClickHouse showed no cut.
+    Raises WitnessError when another one goes on; nothing may be sent then.
     """
+    client = stores.client
+    deadline: str | None = None
     number = batch.cut_number
     if number is None:
         with transaction() as connection:
@@ -71,9 +81,14 @@ def witness_attempt(
     announce(Point.WITNESSED)
     # The other instance may have cut the same events under the number of a batch here that is not sent yet.
     waiting = [other for other in identity.open_numbers if identity.floor <= other < number]
-    for cuts in cuts_since(client, max(number, identity.floor), further=waiting):
+    blocks = look_before_sending(
+        client, max(number, identity.floor), further=waiting, lease_seconds=stores.settings.lease_seconds
+    )
+    for cuts, not_after in blocks:
+        deadline = not_after
         with transaction() as connection:
             require_known(connection, cuts)
+    return deadline
 
 
 def require_known(connection: Connection, cuts: Collection[Cut]) -> None:

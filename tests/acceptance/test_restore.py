@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import batch_rows, load
+from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.errors import FencedError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.adopt import MAX_SAMPLES, adopt
@@ -284,7 +285,9 @@ def send_late(there: Stores, batch_id: UUID) -> None:
     """Send a batch as the old instance's first attempt, frozen until now, would."""
     events = extract_events(there.engine, batch_id)
     body = load.as_arrow(events, batch_id, generation=0)
-    load.insert_generation(there.client, body, lease=Lease(batch_id, 1, "frozen"), identity=identity_of(there))
+    lease, identity = Lease(batch_id, 1, "frozen"), identity_of(there)
+    not_after = read_deadline(there.client, there.settings.lease_seconds)
+    load.insert_generation(there.client, body, lease=lease, identity=identity, not_after=not_after)
 
 
 def test_a_late_insert_of_the_other_life_is_refused(stores: Stores, restore: Restore, backup: Path) -> None:

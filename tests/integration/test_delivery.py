@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from outbox_pipeline import publish_event
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
+from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.table import table_problem
 from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError, TransientError
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -45,7 +46,8 @@ def insert(stores: Stores, delivery: Delivery, *, generation: int, attempt: int)
     batch_id = delivery.lease.batch_id
     body = load.as_arrow(extract_events(stores.engine, batch_id), batch_id, generation)
     lease = replace(delivery.lease, attempt=attempt)
-    load.insert_generation(stores.client, body, lease=lease, identity=identity_of(stores))
+    not_after = read_deadline(stores.client, stores.settings.lease_seconds)
+    load.insert_generation(stores.client, body, lease=lease, identity=identity_of(stores), not_after=not_after)
 
 
 @pytest.fixture

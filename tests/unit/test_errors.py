@@ -11,8 +11,12 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import MaxRetryError, NewConnectionError, SSLError
 
 from outbox_pipeline.clickhouse.errors import (
+    ADOPTED_WORDS,
     CONFIGURATION_CODES,
     DATA_CODES,
+    FENCED_WORDS,
+    FOREIGN_WORDS,
+    LATE_WORDS,
     TELLING_CODES,
     TRANSIENT_CODES,
     translate,
@@ -21,9 +25,11 @@ from outbox_pipeline.clickhouse.errors import (
 from outbox_pipeline.errors import (
     BatchDataError,
     ConfigurationError,
+    FencedError,
     InDoubtError,
     OutboxError,
     TransientError,
+    WitnessError,
     first_line,
     sentence_of,
     without_secrets,
@@ -267,6 +273,22 @@ def test_words_that_may_quote_a_row_are_left_out(code: int) -> None:
     assert "PII" not in said
     assert f"ITS_NAME (code {code})" in said
     assert "system.query_log in ClickHouse, query_id outbox-1" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (FENCED_WORDS, FencedError),
+        (FOREIGN_WORDS, ConfigurationError),
+        (ADOPTED_WORDS, WitnessError),
+        (LATE_WORDS, TransientError),
+    ],
+)
+def test_a_refusal_of_our_own_is_no_answer_to_look_for_bad_events_by(words: str, kind: type[OutboxError]) -> None:
+    """Each guard of an insert has words of its own, and none of them says anything of the events."""
+    error = translate(server_error(395, f"Code: 395. DB::Exception: {words}: while executing. (ITS_NAME)"), "there")
+
+    assert type(error) is kind
 
 
 def test_every_code_that_tells_its_words_is_a_known_one() -> None:
