@@ -51,7 +51,10 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
         BatchStatus.DELIVERING,
         BatchStatus.REQUESTED,
     ): "the run went silent past its lease; another is asked for",
-    (BatchStatus.DELIVERING, BatchStatus.PARKED): "the last allowed attempt failed, or went silent",
+    (
+        BatchStatus.DELIVERING,
+        BatchStatus.PARKED,
+    ): "the last allowed attempt failed or went silent, or a view behind the log refuses what the log has",
     (BatchStatus.FAILED, BatchStatus.REQUESTED): "the backoff is over and another run is asked for",
     (BatchStatus.FAILED, BatchStatus.PARKED): "the limit of attempts was lowered to its failures, or below",
     (BatchStatus.FAILED, BatchStatus.DELIVERING): "somebody re-executes the failed run",
@@ -206,7 +209,8 @@ class Batch:
     """One ledger row, without its positions.
 
     `foreign_positions` are half-open stretches in order, empty unless the batch was adopted from the old instance.
-    `cut_number` is None in a batch of an earlier version until its next attempt.
+    `cut_number` is None in a batch of an earlier version until its next attempt. `answered_generation` is the one whose
+    insert ClickHouse answered with an error, `may_resend` that a person has resumed the batch since.
     """
 
     batch_id: UUID
@@ -232,6 +236,13 @@ class Batch:
     pruned_at: datetime | None
     foreign_positions: tuple[tuple[int, int], ...]
     cut_number: int | None = None
+    answered_generation: int | None = None
+    may_resend: bool = False
+
+    @property
+    def is_answered(self) -> bool:
+        """True while the latest insert of the current generation is one that ClickHouse answered with an error."""
+        return self.answered_generation == self.generation
 
     @property
     def is_frozen(self) -> bool:

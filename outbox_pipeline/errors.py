@@ -8,12 +8,29 @@ cause, whose words would be shown with it.
 
 import re
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 
+@dataclass(frozen=True)
+class Answer:
+    """ClickHouse's answer to a request that it did not carry out, or not wholly: its code, and what may be told of it.
+
+    `views` are those that it seems to name as the place of the failure, the innermost first. Compare them with the
+    views that there are before one is shown, because the words of an event may look like it.
+    """
+
+    code: int
+    said: str
+    views: tuple[str, ...] = ()
+
+
 class OutboxError(Exception):
     """Anything this package raises on purpose."""
+
+    #: None where ClickHouse did not answer, or nothing was written for sure because our own insert refused itself.
+    answer: Answer | None = None
 
 
 class TransientError(OutboxError):
@@ -38,6 +55,18 @@ class SettingsError(ConfigurationError):
 
 class BatchDataError(PermanentError):
     """ClickHouse refuses the content of a batch, or PostgreSQL no longer holds what the ledger says."""
+
+
+class ViewError(PermanentError):
+    """A view behind the event log may lack rows that the log has.
+
+    `is_final`: nothing is sent again by itself, a person decides.
+    """
+
+    def __init__(self, message: str, *, is_final: bool) -> None:
+        """Say which view, what follows and what to do."""
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class ProofError(OutboxError):

@@ -16,6 +16,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Err
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
 
 from outbox_pipeline.errors import (
+    Answer,
     BatchDataError,
     ConfigurationError,
     FencedError,
@@ -47,6 +48,8 @@ WAYS_ON = (
 #: The content of the request itself: parsing, types, values, constraints.
 DATA_CODES = frozenset({6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, FUNCTION_THROW_CODE, 407, 469})
 VIOLATED_CONSTRAINT = 469
+#: Limits, time, memory, disk, network, cancelled.
+LIMIT_CODES = frozenset({158, 159, 160, 201, 209, 210, 241, 243, 307, 394, 396})
 #: The codes whose words are shown, because they speak of the server alone: how busy it is, its limits, accounts and
 #: grants, the names of tables, columns and settings. Of all others a function in a user's view may say them, and
 #: quote what it was given: BAD_ARGUMENTS (36) of a time zone, NOT_IMPLEMENTED (48), SYNTAX_ERROR (62) of `formatQuery`.
@@ -54,12 +57,14 @@ TELLING_CODES = frozenset(
     {
         *TRANSIENT_CODES,
         *(CONFIGURATION_CODES - {36, 44, 48, 62, 80}),
-        *(158, 159, 160, 201, 209, 210, 241, 243, 307, 394, 396),  # limits, time, memory, disk, network, cancelled
+        *LIMIT_CODES,
     }
 )
 #: What the driver puts before ClickHouse's own words, and what comes behind them: the whole statement, or the URL.
 _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server response: )?Code: \d+\. DB::\w*Exception: ")
 _POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
+#: How ClickHouse names the view in which an insert failed, as `database.view`.
+_PUSHING = re.compile(r"while pushing to view ((?:`(?:[^`\\]|\\.)+`|\w+)\.(?:`(?:[^`\\]|\\.)+`|\w+))")
 #: The name of an error stands at the very end; words in brackets before it may be an event's.
 _NAME = re.compile(r"\((?P<name>[A-Z][A-Z0-9_]+)\)(?: \(version .*\))?(?: \(for url \S+\))?$")
 
@@ -122,7 +127,9 @@ def translate(error: Exception, where: str, query_id: object = None) -> OutboxEr
     if guarded is not None:
         return guarded
     said = _told(error, code, query_id)
-    return _of_code(code, said, where)
+    ours = _of_code(code, said, where)
+    ours.answer = Answer(code, said, tuple(_PUSHING.findall(str(error))))
+    return ours
 
 
 def _by_our_guards(words: str, where: str) -> OutboxError | None:

@@ -10,7 +10,20 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Connection, Update, and_, case, false, func, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Update,
+    and_,
+    case,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.batches import LAST_POSITION, NEWER_PROOF, Batch, BatchRequest, BatchStatus, Lease, Proof
@@ -171,10 +184,28 @@ def _marked_before(connection: Connection, lease: Lease) -> tuple[int, int, date
     return found.accepted_count or 0, found.rejected_count or 0, found.processed_at
 
 
+def note_answer(connection: Connection, lease: Lease, generation: int | None) -> None:
+    """Keep that ClickHouse answered the insert of *generation* with an error, or with None that nothing is owed for it.
+
+    Another sending that a resume had allowed is used up by it.
+    """
+    statement = update(batch).where(_is_held(lease)).values(answered_generation=generation, may_resend=False)
+    _require_one(connection, lease, statement)
+
+
 def fail_attempt(
-    connection: Connection, lease: Lease, *, error: str, kind: str, wait: timedelta, max_attempts: int
+    connection: Connection,
+    lease: Lease,
+    *,
+    error: str,
+    kind: str,
+    wait: timedelta,
+    max_attempts: int,
+    is_final: bool = False,
 ) -> BatchStatus | None:
-    """End the attempt: failed until *wait* is over, or parked at the limit. None when the lease was lost already.
+    """End the attempt: failed until *wait* is over, or parked at the limit, or at once where it *is_final*.
+
+    None when the lease was lost already.
 
     Transient failures are counted apart and allowed ten times as often: the batch is not to blame, yet they end too.
     """
@@ -182,7 +213,9 @@ def fail_attempt(
     is_transient = kind in ("transient", "witness")
     failures = batch.c.failures + (0 if is_transient else 1)
     transient_failures = batch.c.transient_failures + (1 if is_transient else 0)
-    is_enough = or_(failures >= max_attempts, transient_failures >= TRANSIENT_PATIENCE * max_attempts)
+    is_enough = or_(
+        literal(is_final), failures >= max_attempts, transient_failures >= TRANSIENT_PATIENCE * max_attempts
+    )
     statement = (
         update(batch)
         .where(_is_held(lease))
@@ -240,12 +273,23 @@ def due_for_recheck(connection: Connection, *, delay: timedelta, limit: int) -> 
 
 
 def resume_parked(connection: Connection, batch_id: UUID | None = None) -> list[Batch]:
-    """Move parked batches (or the one named) to failed and due at once; return them, oldest events first."""
+    """Move parked batches (or the one named) to failed and due at once; return them, oldest events first.
+
+    One whose insert was answered with an error may be sent once more.
+    """
+    may_resend = batch.c.answered_generation.is_not(None)
     due_now = {"next_attempt_at": _NOW, "lasting": timedelta(0)}
     statement = (
         update(batch)
         .where(batch.c.status == BatchStatus.PARKED)
-        .values(status=BatchStatus.FAILED, failures=0, transient_failures=0, holder=None, **due_now)
+        .values(
+            status=BatchStatus.FAILED,
+            failures=0,
+            transient_failures=0,
+            holder=None,
+            may_resend=may_resend,
+            **due_now,
+        )
     )
     if batch_id is not None:
         statement = statement.where(batch.c.batch_id == batch_id)

@@ -97,6 +97,8 @@ batch = Table(
     Column("pruned_at", DateTime(timezone=True)),
     Column("lasting", INTERVAL),
     Column("cut_number", BigInteger),
+    Column("answered_generation", Integer),
+    Column("may_resend", Boolean, nullable=False),
 )
 
 quarantined_event = Table(

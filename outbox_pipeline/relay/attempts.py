@@ -22,6 +22,7 @@ from outbox_pipeline.errors import (
     OutboxError,
     ProofError,
     TransientError,
+    ViewError,
     WitnessError,
     sentence_of,
 )
@@ -152,6 +153,7 @@ def _fail(delivery: Delivery, error: BaseException) -> BatchStatus | None:
             kind=error_kind(error),
             wait=backoff(found.failures + found.transient_failures, settings),
             max_attempts=settings.max_attempts,
+            is_final=isinstance(error, ViewError) and error.is_final,
         )
 
 
@@ -171,5 +173,6 @@ def error_kind(error: BaseException) -> str:
         ProofError: "proof",
         LeaseLostError: "silence",
         WitnessError: "witness",
+        ViewError: "view",
     }
     return next((word for kind, word in kinds.items() if isinstance(error, kind)), "unexpected")

@@ -21,12 +21,13 @@ from outbox_pipeline.clickhouse import load as store
 from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
-from outbox_pipeline.errors import BatchDataError, ProofError
+from outbox_pipeline.errors import BatchDataError, OutboxError, ProofError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.watchdog import client_limit
+from outbox_pipeline.relay.answers import is_owed_to_views, raise_for_view
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.witness import witness_attempt
@@ -109,6 +110,7 @@ class Delivery:
         self._has_sent = False
         self._is_fenced = lease.attempt == 1
         self._is_witnessed = False
+        self._is_owed = False
         self._is_proven = False
         self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease, limits=stores.limits).start()
         self.stores = replace(stores, client=stores.client.telling(self._heartbeat.during))
@@ -178,8 +180,10 @@ class Delivery:
         Looks before it sends anything a second time. Sends the same generation again first, because a late copy of an
         earlier request is then dropped; raises the generation only when ClickHouse took one and still shows other rows,
         or when *reload* asks for it. Events that ClickHouse refuses by itself are found and rejected, the rest goes on
-        as the next generation. Raises ProofError when that does not help, WitnessError, before anything is sent, when
-        ClickHouse knows of deliveries that this ledger does not.
+        as the next generation. That an insert was answered with an error is kept in the ledger, and its rows are no
+        proof then (`relay.answers`). Raises ProofError when that does not help, ViewError when a view behind the log
+        may lack what the log has, WitnessError, before anything is sent, when ClickHouse knows of deliveries that this
+        ledger does not.
         """
         started = time.monotonic()
         batch = self._frozen_batch()
@@ -187,7 +191,7 @@ class Delivery:
         self._raise_fence()
         if reload:
             generation = self._raise_generation()
-        elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_shown(batch, generation):
+        elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_whole(batch):
             if batch.proof is not None and batch.proof.row_count == 0:
                 # No rows that say that an attempt before has been here: batches behind this one rely on its look.
                 self._witness(batch)
@@ -202,6 +206,8 @@ class Delivery:
                 continue
             sendings += 1
             if self._is_shown(batch, generation):
+                if batch.is_answered:
+                    self._note_answer(None)
                 return self._loaded(batch, generation, started, sent_bytes=sent_bytes)
             log().warning("batch_resent", batch_id=str(batch.batch_id), generation=generation)
             generation = self._raise_generation()
@@ -219,6 +225,11 @@ class Delivery:
         """
         batch = self._frozen_batch()
         self._raise_fence()
+        if batch.is_answered:
+            raise ProofError(
+                f"Batch {batch.batch_id} cannot be marked: ClickHouse answered its insert with an error and has taken "
+                "no other one since. Run its load step again."
+            )
         if not self._is_proven and not self._is_shown(batch, batch.generation):
             raise ProofError(
                 f"Batch {batch.batch_id} cannot be marked: {self._differences(batch, batch.generation)}. "
@@ -277,11 +288,21 @@ class Delivery:
             not_after = None
         if batch.proof.row_count == 0:
             return 0
-        client, self._has_sent = self.stores.client, True
-        not_after = not_after or read_deadline(client, self.stores.settings.lease_seconds)
-        store.insert_generation(client, body, lease=self.lease, identity=self.identity, not_after=not_after)
+        not_after = not_after or read_deadline(self.stores.client, self.stores.settings.lease_seconds)
+        self._insert(batch, body, not_after)
         announce(Point.SENT)
         return body.size
+
+    def _insert(self, batch: Batch, body: store.Body, not_after: str) -> None:
+        client, self._has_sent = self.stores.client, True
+        try:
+            store.insert_generation(client, body, lease=self.lease, identity=self.identity, not_after=not_after)
+        except OutboxError as error:
+            if error.answer is not None:
+                self._note_answer(body.generation)
+                is_owed = self._is_owed and body.generation == batch.generation
+                raise_for_view(self.stores, batch, body.generation, error, is_owed=is_owed)
+            raise
 
     def _encoded(self, batch: Batch, generation: int) -> store.Body:
         # Encoded, the events need no memory here; another sending, or another generation, reads them again.
@@ -292,6 +313,11 @@ class Delivery:
             body = store.as_arrow(self._accepted(batch), batch.batch_id, generation, version=batch.proof.version)
         self._events = None
         return body
+
+    def _note_answer(self, generation: int | None) -> None:
+        with self._ledger() as connection:
+            leases.note_answer(connection, self.lease, generation)
+        announce(Point.ANSWERED)
 
     def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:
         accepted = self._accepted(batch)
@@ -326,6 +352,20 @@ class Delivery:
             generation = leases.raise_generation(connection, self.lease)
         announce(Point.GENERATION_RAISED)
         return generation
+
+    def _is_whole(self, batch: Batch) -> bool:
+        """Tell whether ClickHouse shows the batch and no view behind the log may lack it."""
+        is_shown = self._is_shown(batch, batch.generation)
+        if not batch.is_answered:
+            return is_shown
+        self._is_owed = is_owed_to_views(self.stores, batch)
+        if is_shown and not self._is_owed:
+            self._note_answer(None)
+            return True
+        if batch.may_resend:
+            # What follows is the one sending that was allowed, whatever becomes of it.
+            self._note_answer(batch.generation)
+        return False
 
     def _is_shown(self, batch: Batch, generation: int) -> bool:
         self._is_proven = not self._differences(batch, generation)

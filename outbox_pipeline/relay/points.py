@@ -29,6 +29,7 @@ class Point(StrEnum):
     SENDING = "sending"
     OLDER_DELETED = "older_deleted"
     SENT = "sent"
+    ANSWERED = "answered"
     REFROZEN = "refrozen"
     PROVEN = "proven"
     MARKING = "marking"

@@ -37,7 +37,7 @@ def test_a_relay_killed_at_any_point_is_recovered(stores: Stores, children: Chil
         lose_some_rows(stores)
     if point == Point.NUMBERED:
         cut_without_number(stores)
-    if point == Point.REFROZEN:
+    if point in {Point.ANSWERED, Point.REFROZEN}:
         stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT odd CHECK position % 2 = 1")
 
     children.start(stores, at=point, redeliver=point in REPAIRS).wait_killed()

@@ -23,6 +23,7 @@ from outbox_pipeline.clickhouse.errors import (
     translated,
 )
 from outbox_pipeline.errors import (
+    Answer,
     BatchDataError,
     ConfigurationError,
     FencedError,
@@ -275,6 +276,18 @@ def test_words_that_may_quote_a_row_are_left_out(code: int) -> None:
     assert "system.query_log in ClickHouse, query_id outbox-1" in said
 
 
+def test_an_answer_is_kept_with_the_views_that_it_names() -> None:
+    """What ClickHouse answered with is told from a lost answer; of views behind each other it names the inner first."""
+    words = (
+        "Code: 6. DB::Exception: x: while pushing to view d.inner: while pushing to view d.`my view` (0a-1b). (NAME)"
+    )
+
+    error = translate(server_error(6, words), "there")
+
+    assert error.answer == Answer(6, "NAME (code 6)", ("d.inner", "d.`my view`"))
+    assert translate(StreamFailureError("half"), "there").answer is None
+
+
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
@@ -288,7 +301,7 @@ def test_a_refusal_of_our_own_is_no_answer_to_look_for_bad_events_by(words: str,
     """Each guard of an insert has words of its own, and none of them says anything of the events."""
     error = translate(server_error(395, f"Code: 395. DB::Exception: {words}: while executing. (ITS_NAME)"), "there")
 
-    assert type(error) is kind
+    assert (type(error), error.answer) == (kind, None)
 
 
 def test_every_code_that_tells_its_words_is_a_known_one() -> None:

@@ -14,6 +14,7 @@ marked AS (
         rejected = '{}',
         holder = NULL, lease_until = NULL, next_attempt_at = NULL, lasting = NULL,
         failures = 0, transient_failures = 0, last_error = NULL, last_error_kind = NULL,
+        answered_generation = NULL, may_resend = false,
         processed_at = clock_timestamp(), proved_at = clock_timestamp()
     WHERE batch_id = :batch_id AND attempt = :attempt AND holder = :holder AND status = 'delivering'
         AND proof IS NOT NULL
