@@ -28,8 +28,7 @@ from adbc_driver_postgresql import dbapi
 from sqlalchemy import Connection, text
 
 from benchmarks.common import fresh_stores, publish, save, vacuum
-from outbox_pipeline.clickhouse.load import as_arrow
-from outbox_pipeline.event_schema import SENT
+from outbox_pipeline.clickhouse.load import as_arrow, into_columns
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -55,7 +54,7 @@ _CLAIM = (
     " WHERE status = 'pending' ORDER BY position LIMIT {most} FOR UPDATE SKIP LOCKED"
 )
 _MARK = "UPDATE status_outbox SET status = 'processed' WHERE position = ANY ($1::text::bigint[])"
-_INSERT = f"INSERT INTO status_log ({', '.join(column.name for column in SENT)}) FORMAT Arrow"
+_INSERT = f"INSERT INTO status_log {into_columns()} FORMAT Arrow"
 _PUBLISH = {
     table: text(
         f"INSERT INTO {table} (event_type, environment, event_context)"  # noqa: S608 - one of two tables
@@ -187,8 +186,9 @@ def _typed(table: pa.Table) -> pa.Table:
 
 
 def _insert(stores: Stores, events: pa.Table) -> None:
-    body = as_arrow(events, UUID(int=0), generation=0)
-    stores.client.run(_INSERT, settings={"async_insert": 0}, body=body.pieces)
+    body = as_arrow(events, generation=0)
+    named = {"batch_id": str(UUID(int=0)), "generation": 0}
+    stores.client.run(_INSERT, named, settings={"async_insert": 0}, body=body.pieces)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from io import RawIOBase
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pyarrow as pa
 
 from outbox_pipeline.batches import Batch, Lease, LedgerIdentity
@@ -24,10 +25,11 @@ from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.deadline import IS_IN_TIME
 from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FENCED_WORDS, FOREIGN_WORDS
 from outbox_pipeline.clickhouse.owner import OWNERS
+from outbox_pipeline.clickhouse.proof import id_words
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.clickhouse.witness import ADOPTED_AT
 from outbox_pipeline.errors import InDoubtError
-from outbox_pipeline.event_schema import PROOF_VERSION, EventColumn, sent_columns
+from outbox_pipeline.event_schema import PROOF_VERSION, EventColumn, FilledBy, sent_columns
 
 #: One block whatever the size: blocks commit one by one, so half a batch could stay behind.
 _ONE_BLOCK_ROWS = 4_000_000
@@ -45,6 +47,11 @@ _INSERT_SETTINGS = {
     "min_insert_block_size_bytes": 0,
     "max_partitions_per_insert_block": 0,
 }
+
+#: How an id travels, and what makes a UUID of it. ClickHouse reads Arrow's 16 bytes as a UUID since 26.5; before, it
+#: refused them or turned both halves round. These bytes it takes as they are, and 36 characters would be dearer.
+_ID_IN_FILE = "FixedString(16)"
+_ID_OF_FILE = "reinterpretAsUUID({name})"
 
 # Column names and types are constants of this package; values are parameters.
 _FENCED = f"""
@@ -101,26 +108,32 @@ def deduplication_token(client: EventLogClient, batch_id: UUID, generation: int)
     return f"{_tokens_of(client, batch_id)}{generation}"
 
 
-def _tokens_of(client: EventLogClient, batch_id: UUID) -> str:
+def _tokens_of(client: EventLogClient, batch_id: UUID, *, into: str = "table") -> str:
     # A copy of a ledger has the same batches; under another source they are other rows.
     source = f"{client.source}:" if client.source else ""
-    return f"{client.table}:{source}{batch_id}:"
+    return f"{client.names[into]}:{source}{batch_id}:"
 
 
 def insert_generation(
-    client: EventLogClient, body: Body, *, lease: Lease, identity: LedgerIdentity, not_after: str
+    client: EventLogClient,
+    body: Body,
+    *,
+    lease: Lease,
+    identity: LedgerIdentity,
+    not_after: str,
+    into: str = "table",
 ) -> None:
     """Insert the whole batch as one generation; *body* is its events `as_arrow`, taken here.
 
-    *not_after* is its deadline (`clickhouse.deadline`). Coming back means that ClickHouse took the request, not that
-    the rows are there. Raises FencedError when a later attempt has begun, TransientError when it comes too late,
-    ConfigurationError when the table is not this ledger's, WitnessError when the ledger was adopted elsewhere, else the
-    kinds of `clickhouse.errors`.
+    *not_after* is its deadline (`clickhouse.deadline`), *into* the role of the table (`EventLogClient.names`). Coming
+    back means that ClickHouse took the request, not that the rows are there. Raises FencedError when a later attempt
+    has begun, TransientError when it comes too late, ConfigurationError when the log is not this ledger's, WitnessError
+    when the ledger was adopted elsewhere, else the kinds of `clickhouse.errors`.
     """
     batch_id, generation, attempt = lease.batch_id, body.generation, lease.attempt
     settings = {
         **_INSERT_SETTINGS,
-        "insert_deduplication_token": deduplication_token(client, batch_id, generation),
+        "insert_deduplication_token": f"{_tokens_of(client, batch_id, into=into)}{generation}",
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps(
             {
@@ -134,29 +147,45 @@ def insert_generation(
     }
     named = {
         "batch_id": str(batch_id),
+        "generation": generation,
         "attempt": attempt,
         "ledger_id": str(identity.ledger_id),
         "floor": identity.floor,
         "not_after": not_after,
     }
-    client.run(_fenced_insert(body.version), named, settings=settings, body=body.pieces)
+    client.run(_fenced_insert(body.version, into), named, settings=settings, body=body.pieces)
 
 
 @cache
-def _fenced_insert(version: int) -> str:
-    return f"INSERT INTO {{table:Identifier}} {into_columns(version)}\n{_FENCED}"
+def _fenced_insert(version: int, into: str) -> str:
+    return f"INSERT INTO {{{into}:Identifier}} {into_columns(version)}\n{_FENCED}"
 
 
 def into_columns(version: int = PROOF_VERSION) -> str:
-    """Return what stands behind INSERT INTO and a table: each row that is sent, as one of the client's source.
+    """Return what stands behind INSERT INTO and a table: each row of a file `as_arrow`, as one of the client's source.
 
-    *version* is that of the proof which the batch was frozen with.
+    *version* is that of the proof which the batch was frozen with. Takes the parameters `batch_id` and `generation`;
+    `loaded_at` is the server's.
     """
-    # `source` is a constant of the insert, `loaded_at` the server's.
-    columns = {column.name: COLUMNS[column.name] for column in sent_columns(version)}
-    names = ", ".join(columns)
-    structure = ", ".join(f"{name} {kind}" for name, kind in columns.items()).replace("'", "\\'")
-    return f"({names}, source)\nSELECT {names}, {{source:String}} FROM input('{structure}')"
+    columns = sent_columns(version)
+    names = ", ".join(column.name for column in columns)
+    values = ", ".join(map(_value, columns))
+    structure = ", ".join(f"{column.name} {_type_in_file(column)}" for column in _in_file(version)).replace("'", "\\'")
+    return f"({names}, source)\nSELECT {values}, {{source:String}} FROM input('{structure}')"
+
+
+def _in_file(version: int) -> list[EventColumn]:
+    return [column for column in sent_columns(version) if column.filled_by is not FilledBy.DELIVERY]
+
+
+def _type_in_file(column: EventColumn) -> str:
+    return _ID_IN_FILE if column.kind == "uuid" else COLUMNS[column.name]
+
+
+def _value(column: EventColumn) -> str:
+    if column.filled_by is FilledBy.DELIVERY:
+        return f"{{{column.name}:{COLUMNS[column.name]}}}"
+    return _ID_OF_FILE.format(name=column.name) if column.kind == "uuid" else column.name
 
 
 def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
@@ -205,12 +234,12 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
         )
 
 
-def as_arrow(events: pa.Table, batch_id: UUID, generation: int, *, version: int = PROOF_VERSION) -> Body:
+def as_arrow(events: pa.Table, generation: int, *, version: int = PROOF_VERSION) -> Body:
     """Return extracted events as rows of the event log in one Arrow file, the same bytes for the same arguments.
 
     *version* is that of the proof which the batch was frozen with.
     """
-    rows = _as_rows(events, batch_id, generation, version=version)
+    rows = pa.table({column.name: _sent(events, column) for column in _in_file(version)}).combine_chunks()
     # One record batch, so that ClickHouse makes one block of it: blocks commit one by one.
     sink = _Pieces()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -219,22 +248,17 @@ def as_arrow(events: pa.Table, batch_id: UUID, generation: int, *, version: int 
     return Body(generation, version, iter(sink.kept), sum(map(len, sink.kept)))
 
 
-def _as_rows(events: pa.Table, batch_id: UUID, generation: int, *, version: int) -> pa.Table:
-    count = events.num_rows
-    of_the_batch = {
-        "batch_id": pa.repeat(pa.scalar(batch_id.bytes, pa.binary(16)), count),
-        "generation": pa.repeat(pa.scalar(generation, pa.uint32()), count),
-    }
-    columns = {
-        column.name: of_the_batch[column.name] if column.name in of_the_batch else _sent(events, column)
-        for column in sent_columns(version)
-    }
-    return pa.table(columns).combine_chunks()
-
-
-def _sent(events: pa.Table, column: EventColumn) -> pa.ChunkedArray:
+def _sent(events: pa.Table, column: EventColumn) -> pa.Array | pa.ChunkedArray:
     # The table's numbers have no sign, and its texts are empty where PostgreSQL has no value.
+    if column.kind == "uuid":
+        return _as_held(events)
     values = events[column.name]
     if column.kind == "number":
         return values.cast(pa.uint64())
     return values.fill_null("") if column.may_be_missing else values
+
+
+def _as_held(events: pa.Table) -> pa.Array:
+    """Return the events' ids as ClickHouse holds a UUID: two numbers of 64 bits, each with its lowest byte first."""
+    words = np.column_stack(id_words(events)).astype("<u8", copy=False)
+    return pa.Array.from_buffers(pa.binary(16), len(words), [None, pa.py_buffer(words)])

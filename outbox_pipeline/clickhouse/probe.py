@@ -45,9 +45,10 @@ def find_refused(client: EventLogClient, events: pa.Table, batch_id: UUID) -> di
 
 
 def _refusal(client: EventLogClient, probe: str, events: pa.Table, batch_id: UUID) -> str | None:
-    body = as_arrow(events, batch_id, generation=0)
+    body = as_arrow(events, generation=0)
+    named = {"probe": probe, "batch_id": str(batch_id), "generation": 0}
     try:
-        client.run(_INSERT, {"probe": probe}, settings={"async_insert": 0}, body=body.pieces)
+        client.run(_INSERT, named, settings={"async_insert": 0}, body=body.pieces)
     except BatchDataError as error:
         return str(error)
     return None

@@ -86,7 +86,7 @@ FROM {hashed_rows(ROWS_OF_BATCH)}
 
 def proof_of_table(table: pa.Table) -> Proof:
     """Return what these events (a table of the extracted columns) must add up to in ClickHouse."""
-    high, low = _id_words(table)
+    high, low = id_words(table)
     hashes = _mixed(high, low)
     factors = hashes | np.uint64(1)
     sums = {column.name: _sums(_numbers(table, column), factors) for column in _PROVED}
@@ -121,7 +121,8 @@ def proof_in_clickhouse(client: EventLogClient, batch: Batch, *, generation: int
     return reduce(Proof.plus, map(proof_of_row, found)), foreign_count
 
 
-def _id_words(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def id_words(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the events' ids as two arrays of numbers of 64 bits: the first eight bytes of each, and the last."""
     ids = _one_chunk(table, "event_id")
     if len(ids) == 0:
         return np.empty(0, np.uint64), np.empty(0, np.uint64)

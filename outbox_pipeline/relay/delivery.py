@@ -310,7 +310,7 @@ class Delivery:
         if body is None or body.generation != generation:
             assert batch.proof is not None
             batch.proof.require_known()
-            body = store.as_arrow(self._accepted(batch), batch.batch_id, generation, version=batch.proof.version)
+            body = store.as_arrow(self._accepted(batch), generation, version=batch.proof.version)
         self._events = None
         return body
 

@@ -284,7 +284,7 @@ def test_a_batch_in_flight_that_nobody_delivered_is_delivered_here(
 def send_late(there: Stores, batch_id: UUID) -> None:
     """Send a batch as the old instance's first attempt, frozen until now, would."""
     events = extract_events(there.engine, batch_id)
-    body = load.as_arrow(events, batch_id, generation=0)
+    body = load.as_arrow(events, generation=0)
     lease, identity = Lease(batch_id, 1, "frozen"), identity_of(there)
     not_after = read_deadline(there.client, there.settings.lease_seconds)
     load.insert_generation(there.client, body, lease=lease, identity=identity, not_after=not_after)

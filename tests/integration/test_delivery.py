@@ -44,7 +44,7 @@ def again(stores: Stores, delivery: Delivery) -> Delivery:
 def insert(stores: Stores, delivery: Delivery, *, generation: int, attempt: int) -> None:
     """Send the batch of *delivery* as some attempt would."""
     batch_id = delivery.lease.batch_id
-    body = load.as_arrow(extract_events(stores.engine, batch_id), batch_id, generation)
+    body = load.as_arrow(extract_events(stores.engine, batch_id), generation)
     lease = replace(delivery.lease, attempt=attempt)
     not_after = read_deadline(stores.client, stores.settings.lease_seconds)
     load.insert_generation(stores.client, body, lease=lease, identity=identity_of(stores), not_after=not_after)
