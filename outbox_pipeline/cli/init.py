@@ -52,6 +52,7 @@ def init(
     from outbox_pipeline.clickhouse.client import clickhouse_client
     from outbox_pipeline.operations.log import make_log
     from outbox_pipeline.operations.owner import take_table
+    from outbox_pipeline.relay.known_bytes import require_known_bytes
     from outbox_pipeline.relay.owner import claim_table
     from outbox_pipeline.settings import shown_url
     from outbox_pipeline.stores import Stores
@@ -66,6 +67,7 @@ def init(
                 _agree_to_take(stores, is_confirmed=is_confirmed)
             made = make_log(engine, client, recreate=recreate_log, take=take)
             (take_table if take else claim_table)(stores)
+            require_known_bytes(stores)
             server = client.driver.server_version
         typer.echo(
             f"ClickHouse {server}: table {settings.clickhouse_table} at version {made.version} in "

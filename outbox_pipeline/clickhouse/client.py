@@ -74,6 +74,7 @@ class EventLogClient:
             "migrations": f"{self.table}_migrations",
             "sources": f"{self.table}_sources",
             "ledger": f"{self.table}_ledger",
+            "known_bytes": f"{self.table}_known_bytes",
         }
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
         self._request_seconds = request_seconds
@@ -111,7 +112,8 @@ class EventLogClient:
 
         `{table:Identifier}` is the event log, `{fence:Identifier}` its fence, `{completeness:Identifier}` how far each
         day is delivered, `{delivered:Identifier}` the view on that, `{migrations:Identifier}` what made them,
-        `{sources:Identifier}` whose they are, `{ledger:Identifier}` the witness of its batches.
+        `{sources:Identifier}` whose they are, `{ledger:Identifier}` the witness of its batches,
+        `{known_bytes:Identifier}` rows that are sent to be read back.
         """
         with self._request():
             result = self.driver.query(statement, parameters=self._parameters(parameters))

@@ -135,7 +135,7 @@ def _merge_problem(client: EventLogClient, engine: str, sorting_key: str) -> str
 
 def missing_problem(client: EventLogClient, found: LogState) -> str | None:
     """Return which table beside the log is not there, in one sentence; None when all are."""
-    for role in ("fence", "sources", "ledger"):
+    for role in ("fence", "sources", "ledger", "known_bytes"):
         if found.tables.get(role, {}).get("engine") != "MergeTree":
             return f"{client.where} has no table {client.names[role]}: run 'outbox init'."
     return None

@@ -1,7 +1,7 @@
 """Check everything a delivery needs, and say of each thing what is wrong and what to do.
 
-Invariant: no check changes anything, none shows a secret, and none hides another: a check that cannot be made because
-an earlier one failed is reported as skipped.
+Invariant: no check changes anything but for a row of known bytes, which goes into a table of its own; none shows a
+secret, and none hides another: a check that cannot be made because an earlier one failed is reported as skipped.
 """
 
 import os
@@ -14,11 +14,13 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
+from outbox_pipeline.clickhouse.known_bytes import known_bytes_problem
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version as latest_log_version
 from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.sources import crowded_problem, serves_one
 from outbox_pipeline.clickhouse.table import durability_problem, table_problem
+from outbox_pipeline.clickhouse.versions import version_problem
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, skipped
@@ -48,7 +50,6 @@ from outbox_pipeline.stores import Stores
 MAX_SKEW = timedelta(seconds=5)
 
 _OLDEST_POSTGRES = 15_00_00
-_OLDEST_CLICKHOUSE = (25, 8)
 _ANSWER_SECONDS = 5.0
 
 #: Every check in the order it is made.
@@ -69,6 +70,7 @@ CHECKS = (
     "clickhouse",
     "clickhouse table",
     "clickhouse owner",
+    "clickhouse known bytes",
     "clickhouse witness",
     "clickhouse durability",
     "delivered days",
@@ -305,11 +307,13 @@ def _clickhouse_checks(settings: Settings, clocks: list[ServerClock], *, has_led
         table = _check_log(settings, client)
         yield table
         if table.ok and has_ledger:
-            yield _outcome("clickhouse owner", lambda: _check_owner(settings, client))
+            owner = _outcome("clickhouse owner", lambda: _check_owner(settings, client))
+            yield owner
+            yield _check_known_bytes(settings, client, owner)
             yield _outcome("clickhouse witness", lambda: _check_witness(settings, client))
         else:
             needed = "clickhouse table" if has_ledger else "schema"
-            yield from skipped(["clickhouse owner", "clickhouse witness"], needed)
+            yield from skipped(["clickhouse owner", "clickhouse known bytes", "clickhouse witness"], needed)
         yield _outcome(
             "clickhouse durability",
             lambda: _fine(durability_problem(client), "ClickHouse writes what it has acknowledged to disk."),
@@ -358,6 +362,22 @@ def _check_owner(settings: Settings, client: EventLogClient) -> str:
     return _fine(problem, f"Table {client.table} belongs to no outbox yet: it will to the first that delivers into it.")
 
 
+def _check_known_bytes(settings: Settings, client: EventLogClient, owner: Check) -> Check:
+    name = "clickhouse known bytes"
+    if not owner.ok:
+        return skipped([name], owner.name)[0]
+    return _outcome(name, lambda: _said_of_known_bytes(settings, client))
+
+
+def _said_of_known_bytes(settings: Settings, client: EventLogClient) -> str:
+    if not holding(read_claims(client)):
+        return f"No row was sent, since table {client.table} belongs to no outbox yet: the first delivery sends one."
+    with ledger_transaction(create_outbox_engine(settings, pooled=False)) as connection:
+        ledger_id = read_ledger_id(connection)
+    problem = known_bytes_problem(client, ledger_id)
+    return _fine(problem, "A row of known bytes, sent as events are, came back as it was sent.")
+
+
 def _check_witness(settings: Settings, client: EventLogClient) -> str:
     stores = Stores(create_outbox_engine(settings, pooled=False), client, settings)
     cuts = read_newest(client)
@@ -375,10 +395,9 @@ def _read_clickhouse(client: EventLogClient, clocks: list[ServerClock]) -> str:
 
 def check_clickhouse_version(version: str, shown: str) -> Check:
     """Find a server older than what the load was tried on."""
-    found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if found < _OLDEST_CLICKHOUSE:
-        said = f"ClickHouse {version} at {shown} is too old: version 25.8 or later is needed."
-        return Check("clickhouse", False, said)
+    problem = version_problem(version, f"ClickHouse at {shown}")
+    if problem is not None:
+        return Check("clickhouse", False, problem)
     return Check("clickhouse", True, f"ClickHouse {version} at {shown} answers.")
 
 

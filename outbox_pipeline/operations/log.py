@@ -13,6 +13,7 @@ from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
 from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.clickhouse.versions import require_version
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.conditions import read_ledger_id
@@ -55,8 +56,9 @@ def make_log(engine: Engine, client: EventLogClient, *, recreate: bool = False, 
     """Make the log's tables where they are missing and bring them up to date; with *recreate* also a log that is lost.
 
     Safe to repeat. Raises ConfigurationError when the log is lost and *recreate* is not said, when it is newer than
-    this code or not what it must be.
+    this code or not what it must be, and with nothing made when the server is too old.
     """
+    require_version(client)
     if not take:
         _require_no_other(engine, client)
     if not is_lost(engine, client):

@@ -29,6 +29,7 @@ from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.watchdog import client_limit
 from outbox_pipeline.relay.answers import is_owed_to_views, raise_for_view
 from outbox_pipeline.relay.heartbeat import Heartbeat
+from outbox_pipeline.relay.known_bytes import require_known_bytes, send_known_bytes
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.witness import witness_attempt
 from outbox_pipeline.stores import Stores
@@ -183,7 +184,7 @@ class Delivery:
         as the next generation. That an insert was answered with an error is kept in the ledger, and its rows are no
         proof then (`relay.answers`). Raises ProofError when that does not help, ViewError when a view behind the log
         may lack what the log has, WitnessError, before anything is sent, when ClickHouse knows of deliveries that this
-        ledger does not.
+        ledger does not, ConfigurationError, with nothing rejected, when it refuses or alters known bytes as well.
         """
         started = time.monotonic()
         batch = self._frozen_batch()
@@ -278,6 +279,7 @@ class Delivery:
     def _send(self, batch: Batch, generation: int) -> int:
         assert batch.proof is not None
         body = self._encoded(batch, generation)
+        require_known_bytes(self.stores, self.identity.ledger_id)
         not_after = self._witness(batch)
         self._heartbeat.require_held()
         announce(Point.SENDING)
@@ -320,6 +322,8 @@ class Delivery:
         announce(Point.ANSWERED)
 
     def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:
+        # Refused too, it is the server or the way to it, and no event is to blame.
+        send_known_bytes(self.stores, self.identity.ledger_id)
         accepted = self._accepted(batch)
         refused = find_refused(self.stores.client, accepted, batch.batch_id)
         if not refused:

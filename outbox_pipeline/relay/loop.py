@@ -16,6 +16,7 @@ from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, Marked
+from outbox_pipeline.relay.known_bytes import require_known_bytes
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.witness import require_own_log
@@ -68,10 +69,11 @@ def relay(
     Then several batches are under way at once, in threads; a caller that is interrupted gets out when those are
     delivered. A failed batch is written to the ledger with its error and does not stop the others; it is not tried
     again in this call, its backoff decides. Raises what keeps everything from working: no schema, no table or another
-    outbox's, a ledger that stopped.
+    outbox's, a ledger that stopped, a ClickHouse that alters known bytes.
     """
     require_ready(stores)
     claim_table(stores)
+    require_known_bytes(stores)
     result, settings = RelayResult(), _relay_settings(stores.settings, until_empty=until_empty)
     deliver = _deliver_until_empty if until_empty else _deliver_one
     with closing(deliver(stores, settings)) as outcomes:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.schema import has_log, read_log, version_problem
 from outbox_pipeline.clickhouse.table import absence, missing_problem, missing_sentence, table_problem
+from outbox_pipeline.clickhouse.versions import require_version
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import has_delivered
@@ -16,14 +17,19 @@ from outbox_pipeline.postgres.schema import schema_version
 
 
 def require_log(engine: Engine, client: EventLogClient) -> None:
-    """Raise ConfigurationError with one sentence when the log is lost, missing or not as a delivery needs it."""
+    """Raise ConfigurationError when the server is too old, or the log lost, missing or not as a delivery needs it."""
+    require_version(client)
     problem = log_problem(engine, client)
     if problem is not None:
         raise ConfigurationError(problem)
 
 
 def require_log_version(engine: Engine, client: EventLogClient) -> None:
-    """Raise ConfigurationError when the log is lost, missing or of another version; two small requests, for a tick."""
+    """Raise ConfigurationError when the server is too old, or the log lost, missing or of another version.
+
+    Two small requests, for a tick.
+    """
+    require_version(client)
     found = read_log(client)
     if "table" not in found.tables:
         raise ConfigurationError(lost_sentence(client) if is_lost(engine, client) else missing_sentence(client))

@@ -16,6 +16,7 @@ class Point(StrEnum):
     CLAIMING = "claiming"
     CLAIMED = "claimed"
     LOOKED_AGAIN = "looked_again"
+    KNOWN_BYTES_SENT = "known_bytes_sent"
     CUT = "cut"
     REQUESTED = "requested"
     LEASED = "leased"

@@ -178,6 +178,16 @@ def test_clickhouse_has_every_column(stores: Stores) -> None:
     assert {row["name"]: row["comment"] for row in found} == column_comments()
 
 
+def test_known_bytes_go_into_the_same_columns(stores: Stores) -> None:
+    """A row of known bytes proves what it passes through, so its table has every column of the log with its type."""
+    found = stores.client.rows(
+        "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {known_bytes:String}"
+        " ORDER BY position"
+    )
+
+    assert [(row["name"], row["type"]) for row in found] == list(COLUMNS.items())
+
+
 def test_every_column_arrives(stores: Stores) -> None:
     """What an application publishes in a column is what ClickHouse shows there."""
     with Session(stores.engine) as session, session.begin():

@@ -18,6 +18,7 @@ from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.relay.attempts import request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.known_bytes import require_known_bytes
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
@@ -65,9 +66,11 @@ _needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason=
 def patient(stores: Stores) -> Stores:
     """The stores with leases that are not renewed in the middle of a measurement, however busy the machine.
 
-    The table is this ledger's from before: to claim it is done once in its life.
+    The table is this ledger's from before: to claim it is done once in its life. So is the row of known bytes sent:
+    it is once in a process.
     """
     claim_table(stores)
+    require_known_bytes(stores)
     return replace(stores, settings=stores.settings.model_copy(update={"lease_seconds": 600}))
 
 
