@@ -87,7 +87,7 @@ def test_the_steps_of_a_delivery_are_in_the_order_of_the_model(stores: Stores, m
         yield from blocks(client, statement, *arguments)
 
     def noted_run(client: EventLogClient, statement: str, *arguments: Any, **options: Any) -> None:
-        if "input(" in statement:
+        if statement.startswith("INSERT INTO {table:"):
             steps.append("send")
         run(client, statement, *arguments, **options)
 
