@@ -7,11 +7,12 @@ TEST_WORKERS ?= 3
 INSTALLED := .venv/installed
 BENCH := .venv/bench
 BROWSER := .venv/browser
+OLD_CLICKHOUSE := .venv/old-clickhouse
 # Debian's; of another system's packages name the folder of their programs.
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo test test-postgres15 examples lint format real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo test test-postgres15 test-old-clickhouse examples lint format real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -25,6 +26,13 @@ test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers giv
 test-postgres15: $(INSTALLED)  ## Run what depends on PostgreSQL on version 15, the oldest that is supported (Debian's package postgresql-15)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
 	  --postgres=$(POSTGRES15) tests/integration tests/acceptance
+
+test-old-clickhouse: $(INSTALLED)  ## Run what depends on ClickHouse on 25.8, the oldest that is supported (a wheel in an environment of its own)
+	@$(MAKE) --no-print-directory $(OLD_CLICKHOUSE)/installed || [ -z "$$CI" ] || exit 1
+	@if [ -f $(OLD_CLICKHOUSE)/installed ]; then \
+	  $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
+	    --clickhouse=$(OLD_CLICKHOUSE)/bin/python tests/integration tests/acceptance; \
+	else echo "Skipped: the wheel of requirements-old-clickhouse.lock could not be installed."; fi
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest
@@ -60,6 +68,8 @@ lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	  $(LOCK_OPTIONS) -o requirements.lock
 	uv pip compile --group browser --constraint requirements.lock --universal --python-version 3.11 \
 	  $(LOCK_OPTIONS) -o requirements-browser.lock
+	uv pip compile --group old-clickhouse --universal --python-version 3.11 \
+	  $(LOCK_OPTIONS) -o requirements-old-clickhouse.lock
 
 setup: $(INSTALLED)  ## Make .venv with the pinned dependencies
 
@@ -75,6 +85,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(BROWSER): $(INSTALLED) requirements-browser.lock
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-browser.lock
+	@touch $@
+
+$(OLD_CLICKHOUSE)/installed: requirements-old-clickhouse.lock
+	$(PYTHON) -m venv $(OLD_CLICKHOUSE)
+	$(OLD_CLICKHOUSE)/bin/python -m pip install --quiet --require-hashes -r requirements-old-clickhouse.lock
 	@touch $@
 
 $(BENCH): $(INSTALLED)

@@ -115,7 +115,7 @@ def test_the_lock_fits_the_bounds() -> None:
     assert [(name, version) for name, version in pins if name in wanted and version not in wanted[name].specifier] == []
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-browser.lock"])
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("requirements*.lock")))
 def test_every_pin_has_hashes_and_none_an_address(name: str) -> None:
     """What is installed is what was locked, from whichever index it comes."""
     lock = (ROOT / name).read_text(encoding="utf-8")
