@@ -19,6 +19,7 @@ from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.relay.lost_log import log_problem
 from outbox_pipeline.relay.owner import owner_problem
+from outbox_pipeline.relay.servers import several_problem
 from outbox_pipeline.relay.witness import loss_problem, read_newest, require_known
 from outbox_pipeline.settings import Settings, shown_url
 from outbox_pipeline.stores import Stores
@@ -26,6 +27,7 @@ from outbox_pipeline.stores import Stores
 #: Every check of this part, in the order it is made.
 CLICKHOUSE_CHECKS = (
     "clickhouse",
+    "clickhouse server",
     "clickhouse table",
     "clickhouse owner",
     "clickhouse witness",
@@ -48,6 +50,11 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
         return
     try:
         yield check_clickhouse_version(version, shown_url(settings.clickhouse_url))
+        server = outcome("clickhouse server", lambda: fine(several_problem(client), "One server answers."))
+        yield server
+        if not server.ok:
+            yield from skipped(CLICKHOUSE_CHECKS[2:], "clickhouse server")
+            return
         table = _check_log(settings, client)
         yield table
         if table.ok and has_ledger:
