@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
+from outbox_pipeline.clickhouse.grants import grants_problem
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version, read_log
 from outbox_pipeline.clickhouse.sources import crowded_problem, serves_one
@@ -28,6 +29,7 @@ from outbox_pipeline.stores import Stores
 CLICKHOUSE_CHECKS = (
     "clickhouse",
     "clickhouse server",
+    "clickhouse grants",
     "clickhouse table",
     "clickhouse owner",
     "clickhouse witness",
@@ -55,7 +57,12 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
         if not server.ok:
             yield from skipped(CLICKHOUSE_CHECKS[2:], "clickhouse server")
             return
+        grants = outcome("clickhouse grants", lambda: _check_grants(client))
+        yield grants
         table = _check_log(settings, client)
+        if not table.ok and not grants.ok:
+            yield from skipped(CLICKHOUSE_CHECKS[3:], "clickhouse grants")
+            return
         yield table
         if table.ok and has_ledger:
             yield outcome("clickhouse owner", lambda: _check_owner(settings, client))
@@ -73,6 +80,10 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
         )
     finally:
         client.close()
+
+
+def _check_grants(client: EventLogClient) -> str:
+    return fine(grants_problem(client), "The user has every right that a delivery needs.")
 
 
 def _check_log(settings: Settings, client: EventLogClient) -> Check:

@@ -387,7 +387,7 @@ def test_doctor_finds_what_is_wrong_in_postgres(stores: Stores, statement: str, 
 @pytest.mark.parametrize(
     ("statements", "said"),
     [
-        (["DROP TABLE {table:Identifier}"], "has no table event_log that this user may see: run 'outbox init'"),
+        (["DROP TABLE {table:Identifier}"], "has no table event_log: run 'outbox init'"),
         (["ALTER TABLE {table:Identifier} DROP COLUMN trace_context"], "lacks column trace_context"),
         (["ALTER TABLE {table:Identifier} MODIFY COLUMN generation UInt64"], "generation as UInt64"),
         (
