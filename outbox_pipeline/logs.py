@@ -33,6 +33,7 @@ EVENTS = frozenset(
         "lease_given_up",
         "lease_not_renewed",
         "ledger_adopted",
+        "looked_again",
         "metrics_unavailable",
         "process_killed",
         "process_restarted",

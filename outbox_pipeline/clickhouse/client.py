@@ -15,7 +15,7 @@ from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.clickhouse.address import read_url
 from outbox_pipeline.clickhouse.errors import translated
-from outbox_pipeline.clickhouse.pool import close_pool, make_pool
+from outbox_pipeline.clickhouse.pool import answering_server, close_pool, make_pool
 from outbox_pipeline.errors import ConfigurationError, InDoubtError, OutboxError, TransientError
 from outbox_pipeline.limits import limited
 from outbox_pipeline.settings import Settings, shown_url
@@ -76,14 +76,20 @@ class EventLogClient:
             "ledger": f"{self.table}_ledger",
             "known_bytes": f"{self.table}_known_bytes",
         }
+        #: Names of the servers that have answered this client; more than one where a name leads to several.
+        self.servers: set[str] = set()
         self.where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
         self._request_seconds = request_seconds
         self._during: During = lambda _doing, _seconds: nullcontext()
 
     def telling(self, during: During) -> "EventLogClient":
-        """Return this client, which is asked by others too, with a listener that is told of the requests made here."""
+        """Return this client, which is asked by others too, with a listener that is told of the requests made here.
+
+        Its `servers` are those that answer here.
+        """
         mine = copy(self)
         mine._during = during
+        mine.servers = set()
         return mine
 
     def of_source(self, source: str) -> "EventLogClient":
@@ -106,6 +112,23 @@ class EventLogClient:
                 if not limit.is_over:
                     raise
                 raise InDoubtError(f"{self.where} has not ended a request within {seconds:.0f} s, {_CLOSED}") from None
+            finally:
+                self._note_server()
+
+    def _note_server(self) -> None:
+        server = answering_server()
+        if server is not None:
+            self.servers.add(server)
+
+    @property
+    def answered_by(self) -> str | None:
+        """The server that answered this thread's last request, None where it has told no name."""
+        return answering_server()
+
+    def reconnect(self) -> None:
+        """Send the next request over a new connection, which may lead to another server of the same name."""
+        if self._pool is not None:
+            self._pool.clear()
 
     def rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a query as dictionaries; besides *parameters* it has `source` and the names of the tables.
@@ -119,10 +142,16 @@ class EventLogClient:
             result = self.driver.query(statement, parameters=self._parameters(parameters))
             return list(result.named_results())
 
+    def value(self, statement: str) -> Any:
+        """Return the one value that a statement answers with which takes no format, such as CHECK GRANT."""
+        with self._request():
+            return self.driver.command(statement)
+
     def blocks(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Iterator[list[Sequence[Any]]]:
         """Yield a query's rows block by block as they arrive; for answers too large to be held at once."""
         with translated(self.where):
             stream = self.driver.query_row_block_stream(statement, parameters=self._parameters(parameters))
+            self._note_server()
             with stream:
                 for block in stream:
                     yield list(block)

@@ -13,6 +13,7 @@ from typing import Any
 from outbox_pipeline.batches import LedgerIdentity
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FOREIGN_WORDS
+from outbox_pipeline.clickhouse.grants import hidden_problem
 from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.clickhouse.witness import ADOPTED_AT
 from outbox_pipeline.days import FIRST_DAY, LAST_DAY, DeliveredDay
@@ -66,9 +67,11 @@ def delivered_problem(client: EventLogClient) -> str | None:
         " AND name IN ({completeness:String}, {delivered:String})"
     )
     found = {row["name"]: row["engine"] for row in rows}
-    for name, engine in ((client.names["completeness"], "ReplacingMergeTree"), (client.names["delivered"], "View")):
+    for role, engine in (("completeness", "ReplacingMergeTree"), ("delivered", "View")):
+        name = client.names[role]
         if name not in found:
-            return f"{client.where} has no table or view {name}: run 'outbox init'."
+            hidden = hidden_problem(client, [role])
+            return hidden or f"{client.where} has no table or view {name}: run 'outbox init'."
         if found[name] != engine:
             return f"{name} has engine {found[name]} instead of {engine}: rename it, then run 'outbox init'."
     return None

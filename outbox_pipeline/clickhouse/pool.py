@@ -1,9 +1,10 @@
-"""The connections of a client: to which proxy they go, and that a limit reaches them.
+"""The connections of a client: to which proxy they go, that a limit reaches them, and which server has answered.
 
 Invariant: a request made within `outbox_pipeline.limits.limited` has its socket held by that limit, and none is sent
 once the limit is over: the driver would repeat a question whose connection was closed.
 """
 
+import threading
 from typing import Any
 
 from clickhouse_connect.driver.httputil import all_managers, check_env_proxy, get_pool_manager
@@ -13,6 +14,16 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from outbox_pipeline.clickhouse.address import Address
 from outbox_pipeline.limits import current_limit
 from outbox_pipeline.loopback import is_loopback
+
+#: By which each server tells its own name with every answer, whatever stands before it.
+_SERVER_HEADER = "X-ClickHouse-Server-Display-Name"
+
+_answer = threading.local()
+
+
+def answering_server() -> str | None:
+    """Return the name of the server that answered this thread's last request, None where it has told none."""
+    return getattr(_answer, "server", None)
 
 
 def make_pool(address: Address) -> PoolManager:
@@ -43,7 +54,7 @@ def _proxy(interface: str, host: str, port: int) -> str | None:
 
 
 class _Held:
-    """A connection whose socket the current limit holds while a request is under way."""
+    """A connection whose socket the current limit holds while a request is under way, and that notes who answers."""
 
     sock: Any
 
@@ -53,7 +64,13 @@ class _Held:
 
     def request(self, *arguments: Any, **keywords: Any) -> None:
         self._hold()
+        _answer.server = None
         super().request(*arguments, **keywords)  # type: ignore[misc]
+
+    def getresponse(self) -> Any:
+        response = super().getresponse()  # type: ignore[misc]
+        _answer.server = response.headers.get(_SERVER_HEADER)
+        return response
 
     def _hold(self) -> None:
         limit = current_limit()

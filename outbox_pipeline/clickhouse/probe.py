@@ -58,8 +58,10 @@ def _refusal(client: EventLogClient, probe: str, events: pa.Table, batch_id: UUI
 def _probe_table(client: EventLogClient, batch_id: UUID) -> Iterator[str]:
     # Named by the batch: an attempt killed here leaves an empty table that the next one replaces and drops.
     probe = f"{client.table}_probe_{batch_id.hex}"
+    # Not CREATE OR REPLACE, which takes rights on a name that only ClickHouse knows before 26.9.
+    client.run("DROP TABLE IF EXISTS {probe:Identifier}", {"probe": probe})
     # ClickHouse takes no identifier parameter behind AS; both names are made of letters, digits and underscores.
-    client.run(f"CREATE OR REPLACE TABLE {probe} AS {client.table} ENGINE = Null")
+    client.run(f"CREATE TABLE {probe} AS {client.table} ENGINE = Null")
     try:
         yield probe
     finally:

@@ -3,6 +3,7 @@
 import re
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.grants import hidden_problem
 from outbox_pipeline.clickhouse.migrations.files import migrations
 from outbox_pipeline.clickhouse.schema import LogState, migrate_log, read_log, version_problem
 from outbox_pipeline.errors import ConfigurationError
@@ -67,7 +68,8 @@ def table_problem(client: EventLogClient) -> str | None:
             f"{' and '.join(sorted(_ENGINES))} on one node are supported."
         )
     return (
-        version_problem(client, found)
+        unseen_problem(client, found)
+        or version_problem(client, found)
         or _column_problem(client)
         or _merge_problem(client, engine, table["sorting_key"])
         or _window_problem(client, table["create_table_query"])
@@ -76,13 +78,22 @@ def table_problem(client: EventLogClient) -> str | None:
 
 
 def missing_sentence(client: EventLogClient) -> str:
-    """Say that there is no log yet, and what makes it."""
-    return f"{absence(client)}: run 'outbox init'."
+    """Say that there is no log yet, and what makes it, or that the user may not see whether there is one."""
+    return hidden_problem(client, ["table"]) or f"{absence(client)}: run 'outbox init'."
 
 
 def absence(client: EventLogClient) -> str:
-    """Say that the log is not to be seen: ClickHouse names no table to a user who has no right on it."""
-    return f"{client.where} has no table {client.table} that this user may see"
+    """Say that there is no log."""
+    return f"{client.where} has no table {client.table}"
+
+
+def unseen_problem(client: EventLogClient, found: LogState) -> str | None:
+    """Return in one sentence which table of a log that is there ClickHouse does not show to this user, None for none.
+
+    Asks only where one is not to be seen.
+    """
+    unseen = [role for role in client.names if role not in found.tables]
+    return hidden_problem(client, unseen) if unseen else None
 
 
 def durability_problem(client: EventLogClient) -> str | None:

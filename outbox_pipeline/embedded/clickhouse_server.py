@@ -174,8 +174,10 @@ def _listen(port: int) -> socket.socket:
 
 
 def _serve(engine: Engine, home: Home, token: str, listener: socket.socket, watch: UserWatch) -> None:
+    # The port stays the home's; two servers of a machine differ by it.
+    name = f"{socket.gethostname()}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
-        build_application(engine, uploads=home.uploads, token=token),
+        build_application(engine, uploads=home.uploads, token=token, name=name),
         loop="asyncio",
         http="h11",
         log_config=None,

@@ -128,9 +128,13 @@ class Incoming:
 class Interface:
     """The ASGI endpoint that takes queries."""
 
-    def __init__(self, engine: Engine, *, uploads: Path, token: str) -> None:
-        """Serve *engine* to clients that have the *token*; bodies of inserts are received in *uploads*."""
+    def __init__(self, engine: Engine, *, uploads: Path, token: str, name: str) -> None:
+        """Serve *engine* to clients that have the *token*; bodies of inserts are received in *uploads*.
+
+        Every answer to a query tells the server's *name*.
+        """
         self._engine = engine
+        self._name = name
         self._credentials = f"{USER}:{token}".encode()
         self._uploads = uploads
         self._threads = anyio.CapacityLimiter(_THREADS)
@@ -172,7 +176,11 @@ class Interface:
 
     async def _answer(self, request: Request, incoming: Incoming, request_id: str, send: Send) -> None:
         query_id = request.query_params.get("query_id") or request_id
-        headers = {"X-ClickHouse-Query-Id": query_id, "X-ClickHouse-Timezone": self._engine.timezone}
+        headers = {
+            "X-ClickHouse-Query-Id": query_id,
+            "X-ClickHouse-Timezone": self._engine.timezone,
+            "X-ClickHouse-Server-Display-Name": self._name,
+        }
         try:
             order, body = await self._read(request, incoming, request_id)
             result = await self._in_thread(partial(execute, self._engine, order, body, uploads=self._uploads))
@@ -266,9 +274,9 @@ class _Failure:
             yield b"\r\n__exception__\r\n%s\r\n%s%d %s\r\n__exception__\r\n" % (tag, text, len(text), tag)
 
 
-def build_application(engine: Engine, *, uploads: Path, token: str) -> Starlette:
-    """Return the application that serves *engine* to clients that have the *token*."""
-    interface = Interface(engine, uploads=uploads, token=token)
+def build_application(engine: Engine, *, uploads: Path, token: str, name: str) -> Starlette:
+    """Return the application that serves *engine* under a *name* to clients that have the *token*."""
+    interface = Interface(engine, uploads=uploads, token=token, name=name)
     return Starlette(
         # A page whose name was made to point at loopback comes with that name.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],

@@ -31,6 +31,7 @@ from outbox_pipeline.relay.answers import is_owed_to_views, raise_for_view
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.known_bytes import require_known_bytes, send_known_bytes
 from outbox_pipeline.relay.points import Point, announce
+from outbox_pipeline.relay.servers import naming_servers, shown_by_all
 from outbox_pipeline.relay.witness import witness_attempt
 from outbox_pipeline.stores import Stores
 from outbox_pipeline.validation import Rules, validate_events
@@ -109,6 +110,7 @@ class Delivery:
         self._body: store.Body | None = None
         self._started = time.monotonic()
         self._has_sent = False
+        self._taken_by: str | None = None
         self._is_fenced = lease.attempt == 1
         self._is_witnessed = False
         self._is_owed = False
@@ -280,7 +282,8 @@ class Delivery:
         assert batch.proof is not None
         body = self._encoded(batch, generation)
         require_known_bytes(self.stores, self.identity.ledger_id)
-        not_after = self._witness(batch)
+        with naming_servers(self.stores.client):
+            not_after = self._witness(batch)
         self._heartbeat.require_held()
         announce(Point.SENDING)
         if generation > 0:
@@ -298,13 +301,15 @@ class Delivery:
     def _insert(self, batch: Batch, body: store.Body, not_after: str) -> None:
         client, self._has_sent = self.stores.client, True
         try:
-            store.insert_generation(client, body, lease=self.lease, identity=self.identity, not_after=not_after)
+            with naming_servers(client):
+                store.insert_generation(client, body, lease=self.lease, identity=self.identity, not_after=not_after)
         except OutboxError as error:
             if error.answer is not None:
                 self._note_answer(body.generation)
                 is_owed = self._is_owed and body.generation == batch.generation
                 raise_for_view(self.stores, batch, body.generation, error, is_owed=is_owed)
             raise
+        self._taken_by = client.answered_by
 
     def _encoded(self, batch: Batch, generation: int) -> store.Body:
         # Encoded, the events need no memory here; another sending, or another generation, reads them again.
@@ -372,7 +377,9 @@ class Delivery:
         return False
 
     def _is_shown(self, batch: Batch, generation: int) -> bool:
-        self._is_proven = not self._differences(batch, generation)
+        self._is_proven = shown_by_all(
+            self.stores.client, lambda: not self._differences(batch, generation), taken_by=self._taken_by
+        )
         if self._is_proven:
             announce(Point.PROVEN)
         return self._is_proven

@@ -14,6 +14,7 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.conditions import read_ledger_id
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.points import Point, announce
+from outbox_pipeline.relay.servers import naming_servers
 from outbox_pipeline.stores import Stores
 
 #: The connections over which the row has come back.
@@ -38,7 +39,8 @@ def send_known_bytes(stores: Stores, ledger_id: UUID) -> None:
     this ledger's.
     """
     require_version(stores.client)
-    problem = known_bytes_problem(stores.client, ledger_id)
-    announce(Point.KNOWN_BYTES_SENT)
-    if problem is not None:
-        raise ConfigurationError(problem)
+    with naming_servers(stores.client):
+        problem = known_bytes_problem(stores.client, ledger_id)
+        announce(Point.KNOWN_BYTES_SENT)
+        if problem is not None:
+            raise ConfigurationError(problem)

@@ -7,8 +7,15 @@ setting that names another place would go unnoticed. `operations.log` makes it o
 from sqlalchemy import Engine
 
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.grants import hidden_problem
 from outbox_pipeline.clickhouse.schema import has_log, read_log, version_problem
-from outbox_pipeline.clickhouse.table import absence, missing_problem, missing_sentence, table_problem
+from outbox_pipeline.clickhouse.table import (
+    absence,
+    missing_problem,
+    missing_sentence,
+    table_problem,
+    unseen_problem,
+)
 from outbox_pipeline.clickhouse.versions import require_version
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -33,7 +40,7 @@ def require_log_version(engine: Engine, client: EventLogClient) -> None:
     found = read_log(client)
     if "table" not in found.tables:
         raise ConfigurationError(lost_sentence(client) if is_lost(engine, client) else missing_sentence(client))
-    problem = version_problem(client, found) or missing_problem(client, found)
+    problem = unseen_problem(client, found) or version_problem(client, found) or missing_problem(client, found)
     if problem is not None:
         raise ConfigurationError(problem)
 
@@ -45,8 +52,11 @@ def log_problem(engine: Engine, client: EventLogClient) -> str | None:
 
 
 def is_lost(engine: Engine, client: EventLogClient) -> bool:
-    """Tell whether ClickHouse has no log although this ledger has delivered events into one."""
-    if has_log(client):
+    """Tell whether ClickHouse has no log although this ledger has delivered events into one.
+
+    One that the user may not see is not lost: nothing says that it is not there.
+    """
+    if has_log(client) or hidden_problem(client, ["table"]) is not None:
         return False
     with ledger_transaction(engine) as connection:
         return schema_version(connection) is not None and has_delivered(connection)
@@ -56,6 +66,6 @@ def lost_sentence(client: EventLogClient) -> str:
     """Say that the log is lost, or is elsewhere, and what to do in either case."""
     return (
         f"{absence(client)}, but this ledger has delivered events into one: correct OUTBOX_CLICKHOUSE_URL or "
-        "OUTBOX_CLICKHOUSE_TABLE if they name another user, database or table, GRANT the user its rights on it if they "
-        "are missing, or, if the table is lost, make it again with 'outbox init --recreate-log'."
+        "OUTBOX_CLICKHOUSE_TABLE if they name another server, database or table, or, if the table is lost, make it "
+        "again with 'outbox init --recreate-log'."
     )

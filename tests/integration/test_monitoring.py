@@ -17,15 +17,9 @@ from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.events import prepare_event
 from outbox_pipeline.monitoring.check import Check
-from outbox_pipeline.monitoring.doctor import (
-    ServerClock,
-    check_clickhouse_version,
-    check_clocks,
-    check_encoding,
-    check_postgres_version,
-    check_variables,
-    examine,
-)
+from outbox_pipeline.monitoring.clocks import ServerClock, check_clocks
+from outbox_pipeline.monitoring.doctor import check_encoding, check_postgres_version, check_variables, examine
+from outbox_pipeline.monitoring.doctor_clickhouse import check_clickhouse_version
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.trace import trace_event
@@ -393,7 +387,7 @@ def test_doctor_finds_what_is_wrong_in_postgres(stores: Stores, statement: str, 
 @pytest.mark.parametrize(
     ("statements", "said"),
     [
-        (["DROP TABLE {table:Identifier}"], "has no table event_log that this user may see: run 'outbox init'"),
+        (["DROP TABLE {table:Identifier}"], "has no table event_log: run 'outbox init'"),
         (["ALTER TABLE {table:Identifier} DROP COLUMN trace_context"], "lacks column trace_context"),
         (["ALTER TABLE {table:Identifier} MODIFY COLUMN generation UInt64"], "generation as UInt64"),
         (

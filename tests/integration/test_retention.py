@@ -35,23 +35,10 @@ from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
+from tests.fixtures.retained import age
 
-DAYS = 20
 HOUR = timedelta(hours=1)
 ROOT = Path(__file__).parents[2]
-
-
-def age(stores: Stores, *, days: int = DAYS) -> None:
-    """Let everything that is in the outbox now have happened *days* ago."""
-    with stores.engine.begin() as connection:
-        for statement in (
-            "UPDATE outbox.batch SET processed_at = processed_at - make_interval(days => :days),"
-            " proved_at = proved_at - make_interval(days => :days), cut_at = cut_at - make_interval(days => :days),"
-            " oldest_recorded_at = oldest_recorded_at - make_interval(days => :days)",
-            "UPDATE outbox.quarantined_event SET quarantined_at = quarantined_at - make_interval(days => :days),"
-            " resolved_at = resolved_at - make_interval(days => :days)",
-        ):
-            connection.execute(text(statement), {"days": days})
 
 
 def deliver(stores: Stores, count: int = 10) -> list[UUID]:

@@ -54,6 +54,7 @@ def test_answer_says_format_time_zone_and_id(ask: Ask) -> None:
     assert response.headers["X-ClickHouse-Format"] == "JSONEachRow"
     assert response.headers["X-ClickHouse-Query-Id"] == "mine"
     assert response.headers["X-ClickHouse-Timezone"]
+    assert response.headers["X-ClickHouse-Server-Display-Name"]
     assert "written_rows" in json.loads(response.headers["X-ClickHouse-Summary"])
 
 
