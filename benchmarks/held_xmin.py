@@ -188,7 +188,7 @@ def _typed(table: pa.Table) -> pa.Table:
 def _insert(stores: Stores, events: pa.Table) -> None:
     body = as_arrow(events, generation=0)
     named = {"batch_id": str(UUID(int=0)), "generation": 0}
-    stores.client.run(_INSERT, named, settings={"async_insert": 0}, body=body.pieces)
+    stores.client.run(_INSERT, named, body=body.pieces)
 
 
 @contextmanager

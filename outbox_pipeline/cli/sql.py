@@ -47,7 +47,7 @@ def sql(
     from outbox_pipeline.clickhouse.client import clickhouse_client
 
     wanted = "JSONEachRow" if as_json else output_format
-    with ready_settings(postgres=False) as settings, clickhouse_client(settings) as client:
+    with ready_settings(postgres=False) as settings, clickhouse_client(settings, under_profile=True) as client:
         if wanted is None and sys.stdout.isatty():
             _show(client, query)
         else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from outbox_pipeline.batches import LAST_POSITION, Batch
 
-#: Stretches of foreign positions named in one statement; they travel in the request's address, which has an end.
+#: Stretches of foreign positions named in one statement, which compares each row with all of them.
 MAX_FOREIGN_STRETCHES = 500
 
 #: The condition; its parameters come from `windows_of_batch`.

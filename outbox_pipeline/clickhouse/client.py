@@ -10,12 +10,13 @@ from copy import copy
 from functools import lru_cache
 from typing import Any, TypeVar
 
-import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.clickhouse.address import read_url
+from outbox_pipeline.clickhouse.driver import Driver
 from outbox_pipeline.clickhouse.errors import translated
 from outbox_pipeline.clickhouse.pool import answering_server, close_pool, make_pool
+from outbox_pipeline.clickhouse.statement_settings import STATEMENT
 from outbox_pipeline.errors import ConfigurationError, InDoubtError, OutboxError, TransientError
 from outbox_pipeline.limits import limited
 from outbox_pipeline.settings import Settings, shown_url
@@ -31,6 +32,9 @@ OPEN_SECONDS = 120
 _SLACK_SECONDS = 60
 #: The name of a table's only source.
 ONLY_SOURCE = ""
+#: Most items of a list among a statement's parameters. Long ones travel as a form, of whose fields ClickHouse reads
+#: 128 kB each; what lies before it, such as nginx, reads 8 kB of an address.
+MAX_LISTED = 1_000
 
 _CLOSED = "so its connection was closed; look for what keeps it busy."
 
@@ -38,6 +42,7 @@ _CLOSED = "so its connection was closed; look for what keeps it busy."
 During = Callable[[str, float], AbstractContextManager[None]]
 
 _Answer = TypeVar("_Answer")
+_Item = TypeVar("_Item")
 
 
 class _Data(bytes):
@@ -164,14 +169,16 @@ class EventLogClient:
         settings: Mapping[str, Any] | None = None,
         body: Iterable[bytes | memoryview] | None = None,
     ) -> None:
-        """Execute a statement that returns nothing; *body* is an INSERT's data in the format it names, in pieces."""
+        """Execute a statement that returns nothing; *body* is an INSERT's data in the format it names, in pieces.
+
+        Without a body long parameters travel as a form; with one they stand in the address, so none may be a list.
+        """
+        named, own = self._parameters(parameters), self.known(settings or {})
         with self._request((settings or {}).get("query_id")):
-            self.driver.command(
-                statement,
-                parameters=self._parameters(parameters),
-                data=None if body is None else _Data(b"".join(body)),
-                settings=self.known(settings or {}),
-            )
+            if body is None:
+                self.driver.raw_query(statement, parameters=named, settings=own)
+            else:
+                self.driver.command(statement, parameters=named, data=_Data(b"".join(body)), settings=own)
 
     def _parameters(self, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
         return {**self.names, "source": self.source, **(parameters or {})}
@@ -193,9 +200,11 @@ def open_client(
     *,
     timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
     request_seconds: float = REQUEST_SECONDS,
+    under_profile: bool = False,
 ) -> EventLogClient:
     """Connect to OUTBOX_CLICKHOUSE_URL; an answer may be silent for *timeout_seconds*, and last for *request_seconds*.
 
+    *under_profile*: statements run with what the user's profile sets, as a person's own do, and not with `STATEMENT`.
     Raises ConfigurationError when it is not set or refuses us, TransientError when nothing answers.
     """
     if settings.clickhouse_url is None:
@@ -207,7 +216,8 @@ def open_client(
     pool = make_pool(address)
     try:
         with translated(where), limited(min(timeout_seconds * 3, OPEN_SECONDS)):
-            client = clickhouse_connect.get_client(
+            client = Driver(
+                {} if under_profile else STATEMENT,
                 interface=address.interface,
                 host=address.host,
                 port=address.port,
@@ -232,9 +242,9 @@ def open_client(
 
 
 @contextmanager
-def clickhouse_client(settings: Settings) -> Iterator[EventLogClient]:
+def clickhouse_client(settings: Settings, *, under_profile: bool = False) -> Iterator[EventLogClient]:
     """Open a client for the length of a block."""
-    client = open_client(settings)
+    client = open_client(settings, under_profile=under_profile)
     try:
         yield client
     finally:
@@ -265,3 +275,11 @@ def ask(settings: Settings, question: Callable[[EventLogClient], _Answer], *, ti
 @lru_cache(maxsize=1)
 def _asking_client(settings: Settings, timeout_seconds: float) -> EventLogClient:
     return open_client(settings, timeout_seconds=timeout_seconds)
+
+
+def in_steps(items: Iterable[_Item], limit: int = MAX_LISTED) -> Iterator[list[_Item]]:
+    """Yield *items* in lists that one statement can name."""
+    left = list(items)
+    while left:
+        yield left[:limit]
+        del left[:limit]

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from outbox_pipeline.batches import LedgerIdentity
-from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.client import EventLogClient, in_steps
 from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FOREIGN_WORDS
 from outbox_pipeline.clickhouse.grants import hidden_problem
 from outbox_pipeline.clickhouse.owner import OWNERS
@@ -85,16 +85,13 @@ def write_days(client: EventLogClient, days: Sequence[dict[str, Any]], *, identi
     """
     body = "\n".join(json.dumps({name: _as_text(day[name]) for name in _COLUMNS}) for day in days)
     named = {"ledger_id": str(identity.ledger_id), "floor": identity.floor}
-    client.run(_INSERT, named, settings={"async_insert": 0}, body=[body.encode()])
+    client.run(_INSERT, named, body=[body.encode()])
 
 
 def drop_days(client: EventLogClient, days: Sequence[date], *, written_after: datetime) -> None:
     """Delete what was told of these days after a time, and wait until it is gone."""
-    client.run(
-        _DROP,
-        {"days": [day.isoformat() for day in days], "written_after": _as_text(written_after)},
-        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
-    )
+    for some in in_steps(days):
+        client.run(_DROP, {"days": [day.isoformat() for day in some], "written_after": _as_text(written_after)})
 
 
 def read_delivered(

@@ -32,8 +32,11 @@ from outbox_pipeline.errors import (
 TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
 #: Credentials, grants, names, settings and syntax: nothing changes until a person changes it.
 CONFIGURATION_CODES = frozenset(
-    {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 291, 344, 452, 495, 497, 516, 620}
+    {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 277, 291, 344, 392, 452, 495, 497, 516, 620}
 )
+#: Of these, what a user's profile forbids: to change a setting, to write, to make a table, to read without an index.
+FORBIDDEN_CODES = frozenset({164, 277, 392, 452})
+UNKNOWN_SETTING = 115
 #: `throwIf`, and the words by which fence, owner, adoption and deadline in our inserts are told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
@@ -159,6 +162,16 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
         return ConfigurationError(f"{where} refuses the batch: {said}. Raise max_partitions_per_insert_block.")
     if code in TRANSIENT_CODES:
         return TransientError(f"{where} cannot do this now: {said}")
+    if code in FORBIDDEN_CODES:
+        return ConfigurationError(
+            f"{where} refuses this because of the profile of its user: {said}. Run 'outbox doctor', which names all "
+            "that the profile must allow."
+        )
+    if code == UNKNOWN_SETTING:
+        return ConfigurationError(
+            f"{where} does not know a setting that our statements need: {said}. Update ClickHouse: docs/deploying.md "
+            "says from which version on it is supported."
+        )
     if code in CONFIGURATION_CODES:
         return ConfigurationError(f"{where} refuses this: {said}. Check URL, user and grants, or run 'outbox init'.")
     if code in DATA_CODES:
@@ -211,6 +224,12 @@ def _without_code(error: Exception, where: str) -> OutboxError:
         return TransientError(f"ClickHouse is busy: {said}")
     if status in (401, 403):
         return ConfigurationError(f"ClickHouse refuses the credentials: {said}. Check OUTBOX_CLICKHOUSE_URL.")
+    if status in (413, 414):
+        # A server in between refuses it before it has passed anything on.
+        return ConfigurationError(
+            f"What stands in front of ClickHouse takes no request as large as this: {said}. Let it take addresses of "
+            "8 kB and bodies of any size (in nginx, client_max_body_size 0)."
+        )
     if status == 404:
         return ConfigurationError(f"What answers there is no ClickHouse server: {said}. Check OUTBOX_CLICKHOUSE_URL.")
     return InDoubtError(f"The connection to ClickHouse broke: {said}{proxy and '.'}{proxy}")

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from uuid import UUID
 
-from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.client import EventLogClient, in_steps
 
 _OLD = """
 SELECT batch_id FROM {fence:Identifier}
@@ -36,8 +36,8 @@ def old_fences(client: EventLogClient, *, now: datetime, days: int, after: UUID,
 
 def drop_fences(client: EventLogClient, batch_ids: Collection[UUID]) -> None:
     """Delete the fences of these batches and wait until they are gone."""
-    client.run(
-        "DELETE FROM {fence:Identifier} WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}",
-        {"batch_ids": [str(batch_id) for batch_id in batch_ids]},
-        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
-    )
+    for some in in_steps(batch_ids):
+        client.run(
+            "DELETE FROM {fence:Identifier} WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}",
+            {"batch_ids": [str(batch_id) for batch_id in some]},
+        )

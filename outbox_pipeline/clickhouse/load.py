@@ -26,27 +26,11 @@ from outbox_pipeline.clickhouse.deadline import IS_IN_TIME
 from outbox_pipeline.clickhouse.errors import ADOPTED_WORDS, FENCED_WORDS, FOREIGN_WORDS
 from outbox_pipeline.clickhouse.owner import OWNERS
 from outbox_pipeline.clickhouse.proof import id_words
+from outbox_pipeline.clickhouse.statement_settings import BATCH_INSERT, ONE_BLOCK_ROWS
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.clickhouse.witness import ADOPTED_AT
 from outbox_pipeline.errors import InDoubtError
 from outbox_pipeline.event_schema import PROOF_VERSION, EventColumn, FilledBy, sent_columns
-
-#: One block whatever the size: blocks commit one by one, so half a batch could stay behind.
-_ONE_BLOCK_ROWS = 4_000_000
-
-_INSERT_SETTINGS = {
-    "async_insert": 0,
-    "deduplicate_insert": "enable",
-    "insert_deduplicate": 1,
-    # Sent again, rows that the log drops reach the views that lack them; and no view has rows before the log has all.
-    "deduplicate_blocks_in_dependent_materialized_views": 1,
-    "parallel_view_processing": 0,
-    "max_insert_threads": 1,
-    "max_insert_block_size": _ONE_BLOCK_ROWS,
-    "min_insert_block_size_rows": _ONE_BLOCK_ROWS,
-    "min_insert_block_size_bytes": 0,
-    "max_partitions_per_insert_block": 0,
-}
 
 #: How an id travels, and what makes a UUID of it. ClickHouse reads Arrow's 16 bytes as a UUID since 26.5; before, it
 #: refused them or turned both halves round. These bytes it takes as they are, and 36 characters would be dearer.
@@ -132,7 +116,7 @@ def insert_generation(
     """
     batch_id, generation, attempt = lease.batch_id, body.generation, lease.attempt
     settings = {
-        **_INSERT_SETTINGS,
+        **BATCH_INSERT,
         "insert_deduplication_token": f"{_tokens_of(client, batch_id, into=into)}{generation}",
         "query_id": f"outbox-{batch_id}-{generation}-{attempt}",
         "log_comment": json.dumps(
@@ -197,7 +181,6 @@ def raise_fence(client: EventLogClient, batch_id: UUID, attempt: int) -> None:
         "INSERT INTO {fence:Identifier} (source, batch_id, attempt)"
         " VALUES ({source:String}, {batch_id:UUID}, {attempt:UInt32})",
         {"batch_id": str(batch_id), "attempt": attempt},
-        settings={"async_insert": 0},
     )
     seconds = seconds_of_insert(client, batch_id=batch_id)
     if seconds is not None:
@@ -227,11 +210,7 @@ def delete_older_generations(client: EventLogClient, batch: Batch, generation: i
     A run frozen before this statement can wake up an hour later and do no harm: newer rows are out of its reach.
     """
     for window in windows_of_batch(batch):
-        client.run(
-            _DELETE_OLDER,
-            {**window, "generation": generation},
-            settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
-        )
+        client.run(_DELETE_OLDER, {**window, "generation": generation})
 
 
 def as_arrow(events: pa.Table, generation: int, *, version: int = PROOF_VERSION) -> Body:
@@ -244,7 +223,7 @@ def as_arrow(events: pa.Table, generation: int, *, version: int = PROOF_VERSION)
     sink = _Pieces()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(sink, rows.schema, options=options) as writer:
-        writer.write_table(rows, max_chunksize=_ONE_BLOCK_ROWS)
+        writer.write_table(rows, max_chunksize=ONE_BLOCK_ROWS)
     return Body(generation, version, iter(sink.kept), sum(map(len, sink.kept)))
 
 

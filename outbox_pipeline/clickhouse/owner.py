@@ -85,13 +85,12 @@ def drop_claim(client: EventLogClient, claim: Claim) -> None:
     client.run(
         _DROP,
         {"ledger_id": str(claim.ledger_id), "registered_at": _as_text(claim.registered_at)},
-        settings={"lightweight_deletes_sync": 2, "mutations_sync": 2},
     )
 
 
 def _insert(client: EventLogClient, claims: Sequence[Claim]) -> None:
     body = "\n".join(json.dumps({"source": client.source, **_as_row(claim)}) for claim in claims)
-    client.run(_INSERT, settings={"async_insert": 0}, body=[body.encode()])
+    client.run(_INSERT, body=[body.encode()])
 
 
 def _now(client: EventLogClient) -> datetime:

@@ -48,7 +48,7 @@ def _refusal(client: EventLogClient, probe: str, events: pa.Table, batch_id: UUI
     body = as_arrow(events, generation=0)
     named = {"probe": probe, "batch_id": str(batch_id), "generation": 0}
     try:
-        client.run(_INSERT, named, settings={"async_insert": 0}, body=body.pieces)
+        client.run(_INSERT, named, body=body.pieces)
     except BatchDataError as error:
         return str(error)
     return None

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from outbox_pipeline.batches import Batch, Proof
 from outbox_pipeline.clickhouse.batch_rows import ROWS_OF_BATCH, windows_of_batch
-from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.client import EventLogClient, in_steps
 from outbox_pipeline.clickhouse.proof import SUMS, hashed_rows, proof_of_row
 
 #: Above this much memory a grouping goes on in files of the server.
@@ -124,10 +124,10 @@ def shown_positions(client: EventLogClient, batch: Batch) -> Iterator[tuple[int,
 
 def unknown_rows(client: EventLogClient, batch_ids: Sequence[UUID]) -> list[UnknownRows]:
     """Return by day what stands under these batch ids."""
-    rows = client.rows(_UNKNOWN, {"batch_ids": [str(batch_id) for batch_id in batch_ids]})
     return [
         UnknownRows(row["batch_id"], row["day"], int(row["row_count"]), int(row["first"]), int(row["last"]))
-        for row in rows
+        for some in in_steps(batch_ids)
+        for row in client.rows(_UNKNOWN, {"batch_ids": [str(batch_id) for batch_id in some]})
     ]
 
 
@@ -147,8 +147,8 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     alone = [batch for batch in batches if batch.foreign_positions or batch.batch_id in everywhere]
     together = [batch for batch in batches if not batch.foreign_positions and batch.batch_id not in everywhere]
-    if together:
-        yield from _ask(client, statement, _BATCHES, _bounds(together))
+    for some in in_steps(together):
+        yield from _ask(client, statement, _BATCHES, _bounds(some))
     for batch in alone:
         for window in windows_of_batch(batch):
             yield from _ask(client, statement, ROWS_OF_BATCH, window)

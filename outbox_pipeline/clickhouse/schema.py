@@ -100,7 +100,7 @@ def migrate_log(client: EventLogClient) -> str:
             if _is_due(found, statement):
                 client.run(statement.rendered(client.names))
         if migration in found.pending:
-            client.run(_RECORD, {"version": migration.version, "name": migration.name}, settings={"async_insert": 0})
+            client.run(_RECORD, {"version": migration.version, "name": migration.name})
     return latest_version()
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.clickhouse.merge_tree import setting_of
+from outbox_pipeline.clickhouse.table import DEDUPLICATION_WINDOW
 
 #: What a table is called in ClickHouse: its database, and its name there.
 Name = tuple[str, str]
@@ -22,16 +23,14 @@ FROM system.tables
 WHERE database IN {databases:Array(String)} AND name IN {names:Array(String)}
 """
 
-_DEFAULT = "SELECT value FROM system.merge_tree_settings WHERE name = {name:String}"
-
 _IDENTIFIER = r"(?:`(?:[^`\\]|\\.)+`|\w+)"
 _TARGET = re.compile(
     rf"CREATE MATERIALIZED VIEW {_IDENTIFIER}\.{_IDENTIFIER} TO ({_IDENTIFIER})\.({_IDENTIFIER})(?: |$)"
 )
 
-#: By what a table remembers tokens; the other kinds are on by default.
-_OWN_WINDOW = "non_replicated_deduplication_window"
-_SHARED_WINDOW = "replicated_deduplication_window"
+#: By how many tokens a table remembers, and ClickHouse's own default of it.
+_OWN_WINDOW = ("non_replicated_deduplication_window", "0")
+_SHARED_WINDOW = ("replicated_deduplication_window", "10000")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -73,6 +72,31 @@ def views_behind(client: EventLogClient) -> list[View]:
     return list(found.values())
 
 
+def doubling_views(client: EventLogClient) -> str | None:
+    """Say which views behind the log double their rows when an insert is repeated, and what to do; None for none."""
+    doubling = [view for view in views_behind(client) if not view.has_window]
+    if not doubling:
+        return None
+    named = ", ".join(f"{view.name} ({_into(view)})" for view in doubling)
+    setting, _ = _OWN_WINDOW
+    remedies = [
+        f"ALTER TABLE {view.target} MODIFY SETTING {setting} = {DEDUPLICATION_WINDOW}"
+        for view in doubling
+        if view.engine.endswith("MergeTree")
+    ]
+    others = [] if len(remedies) == len(doubling) else ["let the targets of the others be MergeTree tables, with it"]
+    return (
+        f"A repeated insert doubles the rows of views behind table {client.table}, because their targets remember no "
+        f"inserts: {named}. {'; '.join([*remedies, *others])}."
+    )
+
+
+def _into(view: View) -> str:
+    if view.target is None:
+        return "its target is not to be seen by this user"
+    return f"into {view.target}, a {view.engine}"
+
+
 def _read(client: EventLogClient, names: set[Name]) -> dict[Name, dict[str, Any]]:
     if not names:
         return {}
@@ -98,22 +122,10 @@ def _view(client: EventLogClient, name: Name, target: Name | None, table: dict[s
 def _has_window(client: EventLogClient, table: dict[str, Any]) -> bool:
     engine = str(table["engine"])
     if not engine.endswith("MergeTree"):
-        return False
-    is_own = not engine.startswith(("Replicated", "Shared"))
-    setting = _OWN_WINDOW if is_own else _SHARED_WINDOW
-    written = re.search(rf"\b{setting} = (\d+)", table["create_table_query"])
-    if written is not None:
-        return int(written[1]) > 0
-    return _default_window(client) > 0 if is_own else True
-
-
-def _default_window(client: EventLogClient) -> int:
-    try:
-        rows = client.rows(_DEFAULT, {"name": _OWN_WINDOW})
-    except ConfigurationError:
-        # The user may not read it, and it is nearly always ClickHouse's own.
-        return 0
-    return int(rows[0]["value"]) if rows else 0
+        # One that keeps no row doubles none; what is behind it is looked at by itself.
+        return engine == "Null"
+    setting, usual = _SHARED_WINDOW if engine.startswith(("Replicated", "Shared")) else _OWN_WINDOW
+    return setting_of(client, table["create_table_query"], setting, usual=usual) != "0"
 
 
 def _quoted(name: Name) -> str:

@@ -10,11 +10,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.client import EventLogClient, in_steps
 from outbox_pipeline.clickhouse.deadline import NOT_AFTER, lasting
 
 #: In place of a batch: the ledger was adopted under this number.
 ADOPTION = UUID(int=0)
+#: Above every number.
+_BEYOND = 2**64 - 1
 
 _INSERT = "INSERT INTO {ledger:Identifier} (source, cut_number, batch_id, ledger_id) FORMAT JSONEachRow"
 
@@ -68,7 +70,7 @@ def add_cuts(client: EventLogClient, cuts: Sequence[Cut], ledger_id: UUID) -> No
         }
         for cut in cuts
     ]
-    client.run(_INSERT, settings={"async_insert": 0}, body=["\n".join(map(json.dumps, rows)).encode()])
+    client.run(_INSERT, body=["\n".join(map(json.dumps, rows)).encode()])
 
 
 def cuts_since(client: EventLogClient, number: int) -> Iterator[list[Cut]]:
@@ -81,9 +83,10 @@ def look_before_sending(
     client: EventLogClient, number: int, *, further: Collection[int], lease_seconds: float
 ) -> Iterator[tuple[list[Cut], str]]:
     """Yield as `cuts_since`, those of some *further* numbers too, and each time the deadline of an insert sent now."""
-    named = {"since": number, "numbers": sorted(further), "lasting": lasting(lease_seconds)}
-    for block in filter(None, client.blocks(_SINCE_WITH_DEADLINE, named)):
-        yield [Cut(int(cut_number), batch_id) for cut_number, batch_id, _ in block], str(block[0][2])
+    for step, numbers in enumerate(list(in_steps(sorted(further))) or [[]]):
+        named = {"since": _BEYOND if step else number, "numbers": numbers, "lasting": lasting(lease_seconds)}
+        for block in filter(None, client.blocks(_SINCE_WITH_DEADLINE, named)):
+            yield [Cut(int(cut_number), batch_id) for cut_number, batch_id, _ in block], str(block[0][2])
 
 
 def newest_cuts(client: EventLogClient, limit: int) -> list[Cut]:
@@ -106,5 +109,5 @@ def drop_cuts(client: EventLogClient, *, below: int) -> int:
     named = {"below": below, "adoption": str(ADOPTION)}
     count = int(client.rows(_COUNT, named)[0]["row_count"])
     if count:
-        client.run(_DROP, named, settings={"lightweight_deletes_sync": 2, "mutations_sync": 2})
+        client.run(_DROP, named)
     return count

@@ -183,6 +183,7 @@ class Interface:
         }
         try:
             order, body = await self._read(request, incoming, request_id)
+            headers["X-ClickHouse-Timezone"] = order.scope.settings.get("session_timezone") or self._engine.timezone
             result = await self._in_thread(partial(execute, self._engine, order, body, uploads=self._uploads))
             try:
                 await self._hand_over(request, result, headers, send)
