@@ -4,6 +4,7 @@ import re
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.grants import hidden_problem
+from outbox_pipeline.clickhouse.merge_tree import setting_of
 from outbox_pipeline.clickhouse.migrations.files import migrations
 from outbox_pipeline.clickhouse.schema import LogState, migrate_log, read_log, version_problem
 from outbox_pipeline.errors import ConfigurationError
@@ -27,6 +28,15 @@ COLUMNS = {column.name: _TYPES[column.kind] for column in EVENT_COLUMNS}
 DEDUPLICATION_WINDOW = 10_000
 
 _ENGINES = frozenset({"MergeTree", "ReplacingMergeTree"})
+
+_STATEMENTS = """
+SELECT name, create_table_query FROM system.tables
+WHERE database = currentDatabase() AND name IN {names:Array(String)} ORDER BY name
+"""
+#: The tables from which rows are deleted.
+_DELETED_FROM = ("table", "fence", "sources", "ledger", "completeness")
+_PROJECTION_MODE = "lightweight_mutation_projection_mode"
+_TEXT = re.compile(r"'(?:[^'\\]|\\.)*'")
 
 
 def column_comments() -> dict[str, str]:
@@ -109,6 +119,28 @@ def durability_problem(client: EventLogClient) -> str | None:
         f"Table {client.table} does not write inserts to disk before answering, so a power failure can lose processed "
         f"events: ALTER TABLE {client.table} MODIFY SETTING {', '.join(off)}."
     )
+
+
+def projection_problem(client: EventLogClient) -> str | None:
+    """Return which projections make ClickHouse refuse the deletes of a repair or a prune, None when none do."""
+    rows = client.rows(_STATEMENTS, {"names": [client.names[role] for role in _DELETED_FROM]})
+    statements = {str(row["name"]): str(row["create_table_query"]) for row in rows}
+    refusing = {name: found for name, each in statements.items() if (found := _refusing_projections(client, each))}
+    if not refusing:
+        return None
+    named = " and ".join(f"{', '.join(found)} of {name}" for name, found in refusing.items())
+    remedies = "; ".join(f"ALTER TABLE {name} MODIFY SETTING {_PROJECTION_MODE} = 'rebuild'" for name in refusing)
+    return (
+        f"ClickHouse refuses to delete rows of a table with a projection unless it is told what becomes of it, and so "
+        f"each repair and prune, because of {named}: {remedies}."
+    )
+
+
+def _refusing_projections(client: EventLogClient, create_statement: str) -> list[str]:
+    projections = re.findall(r"[(,] PROJECTION (`[^`]+`|\w+)", _TEXT.sub("''", create_statement))
+    if not projections or setting_of(client, create_statement, _PROJECTION_MODE, usual="throw") != "throw":
+        return []
+    return [str(name) for name in projections]
 
 
 def _column_problem(client: EventLogClient) -> str | None:

@@ -4,18 +4,21 @@ Invariant: nothing is changed, and a check that cannot be made because an earlie
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
-from outbox_pipeline.clickhouse.client import EventLogClient, open_client
+from outbox_pipeline.clickhouse.account import hidden_rows_problem, profile_problem
+from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client, open_client
 from outbox_pipeline.clickhouse.completeness import delivered_problem
 from outbox_pipeline.clickhouse.grants import grants_problem
 from outbox_pipeline.clickhouse.known_bytes import known_bytes_problem
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version, read_log
 from outbox_pipeline.clickhouse.sources import crowded_problem, serves_one
-from outbox_pipeline.clickhouse.table import durability_problem, table_problem
+from outbox_pipeline.clickhouse.table import durability_problem, projection_problem, table_problem
 from outbox_pipeline.clickhouse.versions import version_problem
-from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.clickhouse.views import doubling_views
+from outbox_pipeline.errors import ConfigurationError, OutboxError
 from outbox_pipeline.monitoring.check import Check, fine, newer_by_one, outcome, skipped, told
 from outbox_pipeline.monitoring.clocks import ServerClock, clock_of
 from outbox_pipeline.postgres.conditions import read_ledger_id
@@ -31,14 +34,21 @@ from outbox_pipeline.stores import Stores
 CLICKHOUSE_CHECKS = (
     "clickhouse",
     "clickhouse server",
+    "clickhouse profile",
     "clickhouse grants",
     "clickhouse table",
     "clickhouse owner",
     "clickhouse known bytes",
     "clickhouse witness",
     "clickhouse durability",
+    "clickhouse row policies",
+    "clickhouse projections",
+    "clickhouse views",
     "delivered days",
 )
+
+#: Those of what users and operators add to the log's tables.
+_OF_TABLES = ("clickhouse row policies", "clickhouse projections", "clickhouse views")
 
 _ANSWER_SECONDS = 5.0
 
@@ -49,7 +59,7 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
         client = open_client(settings, timeout_seconds=_ANSWER_SECONDS)
         version = _read_clickhouse(client, clocks)
     except OutboxError as error:
-        yield Check("clickhouse", False, told(error))
+        yield Check("clickhouse", False, _why_refused(settings, error))
         yield from skipped(CLICKHOUSE_CHECKS[1:], "clickhouse")
         return
     try:
@@ -59,11 +69,15 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
         if not server.ok:
             yield from skipped(CLICKHOUSE_CHECKS[2:], "clickhouse server")
             return
+        yield outcome(
+            "clickhouse profile",
+            lambda: fine(profile_problem(client), "The user's profile in ClickHouse allows what our statements need."),
+        )
         grants = outcome("clickhouse grants", lambda: _check_grants(client))
         yield grants
         table = _check_log(settings, client)
         if not table.ok and not grants.ok:
-            yield from skipped(CLICKHOUSE_CHECKS[3:], "clickhouse grants")
+            yield from skipped(CLICKHOUSE_CHECKS[4:], "clickhouse grants")
             return
         yield table
         if table.ok and has_ledger:
@@ -78,6 +92,7 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
             "clickhouse durability",
             lambda: fine(durability_problem(client), "ClickHouse writes what it has acknowledged to disk."),
         )
+        yield from _check_tables(client) if table.ok else skipped(_OF_TABLES, "clickhouse table")
         yield outcome(
             "delivered days",
             lambda: fine(delivered_problem(client), f"Analysts read {client.names['delivered']}."),
@@ -88,6 +103,27 @@ def examine_clickhouse(settings: Settings, clocks: list[ServerClock], *, has_led
 
 def _check_grants(client: EventLogClient) -> str:
     return fine(grants_problem(client), "The user has every right that a delivery needs.")
+
+
+def _why_refused(settings: Settings, error: OutboxError) -> str:
+    """Say why no client could be opened; of all that a profile forbids ClickHouse names the first."""
+    if isinstance(error, ConfigurationError):
+        with suppress(OutboxError), clickhouse_client(settings, under_profile=True) as client:
+            return profile_problem(client) or told(error)
+    return told(error)
+
+
+def _check_tables(client: EventLogClient) -> Iterator[Check]:
+    policies, projections, views = _OF_TABLES
+    yield outcome(policies, lambda: fine(hidden_rows_problem(client), "No row policy hides rows of the log's tables."))
+    yield outcome(projections, lambda: fine(projection_problem(client), "No projection keeps rows from being deleted."))
+    try:
+        doubling = doubling_views(client)
+    except OutboxError as error:
+        yield Check(views, False, told(error))
+        return
+    said = f"No view behind table {client.table} doubles its rows when an insert is repeated."
+    yield Check(views, True, doubling or said, is_warning=doubling is not None)
 
 
 def _check_log(settings: Settings, client: EventLogClient) -> Check:
