@@ -12,7 +12,13 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error, StreamFailureError
+from clickhouse_connect.driver.exceptions import (
+    ClickHouseError,
+    DataError,
+    Error,
+    ProgrammingError,
+    StreamFailureError,
+)
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
 
 from outbox_pipeline.errors import (
@@ -163,10 +169,7 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
     if code in TRANSIENT_CODES:
         return TransientError(f"{where} cannot do this now: {said}")
     if code in FORBIDDEN_CODES:
-        return ConfigurationError(
-            f"{where} refuses this because of the profile of its user: {said}. Run 'outbox doctor', which names all "
-            "that the profile must allow."
-        )
+        return _forbidden(where, said)
     if code == UNKNOWN_SETTING:
         return ConfigurationError(
             f"{where} does not know a setting that our statements need: {said}. Update ClickHouse: docs/deploying.md "
@@ -177,6 +180,13 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
     if code in DATA_CODES:
         return BatchDataError(f"{where} refuses the content: {said}")
     return InDoubtError(f"{where} may or may not have done this: {said}")
+
+
+def _forbidden(where: str, said: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{where} refuses this because of the profile of its user: {said}. Run 'outbox doctor', which names all that "
+        "the profile must allow."
+    )
 
 
 def _told(error: Exception, code: int, query_id: object) -> str:
@@ -196,6 +206,9 @@ def _told(error: Exception, code: int, query_id: object) -> str:
 
 
 def _without_code(error: Exception, where: str) -> OutboxError:
+    if isinstance(error, ProgrammingError):
+        # The driver sends nothing with a setting that ClickHouse has told it the user may not change.
+        return _forbidden(where, first_line(error))
     # No code means that no server answered, or that something between us did (429, 503), which may quote what it got.
     refused = _never_arrived(error)
     # What a proxy did with a request is not known, so its failure alone is no proof that nothing arrived.

@@ -1,6 +1,8 @@
 """What the account of our user in ClickHouse does to our statements is named by the doctor, and doing it helps."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -13,11 +15,12 @@ from outbox_pipeline.days import ALL_DAYS
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.check import Check
 from outbox_pipeline.monitoring.doctor import examine
+from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.operations.replay import Outcome, batches_of_days, replay
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
-from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
 from tests.fixtures.profiles import ProfileProxy, engine_under
 from tests.fixtures.proxy import through
 
@@ -62,6 +65,30 @@ def test_settings_that_a_profile_holds_are_named_all_at_once(holding: str, setti
     assert "max_insert_threads must be 1 (is 8)" in said
     assert "log_comment must be free" in said
     assert "final" not in said
+
+
+def test_a_setting_of_the_insert_alone_is_named_too(tmp_path: Path, stores: Stores) -> None:
+    """Nothing of a batch is sent without it; once the profile allows it, everything arrives."""
+    publish(stores.engine, 5)
+    held = "<max_insert_threads><readonly/></max_insert_threads>"
+    with engine_under(tmp_path, {"max_insert_threads": "8"}, constraints=held) as url:
+        here = stores.settings.model_copy(update={"clickhouse_url": SecretStr(url)})
+        check = finding(here, "clickhouse profile")
+        with clickhouse_client(here) as client:
+            migrate_log(client)
+            relay(replace(stores, client=client, settings=here))
+            assert delivered_ids(client) == []
+    said = read_status(stores.engine).last_error
+    with engine_under(tmp_path, {"max_insert_threads": "1"}, constraints=held) as url:
+        here = stores.settings.model_copy(update={"clickhouse_url": SecretStr(url)})
+        with clickhouse_client(here) as client:
+            relay(replace(stores, client=client, settings=here), until_empty=True)
+
+            assert_each_exactly_once(stores.engine, client)
+            assert len(delivered_ids(client)) == 5
+    assert "max_insert_threads must be 1 (is 8)" in check.message
+    assert said is not None
+    assert "because of the profile of its user: Setting max_insert_threads is readonly" in said
 
 
 def test_rows_that_a_policy_hides_are_named(
