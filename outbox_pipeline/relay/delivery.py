@@ -217,7 +217,8 @@ class Delivery:
         raise ProofError(
             f"ClickHouse took batch {batch.batch_id} {_MAX_SENDINGS} times and still does not show its rows: "
             f"{self._differences(batch, generation)}. Look for something else that changes table "
-            f"{self.stores.client.table}; the batch is kept and tried again."
+            f"{self.stores.client.table}, and run 'outbox doctor', which names what hides rows; the batch is kept and "
+            "tried again."
         )
 
     def mark(self) -> Marked:
