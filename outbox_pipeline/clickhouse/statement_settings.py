@@ -98,7 +98,7 @@ ONE_BLOCK_ROWS: Final = 4_000_000
 BATCH_INSERT: Final = {
     "deduplicate_insert": "enable",
     "insert_deduplicate": 1,
-    # In some versions a token alone does not make an INSERT … SELECT one that may be repeated.
+    # 26.1 forgets the token of an INSERT … SELECT otherwise.
     "deduplicate_insert_select": "enable_even_for_bad_queries",
     # Side by side, a view that fails leaves any part of the batch in the log; in turn, the log is whole before a view.
     "parallel_view_processing": 0,
