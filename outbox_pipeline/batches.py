@@ -23,6 +23,7 @@ class BatchStatus(StrEnum):
     FAILED = "failed"
     PARKED = "parked"
     PROCESSED = "processed"
+    SPLIT = "split"
 
 
 #: Every allowed move and the sentence that explains it; `docs/architecture.md` draws this table.
@@ -34,7 +35,7 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
         BatchStatus.REQUESTED,
         BatchStatus.REQUESTED,
     ): "the requested run never started or has ended; another is asked for",
-    (BatchStatus.REQUESTED, BatchStatus.PARKED): "too many requested runs never started",
+    (BatchStatus.REQUESTED, BatchStatus.PARKED): "for more than a day no requested run started",
     (
         BatchStatus.DELIVERING,
         BatchStatus.PROCESSED,
@@ -55,6 +56,10 @@ MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
         BatchStatus.DELIVERING,
         BatchStatus.PARKED,
     ): "the last allowed attempt failed or went silent, or a view behind the log refuses what the log has",
+    (
+        BatchStatus.DELIVERING,
+        BatchStatus.SPLIT,
+    ): "ClickHouse lacks the memory for it and has nothing of it; its events are pending again",
     (BatchStatus.FAILED, BatchStatus.REQUESTED): "the backoff is over and another run is asked for",
     (BatchStatus.FAILED, BatchStatus.PARKED): "the limit of attempts was lowered to its failures, or below",
     (BatchStatus.FAILED, BatchStatus.DELIVERING): "somebody re-executes the failed run",
@@ -74,6 +79,13 @@ LAST_POSITION = 2**63 - 1
 
 #: Statuses in which the batch's events are on their way.
 IN_FLIGHT = frozenset({BatchStatus.CUT, BatchStatus.REQUESTED, BatchStatus.DELIVERING, BatchStatus.FAILED})
+
+
+#: Kinds of failure, in the ledger's words, that a server's recovery ends.
+PASSING_KINDS = ("transient", "in_doubt")
+
+#: Attempts in a row whose insert ClickHouse lacked the memory for; the next one splits the batch.
+MEMORY_FAILURES = 3
 
 
 def can_move(before: BatchStatus, after: BatchStatus) -> bool:
@@ -211,6 +223,8 @@ class Batch:
     `foreign_positions` are half-open stretches in order, empty unless the batch was adopted from the old instance.
     `cut_number` is None in a batch of an earlier version until its next attempt. `answered_generation` is the one whose
     insert ClickHouse answered with an error, `may_resend` that a person has resumed the batch since.
+    `memory_failures` are the latest attempts in a row whose insert ClickHouse lacked the memory for;
+    `refused_generations` how many generations were begun because ClickHouse refused events: it had taken nothing then.
     """
 
     batch_id: UUID
@@ -238,11 +252,21 @@ class Batch:
     cut_number: int | None = None
     answered_generation: int | None = None
     may_resend: bool = False
+    memory_failures: int = 0
+    refused_generations: int = 0
 
     @property
     def is_answered(self) -> bool:
         """True while the latest insert of the current generation is one that ClickHouse answered with an error."""
         return self.answered_generation == self.generation
+
+    @property
+    def is_too_large(self) -> bool:
+        """True for a batch whose next attempt splits it, if ClickHouse still has nothing of it."""
+        # A generation was begun because ClickHouse had taken the one before, or because it had refused it.
+        was_never_taken = self.processed_at is None and self.generation == self.refused_generations
+        is_divisible = self.event_count > 1 and not self.foreign_positions
+        return self.memory_failures >= MEMORY_FAILURES and was_never_taken and is_divisible
 
     @property
     def is_frozen(self) -> bool:

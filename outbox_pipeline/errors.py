@@ -41,6 +41,10 @@ class InDoubtError(OutboxError):
     """The request may have been carried out, wholly or partly: look before sending anything again."""
 
 
+class ServerMemoryError(InDoubtError):
+    """ClickHouse had not enough memory for a request; an insert of a whole batch may be too large for it."""
+
+
 class PermanentError(OutboxError):
     """Trying again changes nothing until a person or a deploy does."""
 

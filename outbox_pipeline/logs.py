@@ -23,6 +23,7 @@ EVENTS = frozenset(
         "witness_pruned",
         "batch_requested",
         "batch_resent",
+        "batch_split",
         "clickhouse_unreachable",
         "event_not_published",
         "event_repeated",

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         5, gt=0, le=_LONGEST_SECONDS, description="First wait after a failed attempt; doubles with each"
     )
     retry_max_seconds: float = Field(300, gt=0, le=_LONGEST_SECONDS, description="Longest wait between attempts")
-    max_attempts: int = Field(10, ge=1, description="Attempts after which a batch is parked for a person")
+    max_attempts: int = Field(10, ge=1, description="Failures of its own after which a batch is parked for a person")
     recheck_seconds: float = Field(
         600,
         ge=1,

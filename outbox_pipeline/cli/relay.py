@@ -25,6 +25,7 @@ class RelayReport:
     quarantined: int
     seconds: float
     failures: tuple[str, ...]
+    splits: tuple[str, ...]
     failed_batches: int
     parked_batches: int
 
@@ -64,8 +65,8 @@ def relay(
         print_json(report)
     else:
         typer.echo(_sentence(report))
-    for failure in report.failures:
-        complain(failure)
+    for said in (*report.splits, *report.failures):
+        complain(said)
     if report.has_failed:
         complain(_left_behind(report))
         raise typer.Exit(1)
@@ -94,6 +95,7 @@ def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:
         quarantined=result.quarantined_count,
         seconds=round(time.monotonic() - started, 3),
         failures=result.failures,
+        splits=result.splits,
         failed_batches=open_batches.get("failed", 0),
         parked_batches=open_batches.get("parked", 0),
     )

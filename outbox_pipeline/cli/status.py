@@ -50,6 +50,8 @@ def _facts(found: "Status") -> list[tuple[str, object]]:
         facts.insert(0, ("problem", found.problem))
     if found.future:
         facts.insert(-3, ("in the future", f"{found.future:,} undelivered, recorded up to {shown(found.future_until)}"))
+    if found.split_batches:
+        facts.insert(-2, ("split batches", f"{found.split_batches:,}, for want of memory in ClickHouse"))
     if found.last_error_batch_id is not None:
         facts.append(("… of batch", found.last_error_batch_id))
     if found.gaps:

@@ -29,6 +29,7 @@ from outbox_pipeline.errors import (
     InDoubtError,
     OutboxError,
     PermanentError,
+    ServerMemoryError,
     TransientError,
     WitnessError,
     first_line,
@@ -36,6 +37,13 @@ from outbox_pipeline.errors import (
 
 #: The server did nothing and may do it later: too busy, too many parts, read-only for a moment, Keeper away.
 TRANSIENT_CODES = frozenset({202, 203, 225, 242, 252, 285, 439, 473})
+#: The server lacks something for a while. A part of an insert may have been written, so these are in doubt; with each
+#: stands what to do about it, if it does not pass.
+MEMORY_LIMIT_EXCEEDED = 241
+SHORTAGES = {
+    MEMORY_LIMIT_EXCEEDED: "Give ClickHouse more memory (max_memory_usage, max_server_memory_usage) if this goes on",
+    243: "Free or add space on ClickHouse's disk; what waits is then delivered by itself",
+}
 #: Credentials, grants, names, settings and syntax: nothing changes until a person changes it.
 CONFIGURATION_CODES = frozenset(
     {16, 36, 44, 47, 48, 60, 62, 80, 81, 82, 115, 164, 192, 193, 194, 277, 291, 344, 392, 452, 495, 497, 516, 620}
@@ -179,7 +187,9 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
         return ConfigurationError(f"{where} refuses this: {said}. Check URL, user and grants, or run 'outbox init'.")
     if code in DATA_CODES:
         return BatchDataError(f"{where} refuses the content: {said}")
-    return InDoubtError(f"{where} may or may not have done this: {said}")
+    kind = ServerMemoryError if code == MEMORY_LIMIT_EXCEEDED else InDoubtError
+    remedy = f". {SHORTAGES[code]}." if code in SHORTAGES else ""
+    return kind(f"{where} may or may not have done this: {said}{remedy}")
 
 
 def _forbidden(where: str, said: str) -> ConfigurationError:

@@ -17,6 +17,7 @@ from outbox_pipeline.monitoring.clocks import ServerClock, check_clocks, clock_o
 from outbox_pipeline.monitoring.doctor_clickhouse import CLICKHOUSE_CHECKS, examine_clickhouse
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
+from outbox_pipeline.monitoring.splits import SPLIT_BATCHES, check_splits
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
@@ -50,11 +51,12 @@ CHECKS = (
     "schema",
     "ledger",
     "future days",
+    SPLIT_BATCHES,
     *CLICKHOUSE_CHECKS,
     "clocks",
     *DAGSTER_CHECKS,
 )
-_NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index("future days") + 1]
+_NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index(SPLIT_BATCHES) + 1]
 
 
 def examine(settings: Settings) -> list[Check]:
@@ -122,14 +124,15 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
     yield grants
     schema = _check_schema(engine)
     if not schema.ok and not grants.ok:
-        yield from skipped(["schema", "ledger", "future days"], "grants")
+        yield from skipped(["schema", "ledger", "future days", SPLIT_BATCHES], "grants")
         return
     yield schema
     if schema.ok:
         yield outcome("ledger", lambda: _check_ledger(engine))
         yield _check_future(engine)
+        yield check_splits(engine)
     else:
-        yield from skipped(["ledger", "future days"], "schema")
+        yield from skipped(["ledger", "future days", SPLIT_BATCHES], "schema")
 
 
 def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str, str]:

@@ -75,6 +75,7 @@ _GAUGES = (
 _COUNTERS = (
     ("outbox_processed_events", "processed_total", "Events delivered and proved, of the batches the ledger holds."),
     ("outbox_processed_batches", "batches_total", "Batches delivered and proved, of those the ledger holds."),
+    ("outbox_split_batches", "split_total", "Batches split because ClickHouse lacked the memory for them."),
     ("outbox_attempts", "attempts_total", "Attempts drawn to deliver a batch, whatever became of them."),
 )
 _BY_LABEL = (
@@ -87,7 +88,7 @@ _BY_LABEL = (
     ),
 )
 #: Each open status is shown at all times, so that a graph does not begin with the first trouble.
-_OPEN = [str(status) for status in BatchStatus if status != BatchStatus.PROCESSED]
+_OPEN = [str(status) for status in BatchStatus if status not in (BatchStatus.PROCESSED, BatchStatus.SPLIT)]
 _BY_QUANTILE = (
     ("outbox_last_hour_batch_events", "recent_sizes", "Events in a batch of the last hour."),
     ("outbox_last_hour_delivery_seconds", "recent_seconds", "From taking a batch to marking it, of the last hour."),

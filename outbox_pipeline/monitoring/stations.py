@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.batches import BATCH_ID_TAG
-from outbox_pipeline.postgres.overview import read_batch_times, read_recorded_at
+from outbox_pipeline.postgres.overview import read_batch_times, read_former_batches, read_recorded_at
 from outbox_pipeline.postgres.quarantine import read_history, read_replaced
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent
 
@@ -40,6 +40,7 @@ def read_stations(
     """Return what the ledger knows of an event's way, first to last; *batch_id* is the batch it is in now."""
     stays = read_history(connection, Filter(event_ids=frozenset({event_id})))
     batch_ids = {stay.batch_id for stay in stays} | ({batch_id} if batch_id else set())
+    batch_ids |= set(read_former_batches(connection, event_id))
     batches = {row["batch_id"]: row for row in read_batch_times(connection, batch_ids)}
     stations = [*_recorded(connection, event_id)]
     for found in batches.values():
@@ -78,7 +79,10 @@ def _of_batch(found: RowMapping, ui_url: str | None) -> Iterator[Station]:
     yield Station(found["cut_at"], f"cut into batch {batch_id}", batch_id, runs_url=links[2])
     if found["started_at"] is not None:
         yield Station(found["started_at"], f"attempt {found['attempt']} started", batch_id, *links)
-    if found["processed_at"] is not None:
+    if found["split_at"] is not None:
+        said = "batch split, because ClickHouse lacked the memory for it; the event is pending again"
+        yield Station(found["split_at"], said, batch_id, *links)
+    elif found["processed_at"] is not None:
         yield Station(found["processed_at"], "batch proved and marked processed", batch_id, *links)
 
 

@@ -31,6 +31,7 @@ class Status:
     which is until `future_until`.
     `oldest_gap_holders`: transactions that may still commit an event at a position that was passed over.
     `last_error`: what the most recently tried open batch failed with.
+    `split_batches`: how many batches were ever split, because ClickHouse lacked the memory for them.
     `problem`: the sentence for what keeps the ledger from being worked on, None when it is sound.
     """
 
@@ -52,6 +53,7 @@ class Status:
     last_error_kind: str | None
     last_error_batch_id: UUID | None
     last_processed_at: datetime | None
+    split_batches: int = 0
     problem: str | None = None
 
     @property

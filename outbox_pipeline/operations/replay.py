@@ -19,7 +19,7 @@ from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
-from outbox_pipeline.relay.delivery import proof_differences
+from outbox_pipeline.relay.delivery import Marked, proof_differences
 from outbox_pipeline.relay.loop import deliver, require_ready
 from outbox_pipeline.stores import Stores
 
@@ -80,6 +80,8 @@ def rechecks_due(stores: Stores) -> list[Batch]:
 
 def left_alone(batch: Batch) -> str:
     """Say why a batch that is not processed is left to its own run."""
+    if batch.status == BatchStatus.SPLIT:
+        return "it was split; its events are delivered in smaller batches"
     return f"it is {batch.status}; its own run delivers it"
 
 
@@ -101,6 +103,8 @@ def redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool = True,
     With *reload* everything is sent under a new generation at once, else only after another look. Raises WitnessError
     when no batch of this ledger may be sent.
     """
+    if batch.status == BatchStatus.SPLIT:
+        return Replayed(batch.batch_id, Outcome.FAILED, 0, reason)
     if batch.pruned_at is not None:
         return Replayed(batch.batch_id, Outcome.PRUNED, 0, f"{reason}. {pruned_sentence(batch)}")
     try:
@@ -116,4 +120,6 @@ def redeliver(stores: Stores, batch: Batch, reason: str, *, reload: bool = True,
         if isinstance(error, WitnessError):
             raise
         return Replayed(batch.batch_id, Outcome.FAILED, 0, str(error))
+    # A batch that was processed once is never split.
+    assert isinstance(marked, Marked)
     return Replayed(batch.batch_id, Outcome.REDELIVERED, marked.accepted_count, reason)

@@ -54,6 +54,8 @@ def resume(engine: Engine, batch_id: UUID | None = None, *, lock_timeout_seconds
 def _not_parked(batch: Batch) -> str:
     if batch.status == BatchStatus.PROCESSED:
         return f"Batch {batch.batch_id} is processed: 'outbox replay --batch {batch.batch_id}' proves it once more."
+    if batch.status == BatchStatus.SPLIT:
+        return f"Batch {batch.batch_id} was split: its events are delivered in smaller batches, so wait for those."
     if batch.status == BatchStatus.PARKED:
         return f"Batch {batch.batch_id} was parked just now, while this looked: run the resume again."
     return f"Batch {batch.batch_id} is {batch.status}, not parked: it is delivered without a resume, so wait for it."

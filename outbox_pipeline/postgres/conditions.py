@@ -23,6 +23,7 @@ class LedgerConditions:
     """What the ledger found about itself, its cluster and its table.
 
     `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
+    `has_former`: some of the unclaimed positions were in a batch that was split.
     """
 
     unclaimed: str
@@ -31,6 +32,7 @@ class LedgerConditions:
     last_cut_number: int
     witness_floor: int
     open_numbers: list[int]
+    has_former: bool
     is_own_cluster: bool
     can_read_sequence: bool
     last_drawn: int

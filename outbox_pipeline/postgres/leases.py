@@ -26,17 +26,33 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import RowMapping
 
-from outbox_pipeline.batches import LAST_POSITION, NEWER_PROOF, Batch, BatchRequest, BatchStatus, Lease, Proof
+from outbox_pipeline.batches import (
+    LAST_POSITION,
+    MEMORY_FAILURES,
+    NEWER_PROOF,
+    PASSING_KINDS,
+    Batch,
+    BatchRequest,
+    BatchStatus,
+    Lease,
+    Proof,
+)
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, LedgerError
 from outbox_pipeline.event_schema import PROOF_VERSION
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch
 
-#: How many times more often than by other failures a batch may fail because a server is in trouble.
-TRANSIENT_PATIENCE = 10
+#: Kinds of failure that a batch is not to blame for: a server's trouble, and a ledger that was set back.
+_TROUBLE_KINDS = (*PASSING_KINDS, "witness")
+#: How long they go on before they park a batch: an outage of a day drains by itself.
+TROUBLE_LASTS = timedelta(hours=25)
+#: How far the attempt that splits a batch is above all others: another instance of the ledger, which has the same batch
+#: and draws numbers of its own, does not come near it. Metrics leave it out of what they count (metrics.sql).
+SPLIT_ATTEMPTS = 1_000_000
 
 _NOW = func.clock_timestamp()
-_SHOWN = [getattr(batch.c, name) for name in Batch.__dataclass_fields__]
+_STATUS = case((batch.c.former_positions.is_not(None), BatchStatus.SPLIT), else_=batch.c.status).label("status")
+_SHOWN = [_STATUS if name == "status" else getattr(batch.c, name) for name in Batch.__dataclass_fields__]
 #: The batch is not frozen, or by a release that is not newer than this one.
 _IS_KNOWN = func.coalesce(batch.c.proof["version"].as_integer(), 1) <= PROOF_VERSION
 
@@ -53,7 +69,9 @@ def request_due(connection: Connection, *, limit: int, request_seconds: float, m
     """Move up to *limit* due batches to requested under a new attempt each, oldest first.
 
     Due are: freshly cut, failed with the backoff over, requested or delivering with the lease expired. A batch whose
-    silent attempts reach *max_attempts* is parked and not returned. One that a newer release has frozen is told so.
+    silent attempts reach *max_attempts* is parked and not returned; a request that no run has taken up, and an attempt
+    during which PostgreSQL was restarted, are counted as a server's trouble. A batch that a newer release has frozen is
+    told so.
     """
     parameters = {
         "limit": limit,
@@ -61,6 +79,9 @@ def request_due(connection: Connection, *, limit: int, request_seconds: float, m
         "max_attempts": max_attempts,
         "proof_version": PROOF_VERSION,
         "newer_proof": NEWER_PROOF,
+        "trouble_lasts": TROUBLE_LASTS,
+        "memory_failures": MEMORY_FAILURES,
+        "split_attempts": SPLIT_ATTEMPTS,
     }
     rows = connection.execute(query("request_due"), parameters).all()
     return [
@@ -110,7 +131,7 @@ def take_over(
     is_same_run = false() if run_id is None else batch.c.run_id == run_id
     statement = (
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
-        .values(attempt=batch.c.attempt + 1)
+        .values(attempt=batch.c.attempt + case((_splits_next(), SPLIT_ATTEMPTS), else_=0) + 1)
         .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None), _IS_KNOWN)
         .where(or_(batch.c.status != BatchStatus.DELIVERING, is_over(batch.c.lease_until), is_same_run))
         .returning(batch.c.attempt)
@@ -147,6 +168,7 @@ def refreeze(connection: Connection, lease: Lease, *, rejected: dict[int, list[s
             rejected={str(position): reasons for position, reasons in rejected.items()},
             proof=proof.to_json(),
             generation=batch.c.generation + 1,
+            refused_generations=batch.c.refused_generations + 1,
         )
     )
     _require_one(connection, lease, statement)
@@ -202,20 +224,28 @@ def fail_attempt(
     wait: timedelta,
     max_attempts: int,
     is_final: bool = False,
+    lacked_memory: bool | None = None,
 ) -> BatchStatus | None:
     """End the attempt: failed until *wait* is over, or parked at the limit, or at once where it *is_final*.
 
     None when the lease was lost already.
 
-    Transient failures are counted apart and allowed ten times as often: the batch is not to blame, yet they end too.
+    Failures by a server's trouble are counted apart: as many of them park a batch only when the first was longer ago
+    than TROUBLE_LASTS. *lacked_memory* tells whether the attempt's insert failed for ClickHouse's memory, None when it
+    sent none.
     """
-    # A batch is not to blame for a ledger that was set back either.
-    is_transient = kind in ("transient", "witness")
-    failures = batch.c.failures + (0 if is_transient else 1)
-    transient_failures = batch.c.transient_failures + (1 if is_transient else 0)
-    is_enough = or_(
-        literal(is_final), failures >= max_attempts, transient_failures >= TRANSIENT_PATIENCE * max_attempts
-    )
+    is_trouble = kind in _TROUBLE_KINDS
+    failures = batch.c.failures + (0 if is_trouble else 1)
+    transient_failures = batch.c.transient_failures + (1 if is_trouble else 0)
+    is_enough = or_(literal(is_final), failures >= max_attempts)
+    changes: dict[str, Any] = {}
+    if is_trouble:
+        # A beginning in the future was written under another clock.
+        since = func.least(case((batch.c.transient_failures > 0, batch.c.trouble_since)), _NOW)
+        is_enough = or_(is_enough, and_(transient_failures >= max_attempts, since <= _NOW - TROUBLE_LASTS))
+        changes["trouble_since"] = since
+    if lacked_memory is not None:
+        changes["memory_failures"] = batch.c.memory_failures + 1 if lacked_memory else 0
     statement = (
         update(batch)
         .where(_is_held(lease))
@@ -230,6 +260,7 @@ def fail_attempt(
             failed_at=_NOW,
             last_error=error,
             last_error_kind=kind,
+            **changes,
         )
         .returning(batch.c.status)
     )
@@ -335,6 +366,15 @@ def _as_batch(row: RowMapping) -> Batch:
     stretches = values["foreign_positions"]
     values["foreign_positions"] = tuple((one.lower, one.upper or LAST_POSITION) for one in stretches)
     return Batch(**values)
+
+
+def _splits_next() -> ColumnElement[bool]:
+    # As in request_due.sql.
+    return and_(
+        batch.c.memory_failures >= MEMORY_FAILURES,
+        batch.c.processed_at.is_(None),
+        batch.c.attempt < SPLIT_ATTEMPTS,
+    )
 
 
 def _leased(lease: Lease, lasting: timedelta, run_id: str | None) -> Update:

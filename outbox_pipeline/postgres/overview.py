@@ -4,7 +4,7 @@ Invariant: nothing here locks or changes a row, so an operator may ask as often 
 """
 
 from collections.abc import Collection, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -50,9 +50,31 @@ def read_recorded_at(connection: Connection, event_id: UUID) -> datetime | None:
 def read_batch_times(connection: Connection, batch_ids: Collection[UUID]) -> Sequence[RowMapping]:
     """Return when each of the batches was cut, started and processed, with its latest attempt and run."""
     statement = select(
-        batch.c.batch_id, batch.c.cut_at, batch.c.started_at, batch.c.processed_at, batch.c.attempt, batch.c.run_id
+        *(batch.c.batch_id, batch.c.cut_at, batch.c.started_at, batch.c.processed_at, batch.c.attempt, batch.c.run_id),
+        batch.c.split_at,
     ).where(batch.c.batch_id.in_(batch_ids))
     return connection.execute(statement).mappings().all()
+
+
+def read_former_batches(connection: Connection, event_id: UUID) -> list[UUID]:
+    """Return the batches that held an event and were split, in that order."""
+    statement = (
+        select(batch.c.batch_id)
+        .join_from(event, batch, batch.c.former_positions.op("@>")(event.c.position))
+        .where(event.c.event_id == event_id, batch.c.former_positions.is_not(None))
+        .order_by(batch.c.split_at)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def read_splits(connection: Connection, *, days: int) -> tuple[int, int, int]:
+    """Return how many batches were split in the last days, and the most events and bytes that one of them had."""
+    since = func.statement_timestamp() - timedelta(days=days)
+    statement = select(
+        func.count(), func.coalesce(func.max(batch.c.event_count), 0), func.coalesce(func.max(batch.c.context_bytes), 0)
+    ).where(batch.c.former_positions.is_not(None), batch.c.split_at > since)
+    count, event_count, context_bytes = connection.execute(statement).one()
+    return count, event_count, context_bytes
 
 
 def read_future_days(connection: Connection) -> tuple[int, date | None]:

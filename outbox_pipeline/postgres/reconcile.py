@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, cast, exists, func, select, text, true, update
+from sqlalchemy import Connection, cast, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import INT8MULTIRANGE
 
 from outbox_pipeline.batches import Batch, BatchStatus, HeldType
@@ -66,13 +66,20 @@ def read_day_counts(connection: Connection, first_day: date, last_day: date) -> 
 def batches_of_days(
     connection: Connection, first_day: date, last_day: date, *, batch_id: UUID | None = None
 ) -> list[Batch]:
-    """Return the batches of the UTC days from one to another, oldest first; only the one named, if one is."""
+    """Return the batches of the UTC days from one to another, oldest first; only the one named, if one is.
+
+    One that was split is among them only when it is named: its events are in others.
+    """
     condition = batch.c.recorded_on.between(first_day, last_day)
-    return read_batches(connection, condition & (true() if batch_id is None else batch.c.batch_id == batch_id))
+    chosen = batch.c.former_positions.is_(None) if batch_id is None else batch.c.batch_id == batch_id
+    return read_batches(connection, condition & chosen)
 
 
 def processed_batches(connection: Connection, first_day: date, last_day: date) -> list[tuple[UUID, int]]:
-    """Return id and row count of a window's processed batches, in an order in which neighbours stand side by side."""
+    """Return id and row count of a window's processed batches, in an order in which neighbours stand side by side.
+
+    Split ones are among them, with no row.
+    """
     statement = (
         select(batch.c.batch_id, batch.c.accepted_count)
         .where(batch.c.recorded_on.between(first_day, last_day), batch.c.status == BatchStatus.PROCESSED)
@@ -82,7 +89,7 @@ def processed_batches(connection: Connection, first_day: date, last_day: date) -
 
 
 def read_processed(connection: Connection, batch_ids: Collection[UUID]) -> list[Batch]:
-    """Return those of the batches that are processed at this moment."""
+    """Return those of the batches that are processed at this moment, or split, of which no row may be there."""
     return read_batches(connection, batch.c.batch_id.in_(batch_ids) & (batch.c.status == BatchStatus.PROCESSED))
 
 

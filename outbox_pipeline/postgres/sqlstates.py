@@ -84,6 +84,8 @@ MEANINGS: dict[str, Meaning] = {
     "57": Meaning(TransientError),
     "57P04": Meaning(ConfigurationError, _GRANTS),
     "58": Meaning(LedgerError, _DAMAGE),
+    # A disk that does not answer, over a network for example, comes back.
+    "58030": Meaning(TransientError, _DAMAGE),
     "72": Meaning(TransientError),
     "F0": Meaning(ConfigurationError, _SETUP),
     # A trigger of the schema.

@@ -99,6 +99,11 @@ batch = Table(
     Column("cut_number", BigInteger),
     Column("answered_generation", Integer),
     Column("may_resend", Boolean, nullable=False),
+    Column("trouble_since", DateTime(timezone=True)),
+    Column("memory_failures", Integer, nullable=False),
+    Column("refused_generations", Integer, nullable=False),
+    Column("former_positions", INT8MULTIRANGE),
+    Column("split_at", DateTime(timezone=True)),
 )
 
 quarantined_event = Table(

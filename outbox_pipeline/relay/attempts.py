@@ -37,9 +37,6 @@ from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 
-#: Kinds of failure that a server's recovery ends, in the ledger's words.
-PASSING_KINDS = ("transient", "in_doubt")
-
 
 @cache
 def _holder_of(pid: int) -> str:
@@ -116,7 +113,9 @@ def _require_known(batch: Batch) -> None:
 
 
 def pruned_sentence(batch: Batch) -> str:
-    """Say why a pruned batch is not sent again, and what is left to do."""
+    """Say why a batch that was split, or whose events were pruned, is not sent again, and what is left to do."""
+    if batch.status == BatchStatus.SPLIT:
+        return f"Batch {batch.batch_id} was split: its events are delivered in smaller batches."
     return (
         f"The events of batch {batch.batch_id} were pruned from PostgreSQL at {batch.pruned_at:%Y-%m-%d %H:%M} UTC: it "
         "can be proved but not sent again. Restore its rows in ClickHouse from a backup."
@@ -154,6 +153,7 @@ def _fail(delivery: Delivery, error: BaseException) -> BatchStatus | None:
             wait=backoff(found.failures + found.transient_failures, settings),
             max_attempts=settings.max_attempts,
             is_final=isinstance(error, ViewError) and error.is_final,
+            lacked_memory=delivery.lacked_memory,
         )
 
 

@@ -5,11 +5,13 @@ transaction. Sequence order is not commit order, so what is not visible below wh
 together with the transactions that may still fill it, and looked at again once one of them is gone.
 One look probes a bounded number of stretches of positions, whatever has accumulated: of the unclaimed set the first
 ones and the open end, of the gaps that are due a portion.
+Events of a batch that was split are cut into batches of half its size at most.
 """
 
 import time
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
@@ -20,6 +22,7 @@ from outbox_pipeline.postgres import cut as ledger
 from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions, require_sound
 from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.split import half_of_former
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.settings import Settings
 
@@ -114,13 +117,13 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     holding = ledger.read_holders(connection)
     unclaimed, is_whole = _settle(connection, conditions, holding)
     max_events = _events_to_look_at(conditions, settings)
-    picked = ledger.pick_events(
-        connection,
-        unclaimed,
-        max_events=max_events,
-        max_bytes=settings.batch_max_bytes,
-        first_day=settings.start_date,
-    )
+    pick = partial(ledger.pick_events, connection, unclaimed, first_day=settings.start_date)
+    picked = pick(max_events=max_events, max_bytes=settings.batch_max_bytes)
+    half = half_of_former(connection, picked.positions) if picked is not None and conditions.has_former else None
+    if half is not None:
+        # ClickHouse lacked the memory for the batch that had them.
+        max_events = min(max_events, half.max_events)
+        picked = pick(max_events=max_events, max_bytes=min(settings.batch_max_bytes, half.max_bytes))
     if picked is not None and _should_linger(picked, settings, max_events):
         return _Look(is_whole, lingering_count=picked.event_count)
     if picked is None and conditions.stretch_count == 1:

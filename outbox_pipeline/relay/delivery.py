@@ -21,7 +21,7 @@ from outbox_pipeline.clickhouse import load as store
 from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
-from outbox_pipeline.errors import BatchDataError, OutboxError, ProofError
+from outbox_pipeline.errors import BatchDataError, OutboxError, ProofError, ServerMemoryError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -32,6 +32,7 @@ from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.known_bytes import require_known_bytes, send_known_bytes
 from outbox_pipeline.relay.points import Point, announce
 from outbox_pipeline.relay.servers import naming_servers, shown_by_all
+from outbox_pipeline.relay.split import Split, memory_sentence, split_if_absent
 from outbox_pipeline.relay.witness import witness_attempt
 from outbox_pipeline.stores import Stores
 from outbox_pipeline.validation import Rules, validate_events
@@ -106,6 +107,10 @@ class Delivery:
         self.identity = identity
         #: Accepted events by type, known where this process validated the batch.
         self.event_types: dict[str, int] | None = None
+        #: Whether ClickHouse lacked the memory for the latest insert, None before one.
+        self.lacked_memory: bool | None = None
+        #: What `load` returned where it gave the batch's events back: there is nothing to mark then.
+        self.split: Split | None = None
         self._events: pa.Table | None = None
         self._body: store.Body | None = None
         self._started = time.monotonic()
@@ -134,10 +139,10 @@ class Delivery:
         batch = self.batch()
         self._body = self._encoded(batch, batch.generation)
 
-    def finish(self, *, reload: bool = False) -> Marked:
-        """Load and mark: the rest."""
-        self.load(reload=reload)
-        return self.mark()
+    def finish(self, *, reload: bool = False) -> Marked | Split:
+        """Load and mark: the rest. A batch that was split has nothing to mark."""
+        loaded = self.load(reload=reload)
+        return loaded if isinstance(loaded, Split) else self.mark()
 
     def extract(self) -> Extracted:
         """Read the batch's events from PostgreSQL.
@@ -177,21 +182,26 @@ class Delivery:
         self.event_types = _count_types(accepted)
         return Validated(accepted.num_rows, batch.rejected or {}, self.event_types, was_frozen)
 
-    def load(self, *, reload: bool = False) -> Loaded:
+    def load(self, *, reload: bool = False) -> Loaded | Split:
         """Make ClickHouse hold exactly the accepted events, whatever an earlier attempt left there.
 
         Looks before it sends anything a second time. Sends the same generation again first, because a late copy of an
         earlier request is then dropped; raises the generation only when ClickHouse took one and still shows other rows,
         or when *reload* asks for it. Events that ClickHouse refuses by itself are found and rejected, the rest goes on
         as the next generation. That an insert was answered with an error is kept in the ledger, and its rows are no
-        proof then (`relay.answers`). Raises ProofError when that does not help, ViewError when a view behind the log
-        may lack what the log has, WitnessError, before anything is sent, when ClickHouse knows of deliveries that this
-        ledger does not, ConfigurationError, with nothing rejected, when it refuses or alters known bytes as well.
+        proof then (`relay.answers`). A batch that ClickHouse lacks the memory for is split instead, if it has nothing
+        of it; this attempt is over then. Raises ProofError when that does not help, ViewError when a view behind the
+        log may lack what the log has, WitnessError, before anything is sent, when ClickHouse knows of deliveries that
+        this ledger does not, ConfigurationError, with nothing rejected, when it refuses or alters known bytes as well.
         """
         started = time.monotonic()
         batch = self._frozen_batch()
         generation = batch.generation
         self._raise_fence()
+        self.split = split_if_absent(self.stores.client, self._ledger, self.lease, batch)
+        if self.split is not None:
+            self.close()
+            return self.split
         if reload:
             generation = self._raise_generation()
         elif (batch.attempt > 1 or generation > 0 or self._has_sent) and self._is_whole(batch):
@@ -300,15 +310,18 @@ class Delivery:
         return body.size
 
     def _insert(self, batch: Batch, body: store.Body, not_after: str) -> None:
-        client, self._has_sent = self.stores.client, True
+        client, self._has_sent, self.lacked_memory = self.stores.client, True, False
         try:
             with naming_servers(client):
                 store.insert_generation(client, body, lease=self.lease, identity=self.identity, not_after=not_after)
         except OutboxError as error:
+            self.lacked_memory = isinstance(error, ServerMemoryError)
             if error.answer is not None:
                 self._note_answer(body.generation)
                 is_owed = self._is_owed and body.generation == batch.generation
                 raise_for_view(self.stores, batch, body.generation, error, is_owed=is_owed)
+            if self.lacked_memory:
+                raise ServerMemoryError(memory_sentence(batch, str(error))) from None
             raise
         self._taken_by = client.answered_by
 

@@ -7,7 +7,7 @@ work on one outbox at once, they take different batches.
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import BoundedSemaphore
 
 from outbox_pipeline.errors import DefectError, OutboxError, WitnessError, sentence_of
@@ -19,6 +19,7 @@ from outbox_pipeline.relay.delivery import Delivery, Marked
 from outbox_pipeline.relay.known_bytes import require_known_bytes
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.owner import claim_table
+from outbox_pipeline.relay.split import Split
 from outbox_pipeline.relay.witness import require_own_log
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
@@ -43,22 +44,24 @@ class RelayResult:
     delivered_count: int = 0
     quarantined_count: int = 0
     failures: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     def plus(self, outcome: "BatchResult") -> "RelayResult":
-        """Return this result with one more batch, delivered or failed."""
+        """Return this result with one more batch, delivered, split or failed."""
         if isinstance(outcome, OutboxError):
-            failures = (*self.failures, str(outcome))
-            return RelayResult(self.batch_count, self.delivered_count, self.quarantined_count, failures)
-        return RelayResult(
-            self.batch_count + 1,
-            self.delivered_count + outcome.accepted_count,
-            self.quarantined_count + outcome.quarantined_count,
-            self.failures,
+            return replace(self, failures=(*self.failures, str(outcome)))
+        if isinstance(outcome, Split):
+            return replace(self, splits=(*self.splits, outcome.sentence))
+        return replace(
+            self,
+            batch_count=self.batch_count + 1,
+            delivered_count=self.delivered_count + outcome.accepted_count,
+            quarantined_count=self.quarantined_count + outcome.quarantined_count,
         )
 
 
-#: What became of a batch: what was marked, or why it failed.
-BatchResult = Marked | OutboxError
+#: What became of a batch: what was marked, what was given back, or why it failed.
+BatchResult = Marked | Split | OutboxError
 
 
 def relay(
@@ -135,8 +138,8 @@ def _next_delivery(stores: Stores, settings: Settings) -> Delivery | None:
         # Another process was asked for the batch that this one cut.
 
 
-def deliver(delivery: Delivery, *, reload: bool = False) -> Marked:
-    """Take one batch through all four steps; the caller ends the attempt when this raises.
+def deliver(delivery: Delivery, *, reload: bool = False) -> Marked | Split:
+    """Take one batch through all four steps, or split it; the caller ends the attempt when this raises.
 
     Raises DefectError for what no store has translated, so that a traceback quotes no event.
     """

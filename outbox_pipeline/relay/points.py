@@ -35,6 +35,8 @@ class Point(StrEnum):
     PROVEN = "proven"
     MARKING = "marking"
     MARKED = "marked"
+    SPLITTING = "splitting"
+    SPLIT = "split"
 
 
 _listeners: list[Callable[[Point], None]] = []

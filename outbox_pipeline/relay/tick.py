@@ -8,12 +8,12 @@ from datetime import date
 
 from sqlalchemy import Engine
 
-from outbox_pipeline.batches import BatchRequest
+from outbox_pipeline.batches import PASSING_KINDS, BatchRequest
 from outbox_pipeline.counts import counted
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.in_flight import OpenBatches, count_open
 from outbox_pipeline.postgres.schema import check_version
-from outbox_pipeline.relay.attempts import PASSING_KINDS, request_batches
+from outbox_pipeline.relay.attempts import request_batches
 from outbox_pipeline.relay.cut import CutResult, cut_batches
 from outbox_pipeline.relay.witness import Seen, require_own
 from outbox_pipeline.settings import Settings

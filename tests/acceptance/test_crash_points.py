@@ -9,6 +9,7 @@ from tests.fixtures.children import Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.lives import cut_without_number
 from tests.fixtures.pgbouncer import Through, left_behind, url_to
+from tests.fixtures.too_large import let_be_too_large
 
 #: Points that only a repair reaches: a second attempt on a batch whose rows have gone from ClickHouse.
 REPAIRS = frozenset({Point.FENCED, Point.GENERATION_RAISED, Point.OLDER_DELETED})
@@ -37,6 +38,8 @@ def test_a_relay_killed_at_any_point_is_recovered(stores: Stores, children: Chil
         lose_some_rows(stores)
     if point == Point.NUMBERED:
         cut_without_number(stores)
+    if point in (Point.SPLITTING, Point.SPLIT):
+        let_be_too_large(stores)
     if point in {Point.ANSWERED, Point.REFROZEN}:
         stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT odd CHECK position % 2 = 1")
 

@@ -80,7 +80,7 @@ STATES: dict[str, tuple[type[OutboxError], bool]] = {
     "57014": (TransientError, True),
     "57P01": (TransientError, True),
     "57P04": (ConfigurationError, True),
-    "58030": (LedgerError, True),
+    "58030": (TransientError, True),
     "58P01": (LedgerError, True),
     "72000": (TransientError, True),
     "F0000": (ConfigurationError, True),

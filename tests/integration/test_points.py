@@ -15,6 +15,7 @@ from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.lives import cut_without_number
+from tests.fixtures.too_large import let_be_too_large
 
 _WRITES = ("INSERT", "UPDATE", "DELETE", "WITH", "ALTER")
 
@@ -74,11 +75,16 @@ def test_every_write_of_a_delivery_has_a_boundary(stores: Stores, monkeypatch: p
     stores.client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
     refusal = record(stores, monkeypatch, lambda: relay(stores))
 
+    stores.client.run("ALTER TABLE {table:Identifier} DROP CONSTRAINT no_poison")
+    publish(stores.engine, 2)
+    let_be_too_large(stores)
+    split = record(stores, monkeypatch, lambda: relay(stores))
+
     # A cut is one transaction: its two statements appear together or not at all.
-    for sequence in (first[first.index(Point.CUT) :], repair, numbered):
+    for sequence in (first[first.index(Point.CUT) :], repair, numbered, split):
         for one, two in pairwise(sequence):
             assert (one, two) != ("write", "write"), sequence
-    assert {item for item in first + repair + numbered + refusal if item != "write"} == set(Point)
+    assert {item for item in first + repair + numbered + refusal + split if item != "write"} == set(Point)
 
 
 def test_a_listener_can_be_ended(stores: Stores) -> None:

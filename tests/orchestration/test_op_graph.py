@@ -22,6 +22,7 @@ from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.too_large import let_be_too_large
 
 EVER = (date.min, date.max)
 
@@ -256,3 +257,26 @@ def test_a_wrong_batch_id_is_named(instance: dg.DagsterInstance, stores: Stores,
 
     assert not result.success
     assert hint in str(result.failure_data_for_node("event_log.extract_batch").user_failure_data)  # type: ignore[union-attr]
+
+
+def test_a_batch_that_is_too_large_is_split_by_its_run(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The run says so and ends well, a repetition of it too; the next ticks ask for runs of the halves."""
+    publish(stores.engine, 6)
+    batch_id = let_be_too_large(stores)
+    (request,) = plan_tick(stores.engine, stores.settings, days=EVER).requests
+
+    split = execute(instance, run_config(str(batch_id), request.attempt))
+    again = execute(instance, run_config(str(batch_id)))
+    halves = []
+    while requests := plan_tick(stores.engine, stores.settings, days=EVER).requests:
+        halves += [execute(instance, run_config(str(each.batch_id), each.attempt)) for each in requests]
+    day = execute(instance, run_config())
+
+    event = split.asset_materializations_for_node("event_log")[0]
+    assert event.metadata["rows_loaded"].value == 0
+    assert "**Split.**" in str(event.metadata["summary"].value)
+    assert (split.success, again.success, day.success) == (True, True, True)
+    assert [half.success for half in halves] == [True, True]
+    (check,) = [each for each in day.get_asset_check_evaluations() if each.check_name == DELIVERED_WHOLE]
+    assert "**2 batches with 6 rows**: 2 proven." in str(check.metadata["summary"].value)
+    assert_each_exactly_once(stores.engine, stores.client)

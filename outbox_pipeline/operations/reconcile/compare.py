@@ -13,7 +13,7 @@ from datetime import date
 from functools import reduce
 from uuid import UUID
 
-from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.batches import Batch, BatchStatus, Proof
 from outbox_pipeline.clickhouse.batch_contents import shown_batches
 from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
 from outbox_pipeline.days import ALL_DAYS, Window
@@ -119,11 +119,12 @@ def _compare(stores: Stores, batch_ids: list[UUID], *, astray: set[UUID], findin
 def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Findings) -> None:
     assert batch.proof is not None
     day, found = batch.recorded_on, reduce(Proof.plus, shown.values(), NOTHING)
-    findings.batches[day] += 1
+    findings.batches[day] += batch.status != BatchStatus.SPLIT
     findings.expected[day] = findings.expected.get(day, NOTHING).plus(batch.proof)
     findings.found[day] = findings.found.get(day, NOTHING).plus(found.as_of(batch.proof.version))
     if not _differs(batch, {batch.batch_id: shown}):
-        findings.whole.append((batch.batch_id, found.row_count))
+        if batch.status != BatchStatus.SPLIT:
+            findings.whole.append((batch.batch_id, found.row_count))
         return
     difference = Difference(batch, expected=batch.proof.row_count, found=found.row_count)
     if len(findings.differences) < MAX_EXAMINED:

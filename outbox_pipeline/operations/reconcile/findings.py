@@ -5,10 +5,14 @@ from datetime import date
 from functools import reduce
 from uuid import UUID
 
-from outbox_pipeline.batches import Batch, Proof
+from outbox_pipeline.batches import Batch, BatchStatus, Proof
 from outbox_pipeline.counts import counted
 from outbox_pipeline.days import UntrackedEvents, Window
 
+_SPLIT = (
+    "the batch was split, so its events are in other batches and these rows are doubles: remove them with "
+    "ALTER TABLE … DELETE WHERE batch_id = '{batch_id}'"
+)
 _PRUNED = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
 
 
@@ -39,7 +43,12 @@ class Difference:
     @property
     def is_pruned(self) -> bool:
         """True when PostgreSQL no longer holds the events."""
-        return self.batch.pruned_at is not None
+        return self.batch.pruned_at is not None and not self.is_split
+
+    @property
+    def is_split(self) -> bool:
+        """True when the batch was split, after which ClickHouse has no row of it."""
+        return self.batch.status == BatchStatus.SPLIT
 
     @property
     def sentence(self) -> str:
@@ -53,8 +62,10 @@ class Difference:
         parts = [f"{count:,} {what}" for what, count in counted.items() if count]
         if self.altered:
             parts.append(f"{self.altered} altered")
-        pruned = f"; {_PRUNED}" if self.is_pruned else ""
-        return f"{self.found:,} rows instead of {self.expected:,}: {', '.join(parts) or 'not examined'}{pruned}"
+        remedy = f"; {_PRUNED}" if self.is_pruned else ""
+        if self.is_split:
+            remedy = f"; {_SPLIT.format(batch_id=self.batch.batch_id)}"
+        return f"{self.found:,} rows instead of {self.expected:,}: {', '.join(parts) or 'not examined'}{remedy}"
 
 
 @dataclass(frozen=True)

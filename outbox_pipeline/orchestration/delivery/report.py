@@ -17,6 +17,7 @@ from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.partitions import nearest_day
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, rate, table
 from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated, count_reasons
+from outbox_pipeline.relay.split import Split
 
 _SAMPLE_SIZE = 10
 _NAMES_SHOWN = 5
@@ -66,6 +67,11 @@ def of_load(loaded: Loaded) -> Metadata:
         "rows_per_second": rate(loaded.row_count, loaded.seconds),
         "proof": dg.MetadataValue.json(_as_text(loaded.proof.to_json())),
     }
+
+
+def of_split(split: Split) -> Metadata:
+    """Show that the batch was given back instead."""
+    return {"split_events": split.event_count, "summary": dg.MetadataValue.md(f"**Split.** {split.sentence}")}
 
 
 def _as_text(proof: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def delivering(
 ) -> Iterator[Delivery | None]:
     """Give the op its batch's delivery and sort what goes wrong: retry here, or end the attempt in the ledger.
 
-    Yields None when there is nothing to hold: the run is for a day, or its batch is processed already.
+    Yields None when there is nothing to hold: the run is for a day, or its batch is processed or split already.
     """
     delivery: Delivery | None = None
     try:
@@ -66,7 +66,7 @@ def delivering(
 
 
 def _delivery_of(run: dg.DagsterRun, batch_id: str, attempt: int | None, pipeline: PipelineResource) -> Delivery | None:
-    """Return this process's delivery of the batch, starting one if needed; None when it is processed already.
+    """Return this process's delivery of the batch, starting one if needed; None when it is done already.
 
     A run asked for by the sensor starts the attempt it was asked for. A re-execution, a run started by hand and a
     step in a process of its own take the batch over. Raises LeaseLostError while another run holds it.
@@ -76,7 +76,7 @@ def _delivery_of(run: dg.DagsterRun, batch_id: str, attempt: int | None, pipelin
         return pipeline.delivery
     with ledger_transaction(pipeline.engine) as connection:
         batch = read_batch(connection, wanted)
-    if batch.status == BatchStatus.PROCESSED:
+    if batch.status in (BatchStatus.PROCESSED, BatchStatus.SPLIT):
         return None
     is_continued = run.parent_run_id is not None or batch.run_id == run.run_id
     if attempt is None or is_continued:

@@ -22,6 +22,7 @@ from outbox_pipeline.orchestration.delivery.report import (
     of_extract,
     of_load,
     of_mark,
+    of_split,
     of_validate,
     summary_of_batch,
     summary_of_day,
@@ -34,6 +35,7 @@ from outbox_pipeline.orchestration.shown import Metadata, of_replay
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
 from outbox_pipeline.relay.attempts import end_failed
+from outbox_pipeline.relay.split import Split
 
 DELIVERED_WHOLE = "delivered_whole"
 
@@ -78,9 +80,11 @@ def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline:
     """Load the batch into ClickHouse and prove that exactly its rows are there.
 
     A failed check means that ClickHouse took the batch several times and still shows other rows: something else changes
-    the table. Nothing is marked then. Without a batch id each processed batch of the day is proved and, where
-    ClickHouse differs, delivered again; batches in flight or parked are named and left alone, and a batch whose events
-    were pruned can only be proved: the check fails when such a one differs.
+    the table. Nothing is marked then. A batch that ClickHouse lacked the memory for three times in a row is split: its
+    events are pending again and come in smaller batches, and this run ends without rows. Without a batch id each
+    processed batch of the day is proved and, where ClickHouse differs, delivered again; batches in flight or parked are
+    named and left alone, and a batch whose events were pruned can only be proved: the check fails when such a one
+    differs.
     """
     with delivering(context, config, pipeline) as delivery:
         if delivery is None:
@@ -90,7 +94,9 @@ def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline:
         except ProofError as error:
             end_failed(delivery, error)
             return _check(passed=False, shown={"differences": str(error)})
-        return _check(passed=True, shown=of_load(loaded))
+        if isinstance(loaded, Split):
+            context.log.warning(loaded.sentence)
+        return _check(passed=True, shown=of_split(loaded) if isinstance(loaded, Split) else of_load(loaded))
 
 
 @literal
@@ -106,6 +112,8 @@ def mark_processed(
     with delivering(context, config, pipeline) as delivery:
         if delivery is None:
             return dg.Output(None, metadata={"dagster/partition_row_count": _day_count(context, pipeline)})
+        if delivery.split is not None:
+            return dg.Output(None, metadata={**of_split(delivery.split), "rows_loaded": 0})
         batch = delivery.batch()
         marked = delivery.mark()
         shown = of_mark(marked, day_row_count=_day_count(context, pipeline))

@@ -62,7 +62,7 @@ delivered AS (
            mod(sum((proof ->> 'position_sum')::numeric), 18446744073709551616) AS position_sum,
            mod(sum((proof ->> 'context_sum')::numeric), 18446744073709551616) AS context_sum
     FROM outbox.batch
-    WHERE status = 'processed' AND recorded_on IN (SELECT day FROM wanted)
+    WHERE status = 'processed' AND former_positions IS NULL AND recorded_on IN (SELECT day FROM wanted)
     GROUP BY recorded_on
 ),
 quarantined AS (

@@ -14,6 +14,8 @@ SELECT (SELECT range_agg(stretch)::text
        unclaimed.last_cut_number,
        unclaimed.witness_floor,
        ARRAY(SELECT cut_number FROM outbox.batch WHERE status <> 'processed' AND cut_number IS NOT NULL) AS open_numbers,
+       EXISTS (SELECT FROM outbox.batch WHERE former_positions IS NOT NULL AND former_positions && unclaimed.positions)
+           AS has_former,
        unclaimed.system_identifier = control.system_identifier
            AND unclaimed.database_oid = database.oid
            -- Where the server does not tell its timeline, or did not when the ledger was made, ClickHouse is the witness.

@@ -21,9 +21,11 @@ open_batch AS MATERIALIZED (
 -- A batch that is delivered once more has been processed all the same, so that the totals do not fall meanwhile.
 total AS (
     SELECT coalesce(sum(accepted_count) FILTER (WHERE processed_at IS NOT NULL), 0) AS events,
-           count(processed_at) AS batches,
-           coalesce(sum(attempt), 0) AS attempts,
-           max(processed_at) FILTER (WHERE processed_at <= clock_timestamp()) AS last_at
+           count(processed_at) FILTER (WHERE former_positions IS NULL) AS batches,
+           count(former_positions) AS split_batches,
+           -- The attempt that splits a batch has a number that is higher by a million.
+           coalesce(sum(attempt % 1000000), 0) AS attempts,
+           max(processed_at) FILTER (WHERE processed_at <= clock_timestamp() AND former_positions IS NULL) AS last_at
     FROM outbox.batch
 ),
 recent AS MATERIALIZED (
@@ -55,6 +57,7 @@ SELECT CASE WHEN pending_sum.event_count < :limit THEN pending_sum.event_count
            AS oldest_gap_seconds,
        total.events::bigint AS processed_total,
        total.batches AS batches_total,
+       total.split_batches AS split_total,
        total.attempts::bigint AS attempts_total,
        extract(epoch FROM total.last_at)::float AS last_processed_at,
        extract(epoch FROM (SELECT recorded_at FROM outbox.event ORDER BY position LIMIT 1))::float AS oldest_event_at,

@@ -13,7 +13,8 @@ WITH told AS (
     )
 ),
 due AS (
-    SELECT batch_id, status IN ('requested', 'delivering') AND lease_until <= clock_timestamp() AS went_silent
+    SELECT batch_id, status, started_at, failures, transient_failures, trouble_since,
+           status IN ('requested', 'delivering') AND lease_until <= clock_timestamp() AS went_silent
     FROM outbox.batch
     WHERE status <> 'processed' AND coalesce((proof ->> 'version')::integer, 1) <= :proof_version AND (
         status = 'cut'
@@ -26,14 +27,36 @@ due AS (
     LIMIT :limit
     FOR UPDATE SKIP LOCKED
 ),
+-- A request that no run took up says nothing of the batch, nor does an attempt during which PostgreSQL was restarted.
+told_apart AS (
+    SELECT *, went_silent AND (status = 'requested' OR pg_postmaster_start_time() > started_at) AS is_trouble FROM due
+),
+counted AS (
+    SELECT batch_id, went_silent, is_trouble,
+           failures + (went_silent AND NOT is_trouble)::integer AS failures,
+           transient_failures + is_trouble::integer AS transient_failures,
+           -- A beginning in the future was written under another clock.
+           CASE WHEN NOT is_trouble THEN trouble_since
+                ELSE least(CASE WHEN transient_failures > 0 THEN trouble_since END, clock_timestamp())
+           END AS trouble_since
+    FROM told_apart
+),
 judged AS (
-    SELECT batch.batch_id, due.went_silent, batch.failures + due.went_silent::integer AS failures
-    FROM due JOIN outbox.batch USING (batch_id)
+    SELECT *, failures >= :max_attempts OR (
+               is_trouble AND transient_failures >= :max_attempts
+               AND trouble_since <= clock_timestamp() - CAST(:trouble_lasts AS interval)) AS is_enough
+    FROM counted
 )
 UPDATE outbox.batch
-SET status = CASE WHEN judged.failures >= :max_attempts THEN 'parked' ELSE 'requested' END,
-    attempt = batch.attempt + (judged.failures < :max_attempts)::integer,
+SET status = CASE WHEN judged.is_enough THEN 'parked' ELSE 'requested' END,
+    -- The attempt that splits a batch is far above all that another instance of the ledger draws for the same batch.
+    attempt = batch.attempt + CASE
+        WHEN judged.is_enough THEN 0
+        WHEN batch.memory_failures >= :memory_failures AND batch.processed_at IS NULL AND batch.attempt < :split_attempts
+        THEN :split_attempts + 1 ELSE 1 END,
     failures = judged.failures,
+    transient_failures = judged.transient_failures,
+    trouble_since = judged.trouble_since,
     holder = NULL,
     lease_until = clock_timestamp() + make_interval(secs => :request_seconds),
     lasting = make_interval(secs => :request_seconds),

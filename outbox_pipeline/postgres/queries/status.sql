@@ -11,7 +11,8 @@ open_batch AS MATERIALIZED (
 {{ open_sum }},
 processed_sum AS (
     SELECT coalesce(sum(accepted_count), 0) AS event_count,
-           max(processed_at) FILTER (WHERE processed_at <= clock_timestamp()) AS last_at
+           count(former_positions) AS split_batches,
+           max(processed_at) FILTER (WHERE processed_at <= clock_timestamp() AND former_positions IS NULL) AS last_at
     FROM outbox.batch
     WHERE status = 'processed'
 ),
@@ -46,7 +47,8 @@ SELECT pending_sum.event_count AS pending,
        failure.last_error,
        failure.last_error_kind,
        failure.batch_id AS last_error_batch_id,
-       processed_sum.last_at AS last_processed_at
+       processed_sum.last_at AS last_processed_at,
+       processed_sum.split_batches
 FROM pending_sum
 CROSS JOIN open_sum
 CROSS JOIN processed_sum
