@@ -400,7 +400,7 @@ def test_a_proof_reads_the_granules_of_its_source(stores: Stores) -> None:
         table = re.match(r"CREATE TABLE IF NOT EXISTS (\w+)", statement)[1]  # type: ignore[index]
         fill(stores.client, table, sources)
         read[name] = rows_of_a_proof(stores.client, table, batch)
-        stores.client.run(f"DROP TABLE {table} SYNC")
+        stores.client.run(f"DROP TABLE {table}")
 
     assert read["new key"] <= read["alone"] + 2 * _GRANULE
     assert read["key of before"] > 10 * read["new key"]
