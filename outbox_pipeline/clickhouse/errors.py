@@ -80,8 +80,10 @@ TELLING_CODES = frozenset(
 #: What the driver puts before ClickHouse's own words, and what comes behind them: the whole statement, or the URL.
 _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server response: )?Code: \d+\. DB::\w*Exception: ")
 _POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
-#: How ClickHouse names the view in which an insert failed, as `database.view`.
+#: How ClickHouse names the view in which an insert failed, as `database.view`, and those through which it came there.
 _PUSHING = re.compile(r"while pushing to view ((?:`(?:[^`\\]|\\.)+`|\w+)\.(?:`(?:[^`\\]|\\.)+`|\w+))")
+#: It does so behind all else that it says, which may quote an event that has such words too.
+_PUSHING_IN_TURN = re.compile(rf"(?:{_PUSHING.pattern}(?: \([^\s()]*\))?(?:: )?)+")
 #: The name of an error stands at the very end; words in brackets before it may be an event's.
 _NAME = re.compile(r"\((?P<name>[A-Z][A-Z0-9_]+)\)(?: \(version .*\))?(?: \(for url \S+\))?$")
 
@@ -145,8 +147,13 @@ def translate(error: Exception, where: str, query_id: object = None) -> OutboxEr
         return guarded
     said = _told(error, code, query_id)
     ours = _of_code(code, said, where)
-    ours.answer = Answer(code, said, tuple(_PUSHING.findall(str(error))))
+    ours.answer = Answer(code, said, _named_views(str(error)))
     return ours
+
+
+def _named_views(words: str) -> tuple[str, ...]:
+    *_, last = ["", *(found[0] for found in _PUSHING_IN_TURN.finditer(words))]
+    return tuple(_PUSHING.findall(last))
 
 
 def _by_our_guards(words: str, where: str) -> OutboxError | None:

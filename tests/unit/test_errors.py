@@ -285,6 +285,8 @@ def test_an_answer_is_kept_with_the_views_that_it_names() -> None:
     error = translate(server_error(6, words), "there")
 
     assert error.answer == Answer(6, "NAME (code 6)", ("d.inner", "d.`my view`"))
+    quoting = words.replace("x:", "Cannot parse 'y while pushing to view d.other: while pushing to view d.third':")
+    assert translate(server_error(6, quoting), "there").answer == error.answer
     assert translate(StreamFailureError("half"), "there").answer is None
 
 
