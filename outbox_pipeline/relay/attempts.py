@@ -145,6 +145,8 @@ def _fail(delivery: Delivery, error: BaseException) -> BatchStatus | None:
     lease, settings = delivery.lease, delivery.stores.settings
     with ledger_transaction(delivery.stores.engine) as connection:
         found = leases.read_batch(connection, lease.batch_id)
+        if delivery.unnoted_answer is not None:
+            leases.note_answer(connection, lease, delivery.unnoted_answer)
         return leases.fail_attempt(
             connection,
             lease,

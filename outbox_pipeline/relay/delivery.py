@@ -111,6 +111,8 @@ class Delivery:
         self.lacked_memory: bool | None = None
         #: What `load` returned where it gave the batch's events back: there is nothing to mark then.
         self.split: Split | None = None
+        #: The generation that ClickHouse answered with an error while the ledger did not take that down.
+        self.unnoted_answer: int | None = None
         self._events: pa.Table | None = None
         self._body: store.Body | None = None
         self._started = time.monotonic()
@@ -195,6 +197,8 @@ class Delivery:
         this ledger does not, ConfigurationError, with nothing rejected, when it refuses or alters known bytes as well.
         """
         started = time.monotonic()
+        if self.unnoted_answer is not None:
+            self._note_answer(self.unnoted_answer)
         batch = self._frozen_batch()
         generation = batch.generation
         self._raise_fence()
@@ -336,8 +340,10 @@ class Delivery:
         return body
 
     def _note_answer(self, generation: int | None) -> None:
+        self.unnoted_answer = generation
         with self._ledger() as connection:
             leases.note_answer(connection, self.lease, generation)
+        self.unnoted_answer = None
         announce(Point.ANSWERED)
 
     def _reject_refused(self, batch: Batch, error: BatchDataError) -> int:

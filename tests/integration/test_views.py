@@ -8,10 +8,11 @@ from sqlalchemy import text
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.completeness import read_delivered
-from outbox_pipeline.errors import ProofError, ViewError
+from outbox_pipeline.errors import ProofError, TransientError, ViewError
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.resume import resume
-from outbox_pipeline.relay.attempts import request_batches, start_requested, start_unrequested
+from outbox_pipeline.postgres import leases
+from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver, relay
@@ -258,3 +259,41 @@ def test_what_the_log_refuses_is_quarantined_beside_a_view(stores: Stores) -> No
     assert (result.delivered_count, result.quarantined_count, result.failures) == (5, 1, ())
     assert_each_exactly_once(stores.engine, stores.client)
     assert fed.ids() == sorted(delivered_ids(stores.client))
+
+
+def test_an_event_that_names_a_view_puts_no_blame_on_it(stores: Stores) -> None:
+    """ClickHouse quotes the event before it names the view that threw."""
+    database = stores.client.rows("SELECT currentDatabase() AS name")[0]["name"]
+    Fed.make(stores, "patient", _MENDED)
+    Fed.make(stores, "strict", "toUInt32(event_type)")
+    publish(stores.engine, 1, event_type=f"while pushing to view {database}.to_patient")
+
+    (failure,) = relay(stores).failures
+
+    assert failure.startswith(f"View {database}.to_strict behind event_log refused")
+
+
+@pytest.mark.parametrize("is_same_attempt", [True, False])
+def test_an_answer_that_the_ledger_could_not_take_is_taken_later(
+    stores: Stores, strict: Fed, monkeypatch: pytest.MonkeyPatch, is_same_attempt: bool
+) -> None:
+    """As long as the process lives: before the same attempt looks again, or with the failure that ends it."""
+
+    def refuse(*_: object) -> None:
+        raise TransientError("PostgreSQL restarts.")
+
+    delivery = start(stores)
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "note_answer", refuse)
+        with pytest.raises(TransientError) as failed:
+            delivery.load()
+    strict.mend()
+    if is_same_attempt:
+        delivery.load()
+        delivery.mark()
+    else:
+        end_failed(delivery, failed.value)
+        recover(stores)
+
+    assert_each_exactly_once(stores.engine, stores.client)
+    assert strict.ids() == sorted(committed_ids(stores.engine))
