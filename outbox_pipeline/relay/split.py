@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from outbox_pipeline.batches import Batch, Lease
+from outbox_pipeline.batches import Batch, BatchStatus, Lease
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
 from outbox_pipeline.errors import ConfigurationError
@@ -45,8 +45,12 @@ def split_if_absent(
 ) -> Split | None:
     """Split a batch that is too large, behind the fence of *lease*; None where rows of it are there, or it is not.
 
+    One that is split already was split by this attempt, whose commit was not answered.
+
     Raises LeaseLostError when another attempt has it, ConfigurationError when several servers answer in turn.
     """
+    if batch.status == BatchStatus.SPLIT:
+        return Split(batch.batch_id, batch.event_count)
     if not batch.is_too_large or lease.attempt <= SPLIT_ATTEMPTS:
         return None
     problem = several_problem(client)

@@ -35,6 +35,7 @@ from outbox_pipeline.relay.attempts import end_failed, request_batches, start_re
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver, relay
+from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.split import Split
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
@@ -259,6 +260,49 @@ def test_of_two_workers_one_splits(stores: Stores) -> None:
     relay(stores, until_empty=True)
 
     assert untouched == [BatchStatus.DELIVERING]
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_split_whose_commit_was_not_answered_is_found_done(stores: Stores) -> None:
+    """The same attempt looks again, as a step of Dagster does that is tried again, and ends well."""
+    publish(stores.engine, 8)
+    let_be_too_large(stores)
+    delivery = split_attempt(stores)
+
+    def lose(point: Point) -> None:
+        if point == Point.SPLIT:
+            raise InDoubtError("The connection broke.")
+
+    end = listen(lose)
+    with pytest.raises(InDoubtError):
+        delivery.load()
+    end()
+
+    assert isinstance(delivery.load(), Split)
+    relay(stores, until_empty=True)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_run_by_hand_splits_too(stores: Stores) -> None:
+    """It draws its attempt itself, and above all others as well."""
+    publish(stores.engine, 8)
+    batch_id = let_be_too_large(stores)
+
+    assert isinstance(deliver(start_unrequested(stores, batch_id)), Split)
+    relay(stores, until_empty=True)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_an_attempt_of_a_usual_number_splits_nothing(stores: Stores) -> None:
+    """The release before has drawn it; a copy of the ledger may have one as high on its way."""
+    publish(stores.engine, 8)
+    batch_id = let_be_too_large(stores)
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET status = 'requested', attempt = 4, lease_until = now()"))
+
+    deliver(start_requested(stores, batch_id, 4))
+
+    assert [batch.status for batch in batches_of(stores)] == [BatchStatus.PROCESSED]
     assert_each_exactly_once(stores.engine, stores.client)
 
 

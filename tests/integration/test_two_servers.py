@@ -23,6 +23,7 @@ from tests.fixtures.lives import all_batches
 from tests.fixtures.proxy import through
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_clickhouse
+from tests.fixtures.too_large import let_be_too_large
 from tests.fixtures.two_servers import NAMES, TwoServers, two_servers
 
 ROUNDS = 4
@@ -90,6 +91,26 @@ def test_two_servers_are_told_and_nothing_is_doubled(
     (batch,) = all_batches(stores)
     assert (batch.status, batch.generation) == (BatchStatus.PROCESSED, 0)
     assert_each_exactly_once(stores.engine, (stores.client, second)[chosen])
+
+
+def test_nothing_is_split_while_two_servers_answer(
+    stores: Stores, second: EventLogClient, behind: Stores, balancer: TwoServers
+) -> None:
+    """The other one may have the rows that one of them lacks, or lack the fence."""
+    for client in (stores.client, second):
+        claim_table(replace(stores, client=client))
+    publish(stores.engine, 8)
+    let_be_too_large(stores)
+    for _ in range(ROUNDS):
+        fail(behind)
+    (batch,) = all_batches(stores)
+    balancer.stick(0)
+    relay(behind, until_empty=True)
+
+    assert batch.status == BatchStatus.FAILED
+    assert all(name in str(batch.last_error) for name in NAMES)
+    assert {batch.status for batch in all_batches(stores)} == {BatchStatus.SPLIT, BatchStatus.PROCESSED}
+    assert_each_exactly_once(stores.engine, stores.client)
 
 
 def test_the_doctor_sees_two_servers(behind: Stores, balancer: TwoServers) -> None:
