@@ -9,6 +9,8 @@ from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.clickhouse.deadline import read_deadline
+from outbox_pipeline.operations.replay import Outcome, replay
+from outbox_pipeline.operations.replay_choice import Choice, choose
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.points import Point, listen
@@ -68,6 +70,28 @@ def test_an_attempt_may_take_longer_than_an_insert_may_be_on_its_way(
         end()
 
     assert (result.failures, waited) == ((), [Point.FROZEN, Point.OLDER_DELETED])
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_deletion_may_take_longer_than_an_insert_may_be_on_its_way(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the look at the witness told before older rows were deleted is no deadline for what is sent behind that."""
+    monkeypatch.setattr(_GRACE, 0)
+    publish(stores.engine, 30)
+    relay(stores, until_empty=True)
+
+    def dawdle(point: Point) -> None:
+        if point == Point.OLDER_DELETED:
+            wait_past(stores.client, read_deadline(stores.client, stores.settings.lease_seconds))
+
+    end = listen(dawdle)
+    try:
+        (replayed,) = replay(stores, choose(stores, Choice()), reload=True)
+    finally:
+        end()
+
+    assert replayed.outcome == Outcome.REDELIVERED
     assert_each_exactly_once(stores.engine, stores.client)
 
 
