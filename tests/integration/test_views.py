@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.clickhouse.completeness import read_delivered
-from outbox_pipeline.errors import ProofError, TransientError, ViewError
+from outbox_pipeline.errors import InDoubtError, ProofError, TransientError, ViewError
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.postgres import leases
@@ -16,6 +16,7 @@ from outbox_pipeline.relay.attempts import end_failed, request_batches, start_re
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver, relay
+from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import read_all
 from tests.fixtures.children import recover
@@ -187,6 +188,29 @@ def test_a_target_without_a_window_parks_the_batch_at_once(stores: Stores, stric
     recover(stores)
 
     assert_each_exactly_once(stores.engine, stores.client)
+    assert strict.ids() == open_target.ids() == sorted(committed_ids(stores.engine))
+
+
+def test_a_resume_allows_one_sending_whatever_becomes_of_it(stores: Stores, strict: Fed) -> None:
+    """Its answer is lost: nothing more is sent by itself where rows would stand twice behind a view."""
+    open_target = Fed.make(stores, "open_target", _MENDED, window="")
+    relay(stores)
+    strict.mend()
+    stores.client.run("TRUNCATE TABLE open_target")
+    resume(stores.engine, lock_timeout_seconds=5)
+
+    def lose(point: Point) -> None:
+        if point == Point.SENT:
+            raise InDoubtError("The connection broke.")
+
+    end = listen(lose)
+    relay(stores)
+    end()
+    make_due(stores)
+    error = relay_until_parked(stores)
+
+    assert "no deduplication window" in error
+    assert only_batch(stores).attempt == 3
     assert strict.ids() == open_target.ids() == sorted(committed_ids(stores.engine))
 
 
