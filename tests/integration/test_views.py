@@ -1,12 +1,13 @@
 """A view behind the event log that throws is owed the rows until it has taken them, and nothing is called delivered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.batches import Batch, BatchStatus
+from outbox_pipeline.clickhouse.client import clickhouse_client
 from outbox_pipeline.clickhouse.completeness import read_delivered
 from outbox_pipeline.errors import InDoubtError, ProofError, TransientError, ViewError
 from outbox_pipeline.operations.completeness import record_completeness
@@ -27,6 +28,8 @@ from tests.fixtures.events import (
     publish,
     quarantined_ids,
 )
+from tests.fixtures.proxy import FaultyProxy
+from tests.fixtures.too_large import starve
 
 _WINDOW = "SETTINGS non_replicated_deduplication_window = 100"
 _STRICT = "toUInt32(JSONExtractString(event_context, 'n'))"
@@ -232,6 +235,28 @@ def test_a_server_in_trouble_is_no_second_refusal(stores: Stores, strict: Fed) -
     assert status == BatchStatus.FAILED
     assert_each_exactly_once(stores.engine, stores.client)
     assert strict.ids() == sorted(committed_ids(stores.engine))
+
+
+def test_memory_that_a_view_lacks_is_waited_for(stores: Stores, proxy: FaultyProxy) -> None:
+    """However often it lacks it: that parks nothing, and what the log has rows of is not split."""
+    publish(stores.engine, 7)
+    hungry = Fed.make(stores, "hungry", "toUInt32(length(range(20000000 + length(event_context))))")
+    settings = starve(proxy, stores.settings, "max_memory_usage=100000000&max_untracked_memory=1")
+    said = []
+    with clickhouse_client(settings) as client:
+        for _ in range(4):
+            said += relay(replace(stores, client=client, settings=settings)).failures
+            make_due(stores)
+    batch, stood = only_batch(stores), delivered_ids(stores.client)
+    hungry.mend()
+    recover(stores)
+
+    assert all("memory" in each for each in said)
+    assert set(stood) == committed_ids(stores.engine)
+    assert (batch.status, batch.failures, batch.memory_failures) == (BatchStatus.FAILED, 0, 4)
+    assert only_batch(stores).status == BatchStatus.PROCESSED
+    assert_each_exactly_once(stores.engine, stores.client)
+    assert hungry.ids() == sorted(committed_ids(stores.engine))
 
 
 def test_a_process_that_died_behind_the_answer_leaves_it_in_the_ledger(stores: Stores, strict: Fed) -> None:
