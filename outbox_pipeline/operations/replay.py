@@ -19,8 +19,9 @@ from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
-from outbox_pipeline.relay.delivery import Marked, proof_differences
+from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.loop import deliver, require_ready
+from outbox_pipeline.relay.results import Marked
 from outbox_pipeline.stores import Stores
 
 #: Batches proved again in one go; the next go takes the next ones.

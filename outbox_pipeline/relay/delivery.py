@@ -7,16 +7,14 @@ ClickHouse's own rows.
 """
 
 import time
-from collections import Counter
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import Connection
 
-from outbox_pipeline.batches import Batch, Lease, LedgerIdentity, Proof
+from outbox_pipeline.batches import Batch, Lease, LedgerIdentity
 from outbox_pipeline.clickhouse import load as store
 from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.probe import find_refused
@@ -31,6 +29,7 @@ from outbox_pipeline.relay.answers import is_owed_to_views, raise_for_view
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.known_bytes import require_known_bytes, send_known_bytes
 from outbox_pipeline.relay.points import Point, announce
+from outbox_pipeline.relay.results import Extracted, Loaded, Marked, Validated
 from outbox_pipeline.relay.servers import naming_servers, shown_by_all
 from outbox_pipeline.relay.split import Split, memory_sentence, split_if_absent
 from outbox_pipeline.relay.witness import witness_attempt
@@ -45,57 +44,6 @@ _MAX_SENDINGS = 3
 
 #: How much longer than a step's own limit its lease is renewed: the step ends it and says so.
 _SLACK_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What the extract step found in PostgreSQL."""
-
-    event_count: int
-    context_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Validated:
-    """What the validate step decided, or found decided by an earlier attempt."""
-
-    accepted_count: int
-    rejected: dict[int, list[str]]
-    event_types: dict[str, int]
-    was_frozen: bool
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """How many events were rejected for each reason."""
-        return count_reasons(self.rejected)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What the load step sent and what ClickHouse shows."""
-
-    row_count: int
-    sent_bytes: int
-    generation: int
-    was_there: bool
-    seconds: float
-    proof: Proof
-
-
-@dataclass(frozen=True)
-class Marked:
-    """What the mark step wrote to the ledger.
-
-    `lag_seconds`: from the oldest event to the mark; negative where it was recorded under a clock that was ahead.
-    """
-
-    accepted_count: int
-    quarantined_count: int
-    processed_at: datetime
-    context_bytes: int
-    lag_seconds: float
-    seconds: float
 
 
 class Delivery:
@@ -423,11 +371,6 @@ def proof_differences(stores: Stores, batch: Batch, *, generation: int) -> str:
     if foreign_count:
         differences = ", ".join(filter(None, [differences, f"{foreign_count} rows of another generation"]))
     return differences
-
-
-def count_reasons(rejected: dict[int, list[str]]) -> dict[str, int]:
-    """Return how often each reason code was given; an event may have several."""
-    return dict(Counter(reason.partition(":")[0] for reasons in rejected.values() for reason in reasons))
 
 
 def without_positions(events: pa.Table, rejected: dict[int, list[str]]) -> pa.Table:

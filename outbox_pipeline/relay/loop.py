@@ -15,10 +15,11 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.delivery import Delivery, Marked
+from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.known_bytes import require_known_bytes
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.owner import claim_table
+from outbox_pipeline.relay.results import Marked
 from outbox_pipeline.relay.split import Split
 from outbox_pipeline.relay.witness import require_own_log
 from outbox_pipeline.settings import Settings

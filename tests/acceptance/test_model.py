@@ -20,7 +20,8 @@ from outbox_pipeline.postgres import gaps
 from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.delivery import Delivery, Loaded, Marked
+from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.results import Loaded, Marked
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.model import OutboxMachine, World, machine_settings, unreachable

@@ -7,7 +7,7 @@ from uuid import UUID
 from outbox_pipeline.batches import Batch, BatchStatus, Proof
 from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.delivery.report import of_load, summary_of_batch, summary_of_day
-from outbox_pipeline.relay.delivery import Loaded, Marked
+from outbox_pipeline.relay.results import Loaded, Marked
 
 AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
 BATCH = Batch(

@@ -10,7 +10,7 @@ from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.reconcile.findings import Reconciled, TypeTotals
 from outbox_pipeline.orchestration.delivery.report import of_validate
 from outbox_pipeline.orchestration.reconcile import of_reconciled
-from outbox_pipeline.relay.delivery import Validated
+from outbox_pipeline.relay.results import Validated
 
 DAY = date(2026, 11, 28)
 LONG = "x" * 16_000_000

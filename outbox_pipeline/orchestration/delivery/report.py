@@ -16,7 +16,7 @@ from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.partitions import nearest_day
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, rate, table
-from outbox_pipeline.relay.delivery import Extracted, Loaded, Marked, Validated, count_reasons
+from outbox_pipeline.relay.results import Extracted, Loaded, Marked, Validated, count_reasons
 from outbox_pipeline.relay.split import Split
 
 _SAMPLE_SIZE = 10
