@@ -4,16 +4,14 @@ Invariant: each right is needed by a statement of this package, and none needs a
 one line of `_RIGHTS`.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-
-#: A server's version: its first two numbers.
-Version = tuple[int, int]
+from outbox_pipeline.clickhouse.quoting import quoted_name
+from outbox_pipeline.clickhouse.versions import Version, version_of
 
 
 class Duty(StrEnum):
@@ -71,8 +69,6 @@ _OLDER: dict[str, tuple[Version, tuple[str, ...]]] = {
     "CREATE VIEW": ((26, 9), ("INSERT", "CREATE TABLE")),
 }
 
-_PLAIN = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-
 
 @dataclass(frozen=True)
 class Grant:
@@ -83,7 +79,7 @@ class Grant:
 
     def statement(self, user: str) -> str:
         """Return the statement that gives these rights to a user."""
-        return f"GRANT {', '.join(self.rights)} ON {self.on} TO {identifier(user)}"
+        return f"GRANT {', '.join(self.rights)} ON {self.on} TO {quoted_name(user)}"
 
 
 def grants_of(duty: Duty, *, database: str, table: str, version: Version) -> list[Grant]:
@@ -104,14 +100,7 @@ def _place(on: str, database: str, table: str) -> str:
     if on.startswith("system."):
         return on
     name = on.removeprefix(".") if on.startswith(".") else table if on == "table" else f"{table}_{on}"
-    return f"{identifier(database)}.{name}"
-
-
-def identifier(name: str) -> str:
-    """Return a name as ClickHouse's SQL has it, between backticks where it needs them."""
-    if _PLAIN.fullmatch(name):
-        return name
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+    return f"{quoted_name(database)}.{name}"
 
 
 @dataclass(frozen=True)
@@ -121,12 +110,6 @@ class _Asker:
     user: str
     database: str
     version: str
-
-
-def version_of(text: str) -> Version:
-    """Return a server's version for comparison, of `26.9.2.1` the numbers 26 and 9."""
-    year, month, *_ = text.split(".")
-    return int(year), int(month)
 
 
 def missing_grants(client: EventLogClient, duty: Duty = Duty.PIPELINE) -> list[str]:

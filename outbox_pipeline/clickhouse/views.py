@@ -11,6 +11,7 @@ from typing import Any
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.merge_tree import setting_of
+from outbox_pipeline.clickhouse.quoting import quoted_name
 from outbox_pipeline.clickhouse.table import DEDUPLICATION_WINDOW
 
 #: What a table is called in ClickHouse: its database, and its name there.
@@ -78,16 +79,15 @@ def doubling_views(client: EventLogClient) -> str | None:
     if not doubling:
         return None
     named = ", ".join(f"{view.name} ({_into(view)})" for view in doubling)
-    setting, _ = _OWN_WINDOW
     remedies = [
-        f"ALTER TABLE {view.target} MODIFY SETTING {setting} = {DEDUPLICATION_WINDOW}"
+        f"ALTER TABLE {view.target} MODIFY SETTING {_window_of(view.engine)[0]} = {DEDUPLICATION_WINDOW}"
         for view in doubling
         if view.engine.endswith("MergeTree")
     ]
-    others = [] if len(remedies) == len(doubling) else ["let the targets of the others be MergeTree tables, with it"]
+    others = [] if len(remedies) == len(doubling) else [f"let other targets be MergeTree tables with {_OWN_WINDOW[0]}"]
     return (
-        f"A repeated insert doubles the rows of views behind table {client.table}, because their targets remember no "
-        f"inserts: {named}. {'; '.join([*remedies, *others])}."
+        f"A repeated insert doubles the rows of views behind table {client.table}, because their targets have no "
+        f"deduplication window: {named}. Give them one: {'; '.join([*remedies, *others])}."
     )
 
 
@@ -124,16 +124,16 @@ def _has_window(client: EventLogClient, table: dict[str, Any]) -> bool:
     if not engine.endswith("MergeTree"):
         # One that keeps no row doubles none; what is behind it is looked at by itself.
         return engine == "Null"
-    setting, usual = _SHARED_WINDOW if engine.startswith(("Replicated", "Shared")) else _OWN_WINDOW
+    setting, usual = _window_of(engine)
     return setting_of(client, table["create_table_query"], setting, usual=usual) != "0"
 
 
+def _window_of(engine: str) -> tuple[str, str]:
+    return _SHARED_WINDOW if engine.startswith(("Replicated", "Shared")) else _OWN_WINDOW
+
+
 def _quoted(name: Name) -> str:
-    return ".".join(part if re.fullmatch(r"[A-Za-z_]\w*", part, re.ASCII) else _in_backticks(part) for part in name)
-
-
-def _in_backticks(part: str) -> str:
-    return "`" + part.replace("\\", "\\\\").replace("`", "\\`") + "`"
+    return ".".join(map(quoted_name, name))
 
 
 def _unquoted(identifier: str) -> str:

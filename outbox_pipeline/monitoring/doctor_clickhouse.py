@@ -1,6 +1,7 @@
 """The doctor's part about ClickHouse: the server, the log's tables, whose they are, and what is on record there.
 
-Invariant: nothing is changed, and a check that cannot be made because an earlier one failed is reported as skipped.
+Invariant: nothing is changed but for a row of known bytes, which goes into a table of its own; a check that cannot be
+made because an earlier one failed is reported as skipped.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version, read_log
 from outbox_pipeline.clickhouse.sources import crowded_problem, serves_one
 from outbox_pipeline.clickhouse.table import durability_problem, projection_problem, table_problem
-from outbox_pipeline.clickhouse.versions import version_problem
+from outbox_pipeline.clickhouse.versions import old_server_problem
 from outbox_pipeline.clickhouse.views import doubling_views
 from outbox_pipeline.errors import ConfigurationError, OutboxError
 from outbox_pipeline.monitoring.check import Check, fine, newer_by_one, outcome, skipped, told
@@ -195,7 +196,7 @@ def _read_clickhouse(client: EventLogClient, clocks: list[ServerClock]) -> str:
 
 def check_clickhouse_version(version: str, shown: str) -> Check:
     """Find a server older than what the load was tried on."""
-    problem = version_problem(version, f"ClickHouse at {shown}")
+    problem = old_server_problem(version, f"ClickHouse at {shown}")
     if problem is not None:
         return Check("clickhouse", False, problem)
     return Check("clickhouse", True, f"ClickHouse {version} at {shown} answers.")

@@ -21,7 +21,7 @@ from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.clickhouse.completeness import drop_days, read_delivered, write_days
 from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.fences import FIRST, drop_fences, old_fences
-from outbox_pipeline.clickhouse.grants import Duty, Grant, Version, grants_of, grants_problem, version_of
+from outbox_pipeline.clickhouse.grants import Duty, Grant, grants_of, grants_problem
 from outbox_pipeline.clickhouse.known_bytes import known_bytes_problem
 from outbox_pipeline.clickhouse.load import as_arrow, delete_older_generations, insert_generation, raise_fence
 from outbox_pipeline.clickhouse.owner import add_claims, confirm_claim, drop_claim, new_claim, read_claims
@@ -29,6 +29,7 @@ from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
 from outbox_pipeline.clickhouse.schema import migrate_log
 from outbox_pipeline.clickhouse.table import check_table, create_table
+from outbox_pipeline.clickhouse.versions import Version, version_of
 from outbox_pipeline.clickhouse.witness import Cut, add_cuts, cuts_since, drop_cuts
 from outbox_pipeline.days import DeliveredDay
 from outbox_pipeline.errors import ConfigurationError, TransientError

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from outbox_pipeline.clickhouse.client import EventLogClient
-from outbox_pipeline.clickhouse.grants import Duty, Grant, grants_of, identifier
+from outbox_pipeline.clickhouse.grants import Duty, Grant, grants_of
 from outbox_pipeline.clickhouse.migrations.files import migrations
+from outbox_pipeline.clickhouse.quoting import quoted_name
 from outbox_pipeline.settings import Settings
 
 DEPLOYING = Path(__file__).parents[2] / "docs" / "deploying.md"
@@ -73,4 +74,4 @@ def test_names_that_need_it_are_quoted() -> None:
 
     assert first.on == "`my db`.t"
     assert Grant(("SELECT",), "d.t").statement("a`b\\c") == "GRANT SELECT ON d.t TO `a\\`b\\\\c`"
-    assert identifier("plain_1") == "plain_1"
+    assert quoted_name("plain_1") == "plain_1"
