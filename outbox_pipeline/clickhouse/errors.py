@@ -51,6 +51,7 @@ CONFIGURATION_CODES = frozenset(
 #: Of these, what a user's profile forbids: to change a setting, to write, to make a table, to read without an index.
 FORBIDDEN_CODES = frozenset({164, 277, 392, 452})
 UNKNOWN_SETTING = 115
+ACCESS_DENIED = 497
 #: `throwIf`, and the words by which fence, owner, adoption and deadline in our inserts are told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
@@ -190,6 +191,11 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
             f"{where} does not know a setting that our statements need: {said}. Update ClickHouse: docs/deploying.md "
             "says from which version on it is supported."
         )
+    if code == ACCESS_DENIED:
+        return ConfigurationError(
+            f"{where} refuses this: {said}. 'outbox doctor' prints the GRANT statements that a delivery lacks; "
+            "docs/deploying.md lists the rights of every user."
+        )
     if code in CONFIGURATION_CODES:
         return ConfigurationError(f"{where} refuses this: {said}. Check URL, user and grants, or run 'outbox init'.")
     if code in DATA_CODES:
@@ -201,8 +207,8 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
 
 def _forbidden(where: str, said: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{where} refuses this because of the profile of its user: {said}. Run 'outbox doctor', which names all that "
-        "the profile must allow."
+        f"{where} refuses this because of the profile of its user: {said}. As an administrator of ClickHouse let the "
+        "profile allow it; 'outbox doctor' names all that it must allow."
     )
 
 

@@ -27,8 +27,8 @@ def check_splits(engine: Engine) -> Check:
     if not count:
         return Check(SPLIT_BATCHES, True, f"ClickHouse had the memory for every batch of the last {_DAYS} days.")
     said = (
-        f"ClickHouse lacked the memory for {counted(count, 'batch', 'batches')} of the last {_DAYS} days, of up to "
-        f"{counted(event_count, 'event')} and {context_bytes:,} bytes, so they were split, which takes time: give it "
+        f"In the last {_DAYS} days ClickHouse lacked the memory for {counted(count, 'batch', 'batches')} of up to "
+        f"{counted(event_count, 'event')} and {context_bytes:,} bytes, and each was split, which takes time: give it "
         "more memory (max_memory_usage, max_server_memory_usage), or lower OUTBOX_BATCH_MAX_EVENTS and "
         "OUTBOX_BATCH_MAX_BYTES."
     )

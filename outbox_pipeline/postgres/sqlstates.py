@@ -40,6 +40,7 @@ _LOCKED = (
 )
 _SETUP = "Set the server up as it says, then run 'outbox doctor'."
 _LIMIT = "A limit of the server is in the way: raise it."
+_DISK = "Its disk does not answer as it should: look into PostgreSQL's own log; what waits goes on by itself."
 _DAMAGE = "Its files are damaged or cannot be read: look into PostgreSQL's own log, and repair or restore it."
 
 _HIDDEN = Meaning(LedgerError, has_words=False)
@@ -85,7 +86,7 @@ MEANINGS: dict[str, Meaning] = {
     "57P04": Meaning(ConfigurationError, _GRANTS),
     "58": Meaning(LedgerError, _DAMAGE),
     # A disk that does not answer, over a network for example, comes back.
-    "58030": Meaning(TransientError, _DAMAGE),
+    "58030": Meaning(TransientError, _DISK),
     "72": Meaning(TransientError),
     "F0": Meaning(ConfigurationError, _SETUP),
     # A trigger of the schema.

@@ -27,7 +27,7 @@ def is_owed_to_views(stores: Stores, batch: Batch) -> bool:
     if not views or not _has_rows(stores, batch, batch.generation):
         return False
     if not batch.may_resend:
-        _require_windows(stores, batch, views)
+        _require_windows(stores, batch, views, "")
     return True
 
 
@@ -48,20 +48,20 @@ def raise_for_view(stores: Stores, batch: Batch, generation: int, error: OutboxE
     if is_owed and is_theirs:
         raise ViewError(_refused_again(stores, batch, named or views, error.answer), is_final=True)
     if not is_owed:
-        _require_windows(stores, batch, views)
+        _require_windows(stores, batch, views, _briefly(named, error.answer))
     if is_theirs:
         raise ViewError(_refused(stores, batch, named or views, error.answer), is_final=False)
 
 
-def _require_windows(stores: Stores, batch: Batch, views: Sequence[View]) -> None:
+def _require_windows(stores: Stores, batch: Batch, views: Sequence[View], answer: str) -> None:
     doubling = [view for view in views if not view.has_window]
     if doubling:
         named = " and ".join(f"view {view.name} fills {_target(view)}" for view in doubling)
         raise ViewError(
-            f"ClickHouse answered the insert of batch {batch.batch_id} with an error and {stores.client.table} has its "
-            f"rows all the same; sent again they could stand twice, because {named}, which has no deduplication "
-            "window: correct the view that failed, delete what the targets have of the batch or drop the views, then "
-            f"run 'outbox resume {batch.batch_id}', which sends it once more.",
+            f"ClickHouse answered the insert of batch {batch.batch_id} with an error{answer} and "
+            f"{stores.client.table} has its rows; sent again they could stand twice, because {named}, which has no "
+            "deduplication window: correct the view that failed, delete what such targets have of the batch, or drop "
+            f"their views, then run 'outbox resume {batch.batch_id}'.",
             is_final=True,
         )
 
@@ -79,14 +79,19 @@ def _refused(stores: Stores, batch: Batch, views: Sequence[View], answer: Answer
 
 def _refused_again(stores: Stores, batch: Batch, views: Sequence[View], answer: Answer) -> str:
     return (
-        f"{_named(views)} behind {stores.client.table} refused the rows of batch {batch.batch_id} again, which stand "
-        f"in {stores.client.table} and not behind it: correct or drop the view, then run "
+        f"{_named(views)} behind {stores.client.table} refused the rows of batch {batch.batch_id} again, so "
+        f"{stores.client.table} has them and the view's target does not: correct or drop the view, then run "
         f"'outbox resume {batch.batch_id}', which sends them once more. ClickHouse said {answer.said}"
     )
 
 
 def _named(views: Sequence[View]) -> str:
     return "View " + " or ".join(view.name for view in views)
+
+
+def _briefly(views: Sequence[View], answer: Answer) -> str:
+    # The ledger keeps the first 500 characters, and what to do must be among them.
+    return f" ({', '.join([f'code {answer.code}', *(f'view {view.name}' for view in views)])})"
 
 
 def _has_rows(stores: Stores, batch: Batch, generation: int) -> bool:
