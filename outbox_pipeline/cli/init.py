@@ -40,7 +40,8 @@ def init(
     """Create or migrate the outbox schema and its two roles in PostgreSQL, and the tables in ClickHouse.
 
     Safe to repeat, and to run from several processes at once. Exit code 1, with nothing made in ClickHouse, when the
-    table there is missing although this ledger has delivered into one.
+    table there is missing although this ledger has delivered into one. At the end a row of known bytes is
+    sent, as events are, and read back.
 
     A table belongs to one outbox: the first to run this claims it, and for any other this ends with exit code 1. With
     --take-table the table changes hands, for a ledger that was made anew on purpose: stop the other outbox first. The

@@ -34,8 +34,9 @@ def resume_batches(context: dg.OpExecutionContext, config: ResumeConfig, pipelin
 
 @dg.job(
     description=(
-        "Try parked batches again. A batch is parked after OUTBOX_MAX_ATTEMPTS failed attempts and then waits for a "
-        "person; 'outbox status' shows the last error. Fix what it says first, then run this."
+        "Try parked batches again. A batch is parked after OUTBOX_MAX_ATTEMPTS failures of its own, or a day of a "
+        "server's trouble, and then waits for a person; 'outbox status' shows the last error. Fix what it says first, "
+        "then run this."
     ),
     run_tags=max_runtime(),
 )
