@@ -17,7 +17,8 @@ from outbox_pipeline.batches import Batch, BatchStatus
 from outbox_pipeline.errors import BatchDataError, LeaseLostError, OutboxError, WitnessError
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import due_for_recheck, note_proved, read_batch
+from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.postgres.rechecks import due_for_recheck, note_proved
 from outbox_pipeline.relay.attempts import end_failed, pruned_sentence, start_unrequested
 from outbox_pipeline.relay.delivery import proof_differences
 from outbox_pipeline.relay.loop import deliver, require_ready

@@ -25,7 +25,8 @@ from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import note_proved, read_batch
+from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.postgres.rechecks import note_proved
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.postgres.witness import first_kept
 from outbox_pipeline.relay.delivery import proof_differences

@@ -5,7 +5,6 @@ caller then gets LeaseLostError. The database's clock decides what has expired, 
 holds nothing up for longer than a lease: each end of one is written with how long it lasts at most.
 """
 
-from collections.abc import Collection
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -54,7 +53,7 @@ _NOW = func.clock_timestamp()
 _STATUS = case((batch.c.former_positions.is_not(None), BatchStatus.SPLIT), else_=batch.c.status).label("status")
 _SHOWN = [_STATUS if name == "status" else getattr(batch.c, name) for name in Batch.__dataclass_fields__]
 #: The batch is not frozen, or by a release that is not newer than this one.
-_IS_KNOWN = func.coalesce(batch.c.proof["version"].as_integer(), 1) <= PROOF_VERSION
+IS_KNOWN = func.coalesce(batch.c.proof["version"].as_integer(), 1) <= PROOF_VERSION
 
 
 def is_over(until: Column[Any]) -> ColumnElement[bool]:
@@ -113,7 +112,7 @@ def take_lease(connection: Connection, lease: Lease, *, lasting: timedelta, run_
     """Move a requested batch to delivering for exactly this attempt; False when it is not ours to take."""
     statement = (
         _leased(lease, lasting, run_id)
-        .where(batch.c.batch_id == lease.batch_id, batch.c.attempt == lease.attempt, _IS_KNOWN)
+        .where(batch.c.batch_id == lease.batch_id, batch.c.attempt == lease.attempt, IS_KNOWN)
         .where(or_(batch.c.status == BatchStatus.REQUESTED, batch.c.holder == lease.holder))
     )
     return connection.execute(statement).rowcount == 1
@@ -132,7 +131,7 @@ def take_over(
     statement = (
         _leased(Lease(batch_id, 0, holder), lasting, run_id)
         .values(attempt=batch.c.attempt + case((_splits_next(), SPLIT_ATTEMPTS), else_=0) + 1)
-        .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None), _IS_KNOWN)
+        .where(batch.c.batch_id == batch_id, batch.c.pruned_at.is_(None), IS_KNOWN)
         .where(or_(batch.c.status != BatchStatus.DELIVERING, is_over(batch.c.lease_until), is_same_run))
         .returning(batch.c.attempt)
     )
@@ -271,36 +270,6 @@ def fail_attempt(
 def note_error(connection: Connection, lease: Lease, *, error: str, kind: str) -> None:
     """Keep the latest error visible while the run goes on retrying; changes nothing else, not even when lost."""
     connection.execute(update(batch).where(_is_held(lease)).values(last_error=error, last_error_kind=kind))
-
-
-def note_proved(connection: Connection, batch_ids: Collection[UUID]) -> None:
-    """Keep that ClickHouse has just shown exactly the rows of these processed batches."""
-    connection.execute(
-        update(batch)
-        .where(batch.c.batch_id.in_(batch_ids), batch.c.status == BatchStatus.PROCESSED)
-        .values(proved_at=_NOW)
-    )
-
-
-def due_for_recheck(connection: Connection, *, delay: timedelta, limit: int) -> list[Batch]:
-    """Return up to *limit* batches that took more than one attempt and were not proved again *delay* after marking.
-
-    When a batch with a mark in the future was marked is not known, so it is due once, at once. Pruned ones are not
-    among them: nothing could be sent again.
-    """
-    is_old = and_(batch.c.processed_at < _NOW - delay, batch.c.proved_at < batch.c.processed_at + delay)
-    is_ahead = and_(batch.c.processed_at > _NOW, batch.c.proved_at > _NOW)
-    return read_batches(
-        connection,
-        and_(
-            batch.c.status == BatchStatus.PROCESSED,
-            batch.c.attempt > 1,
-            _IS_KNOWN,
-            or_(is_old, is_ahead),
-            batch.c.pruned_at.is_(None),
-        ),
-        limit=limit,
-    )
 
 
 def resume_parked(connection: Connection, batch_id: UUID | None = None) -> list[Batch]:

@@ -32,7 +32,7 @@ from outbox_pipeline.operations.reconcile.untracked import find_untracked
 from outbox_pipeline.postgres import reconcile as ledger
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.leases import note_proved
+from outbox_pipeline.postgres.rechecks import note_proved
 from outbox_pipeline.relay.loop import require_ready
 from outbox_pipeline.relay.witness import put_on_record
 from outbox_pipeline.stores import Stores
