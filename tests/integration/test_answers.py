@@ -27,12 +27,13 @@ from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.publish import insert_events
-from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
+from outbox_pipeline.relay.attempts import end_failed
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import start
 from tests.fixtures.breakage import refuse_wal_functions
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.roles import LoginUrl
@@ -282,13 +283,6 @@ def delivery(stores: Stores) -> Iterator[Delivery]:
     publish(stores.engine, 10)
     yield (started := start(stores))
     started.close()
-
-
-def start(stores: Stores) -> Delivery:
-    """Cut what is pending and start the first attempt on it."""
-    cut_batches(stores.engine, stores.settings, limit=1)
-    (request,) = request_batches(stores.engine, stores.settings, limit=1)
-    return start_requested(stores, request.batch_id, request.attempt)
 
 
 def run_out(engine: Engine) -> None:

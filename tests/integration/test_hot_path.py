@@ -17,7 +17,6 @@ from benchmarks.common import publish as publish_sized
 from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.relay.attempts import request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.known_bytes import require_known_bytes
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.owner import claim_table
@@ -25,6 +24,7 @@ from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import start
 from tests.fixtures.events import publish
 from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
 
@@ -93,13 +93,6 @@ def grown(patient: Stores) -> Stores:
     with patient.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE) outbox.event"))
     return patient
-
-
-def start(stores: Stores) -> Delivery:
-    """Cut what is pending into a batch and begin its first attempt."""
-    cut_batches(stores.engine, stores.settings, limit=1)
-    (request,) = request_batches(stores.engine, stores.settings, limit=1)
-    return start_requested(stores, request.batch_id, request.attempt)
 
 
 def traffic_of_a_batch(stores: Stores) -> dict[str, tuple[int, int]]:

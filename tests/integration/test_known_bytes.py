@@ -18,13 +18,12 @@ from outbox_pipeline.event_schema import SENT
 from outbox_pipeline.monitoring.check import Check
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.log import make_log
-from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
-from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.delivery import Delivery
+from outbox_pipeline.relay.attempts import end_failed, start_unrequested
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import start
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.owners import ledger_id_of
 from tests.fixtures.proxy import Change, FaultyProxy, through
@@ -70,13 +69,6 @@ def count(stores: Stores, statement: str) -> int:
 def rows_of(stores: Stores, role: str) -> int:
     """Return how many rows one of the log's tables has."""
     return int(stores.client.rows(f"SELECT count() AS count FROM {{{role}:Identifier}}")[0]["count"])
-
-
-def start(stores: Stores) -> Delivery:
-    """Cut what is pending and start the first attempt on it, as a run of Dagster does."""
-    cut_batches(stores.engine, stores.settings, limit=1)
-    (request,) = request_batches(stores.engine, stores.settings, limit=1)
-    return start_requested(stores, request.batch_id, request.attempt)
 
 
 def finding(stores: Stores) -> Check:

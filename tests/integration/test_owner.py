@@ -31,13 +31,14 @@ from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.replay import replay
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay import owner as claiming
-from outbox_pipeline.relay.attempts import request_batches, start_requested, start_unrequested
+from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import start
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import before_words, note_calls
 from tests.fixtures.lives import all_batches, everything
@@ -115,13 +116,6 @@ def told_days(stores: Stores) -> list[object]:
     return list(read_delivered(stores.client))
 
 
-def started(stores: Stores) -> Delivery:
-    """Cut what is pending and start the first attempt on it."""
-    cut_batches(stores.engine, stores.settings, limit=1)
-    (request,) = request_batches(stores.engine, stores.settings, limit=1)
-    return start_requested(stores, request.batch_id, request.attempt)
-
-
 def test_a_second_outbox_is_refused(outbox: Outbox, stores: Stores, moved: Stores) -> None:
     """Whatever would send, compare or delete ends with 1 and the sentence that helps; both sides are as they were."""
     before = everything(stores), everything(moved), told_days(stores)
@@ -189,7 +183,7 @@ def test_after_the_refusal_both_outboxes_are_right(outbox: Outbox, stores: Store
         assert_each_exactly_once(own.engine, own.client)
 
 
-@pytest.mark.parametrize("act", [relay, record_completeness, started])
+@pytest.mark.parametrize("act", [relay, record_completeness, start])
 def test_a_table_without_an_owner_belongs_to_the_first_that_writes(
     stores: Stores, other: Stores, act: Callable[[Stores], object]
 ) -> None:
@@ -412,7 +406,7 @@ def test_a_lost_log_of_another_outbox_is_not_made_again(outbox: Outbox, stores: 
 def test_an_insert_on_its_way_is_refused_once_the_table_is_taken(stores: Stores, other: Stores) -> None:
     """A delivery that had looked before leaves no row: ClickHouse itself refuses it, and its batch is kept."""
     publish(stores.engine, 3)
-    delivery = started(stores)
+    delivery = start(stores)
     delivery.prepare()
     take_table(other)
 
@@ -449,7 +443,7 @@ def test_an_insert_begun_before_the_taking_has_ended_when_the_table_is_taken(
 ) -> None:
     """Nothing of the old outbox arrives later; what takes too long is said, and a repetition waits for it."""
     publish(stores.engine, 3)
-    delivery = started(stores)
+    delivery = start(stores)
     delivery.prepare()
     # Each insert takes seconds, in views of the user's.
     for name in ("slow", "slower"):

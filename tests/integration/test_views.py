@@ -13,12 +13,12 @@ from outbox_pipeline.errors import InDoubtError, ProofError, TransientError, Vie
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.postgres import leases
-from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested, start_unrequested
-from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.attempts import end_failed, start_unrequested
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import start
 from tests.fixtures.breakage import read_all
 from tests.fixtures.children import recover
 from tests.fixtures.events import (
@@ -80,13 +80,6 @@ def only_batch(stores: Stores) -> Batch:
     """Return the ledger's only batch."""
     (batch,) = read_all(stores.engine)
     return batch
-
-
-def start(stores: Stores) -> Delivery:
-    """Cut what is pending and begin the first attempt."""
-    cut_batches(stores.engine, stores.settings, limit=1)
-    (request,) = request_batches(stores.engine, stores.settings, limit=1)
-    return start_requested(stores, request.batch_id, request.attempt)
 
 
 def refused(stores: Stores) -> Delivery:

@@ -33,6 +33,7 @@ from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen, missing_cuts
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import start
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import note_calls
@@ -51,13 +52,6 @@ def cuts(stores: Stores) -> set[Cut]:
 def number_of(stores: Stores, batch_id: UUID) -> int:
     """Return the batch's number in the ledger."""
     return next(batch.cut_number for batch in all_batches(stores) if batch.batch_id == batch_id) or 0
-
-
-def start(stores: Stores) -> Delivery:
-    """Cut what is pending and begin the first attempt."""
-    cut_batches(stores.engine, stores.settings, limit=1)
-    (request,) = request_batches(stores.engine, stores.settings, limit=1)
-    return start_requested(stores, request.batch_id, request.attempt)
 
 
 def test_each_batch_is_on_record_under_its_number(stores: Stores) -> None:
