@@ -38,11 +38,13 @@ examples: $(INSTALLED)  ## Test the Django and the FastAPI project under example
 	cd examples/django_shop && ../../$(BIN)/python -m pytest
 	cd examples/fastapi_users && ../../$(BIN)/python -m pytest
 
-lint: $(INSTALLED)  ## Check format, lint, types and import contracts
+lint: $(INSTALLED)  ## Check format, lint, types, import contracts and Dagster's definitions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && touch "$$home/dagster.yaml" && \
+	  DAGSTER_HOME="$$home" $(BIN)/dagster definitions validate
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,19 @@ def test_the_schedules_run_by_default() -> None:
 
 
 def test_the_workspace_names_this_location() -> None:
-    """`dagster dev` and `outbox up` serve the same code location."""
+    """`dagster dev`, `dg dev` and `outbox up` serve the same code location."""
     workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
 
     target = workspace["load_from"][0]["python_module"]
     assert (target["module_name"], target["location_name"]) == (DEFINITIONS_MODULE, LOCATION_NAME)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    named = (project["code_location_target_module"], project["code_location_name"])
+    assert named == (DEFINITIONS_MODULE, LOCATION_NAME)
 
 
 def test_the_packaged_instance_file_is_the_one_at_the_top() -> None:
-    """The wheel carries the checkout's dagster.yaml."""
+    """The checkout's dagster.yaml is the package's; a copy of the package alone, as in an image, has it too."""
     packaged = ROOT / "outbox_pipeline" / "orchestration" / "dagster.yaml"
 
+    assert not packaged.is_symlink()
     assert packaged.resolve() == (ROOT / "dagster.yaml").resolve()
