@@ -1,5 +1,8 @@
 """The tags by which Dagster ends and orders runs; what the queue does with them stands in `dagster.yaml`."""
 
+#: The attempt on its batch that a run was asked for.
+ATTEMPT_TAG = "outbox/attempt"
+
 
 def max_runtime(seconds: int = 3600) -> dict[str, str]:
     """Return the tag that ends a run after *seconds*.

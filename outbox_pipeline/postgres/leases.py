@@ -5,6 +5,7 @@ caller then gets LeaseLostError. The database's clock decides what has expired, 
 holds nothing up for longer than a lease: each end of one is written with how long it lasts at most.
 """
 
+from collections.abc import Collection
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -97,6 +98,13 @@ def read_requested(connection: Connection, *, older_than_seconds: float) -> list
         batch.c.status == BatchStatus.REQUESTED, age > older_than_seconds
     )
     return [(batch_id, attempt, float(seconds)) for batch_id, attempt, seconds in connection.execute(statement)]
+
+
+def read_attempts(connection: Connection, batch_ids: Collection[UUID]) -> dict[UUID, tuple[int, str | None]]:
+    """Return each batch's latest attempt and its run, None while no run has taken it up. Changes nothing."""
+    run_id = case((batch.c.status != BatchStatus.REQUESTED, batch.c.run_id))
+    statement = select(batch.c.batch_id, batch.c.attempt, run_id).where(batch.c.batch_id.in_(batch_ids))
+    return {batch_id: (attempt, run_id) for batch_id, attempt, run_id in connection.execute(statement)}
 
 
 def set_request_end(connection: Connection, batch_id: UUID, attempt: int, *, lasting: timedelta) -> None:

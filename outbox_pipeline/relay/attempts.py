@@ -7,6 +7,7 @@ was not (a re-execution, a replay) takes the batch over when no run holds it.
 import os
 import random
 import socket
+from collections.abc import Collection
 from datetime import timedelta
 from functools import cache
 from uuid import UUID
@@ -64,6 +65,12 @@ def request_batches(engine: Engine, settings: Settings, *, limit: int) -> list[B
     if requests:
         announce(Point.REQUESTED)
     return requests
+
+
+def latest_attempts(engine: Engine, batch_ids: Collection[UUID]) -> dict[UUID, tuple[int, str | None]]:
+    """Return each batch's latest attempt and the run that has it, None while no run has taken it up."""
+    with ledger_transaction(engine) as connection:
+        return leases.read_attempts(connection, batch_ids)
 
 
 def start_requested(stores: Stores, batch_id: UUID, attempt: int, *, run_id: str | None = None) -> Delivery:

@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.batches import BATCH_ID_TAG
-from outbox_pipeline.orchestration.delivery.outbox_sensor import ATTEMPT_TAG
+from outbox_pipeline.orchestration.run_tags import ATTEMPT_TAG
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.orchestration.test_sensor import pipeline, tick
@@ -21,6 +21,12 @@ def age(stores: Stores, seconds: float) -> None:
             ),
             {"seconds": seconds},
         )
+
+
+def end_lease(stores: Stores) -> None:
+    """Let the request or the attempt have ended just now."""
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET lease_until = clock_timestamp()"))
 
 
 def requested_run(instance: dg.DagsterInstance, stores: Stores, status: dg.DagsterRunStatus) -> None:
@@ -62,13 +68,17 @@ def test_a_request_that_never_became_a_run_is_made_again(
     assert len(tick(instance, pipeline(stores)).run_requests or []) == again
 
 
-def test_a_run_in_the_queue_keeps_its_request(instance: dg.DagsterInstance, stores: Stores) -> None:
-    """However long the queue is, a waiting run is not taken for silent."""
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING])
+def test_a_run_that_has_not_begun_keeps_its_request(
+    instance: dg.DagsterInstance, stores: Stores, status: dg.DagsterRunStatus
+) -> None:
+    """However long the queue is, or a machine takes to start it, a waiting run is not taken for silent."""
     publish(stores.engine, 3)
-    requested_run(instance, stores, dg.DagsterRunStatus.NOT_STARTED)
+    requested_run(instance, stores, status)
     age(stores, 4000)
+    end_lease(stores)
 
-    tick(instance, pipeline(stores))
+    assert not tick(instance, pipeline(stores)).run_requests
 
     with stores.engine.begin() as connection:
         waits = connection.scalar(text("SELECT lease_until > clock_timestamp() AND attempt = 1 FROM outbox.batch"))

@@ -1,9 +1,9 @@
 """The sensor that finds pending events, cuts them into batches and starts a run for each batch that is due.
 
 It also compares the requests that no run has taken up yet with what Dagster knows of their runs. A run that waits in
-the queue may wait; one that has ended before its first step, or never came to be because a process died between the
-tick and the launch, is given up at once instead of after OUTBOX_REQUEST_SECONDS. Should such a run start after all, its
-attempt is over and it does nothing.
+the queue, or is being started, may wait; one that has ended before its first step, or never came to be because a
+process died between the tick and the launch, is given up at once instead of after OUTBOX_REQUEST_SECONDS. Should such a
+run start after all, its attempt is over and it does nothing.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from outbox_pipeline.batches import BATCH_ID_TAG, BatchRequest
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.event_log import deliver_batch
+from outbox_pipeline.orchestration.delivery.overtaken import end_overtaken_runs
 from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_tags import ATTEMPT_TAG
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_requested, set_request_end
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.settings import load_settings
-
-ATTEMPT_TAG = "outbox/attempt"
 
 #: Runs for days, from the backfill page, have none and wait in the queue until new events are on their way.
 _BEFORE_BACKFILLS = {"dagster/priority": "1"}
@@ -38,7 +38,8 @@ _FRESH_SECONDS = 10.0
 #: After this long a request without any run will not get one.
 _LOST_SECONDS = 25.0
 
-_WAITING = frozenset({dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED})
+#: A run that starts waits for its machine, a worker or an image; Dagster's own start timeout ends it.
+_WAITING = frozenset({dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING})
 
 
 def _minimum_interval_seconds() -> int:
@@ -69,6 +70,7 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
         since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
         return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
     _update_request_ends(context.instance, pipeline)
+    end_overtaken_runs(context.instance, pipeline)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), seen=seen)
     if tick.is_held_back:
         context.log.warning(f"Held back: {tick.summary()}.")
@@ -81,7 +83,7 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
 
 
 def _update_request_ends(instance: dg.DagsterInstance, pipeline: PipelineResource) -> None:
-    """Give up requests whose run has ended or does not exist, and let those in the queue wait on."""
+    """Give up requests whose run has ended or does not exist, and let those wait on whose run has not begun."""
     with ledger_transaction(pipeline.engine) as connection:
         requested = read_requested(connection, older_than_seconds=_FRESH_SECONDS)
     for batch_id, attempt, age_seconds in requested:

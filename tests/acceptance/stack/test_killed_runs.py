@@ -13,6 +13,10 @@ from tests.fixtures.stack import Running
 #: Where a run is killed: before its first op, with the lease, with the rows sent, in the transaction of the mark.
 PLACES = (RUN_STARTED, Point.LEASED, Point.SENT, Point.MARKING)
 
+AT_WORK = """
+{ runsOrError(filter: {pipelineName: "deliver_batch", statuses: [STARTED]}) { ... on Runs { results { runId } } } }
+"""
+
 
 def silent_count(running: Running) -> int:
     """Return how many attempts of all batches were not the last one."""
@@ -21,7 +25,7 @@ def silent_count(running: Running) -> int:
 
 
 def test_killed_runs_are_recovered(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four runs die at four places; others deliver their batches once the leases are over."""
+    """Four runs die at four places; others deliver their batches once the leases are over, and they leave the queue."""
     before = silent_count(running)
     running.kill_at(*PLACES)
     publish(running.stores.engine, 200 * len(PLACES))
@@ -33,6 +37,7 @@ def test_killed_runs_are_recovered(running: Running, capsys: pytest.CaptureFixtu
     with capsys.disabled():
         print(f" [recovered in {time.monotonic() - killed:.0f} s]", end="")
     assert silent_count(running) - before >= len(PLACES)
+    running.wait(lambda: not running.graphql(AT_WORK)["runsOrError"]["results"], "dead runs to give their places back")
     assert_each_exactly_once(running.stores.engine, running.stores.client)
 
 
