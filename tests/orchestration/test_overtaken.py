@@ -69,11 +69,16 @@ def test_a_run_whose_attempt_is_over_gives_its_place_back(
 
 
 def test_a_run_that_was_executed_again_is_left_alone(instance: dg.DagsterInstance, stores: Stores, dead: str) -> None:
-    """It has the tags of the run before it, and its batch."""
+    """It has the tags of the run before it, and its batch; what was seen before it took that counts no more."""
     tags = {name: run_of(instance, dead).tags[name] for name in (BATCH_ID_TAG, ATTEMPT_TAG)}
     again = started_run(instance, tags)
+    tick(instance, pipeline(stores))
+    assert run_of(instance, again).tags[OVER_SINCE_TAG]
+    end_lease(stores)
     start_unrequested(stores, UUID(tags[BATCH_ID_TAG]), run_id=again).close()
 
+    tick(instance, pipeline(stores))
+    assert not run_of(instance, again).tags[OVER_SINCE_TAG]
     assert look(instance, stores, again, seconds=3600).status == dg.DagsterRunStatus.STARTED
     assert look(instance, stores, dead, seconds=3600).status == dg.DagsterRunStatus.FAILURE
 

@@ -29,29 +29,31 @@ _MAX_RUNS = 100
 def end_overtaken_runs(instance: dg.DagsterInstance, pipeline: PipelineResource) -> None:
     """Report runs as failed that count as started though the ledger has gone on without them for a whole lease."""
     started = dg.RunsFilter(job_name=deliver_batch.name, statuses=[dg.DagsterRunStatus.STARTED])
-    now = datetime.now(UTC)
-    for run, attempt in _overtaken(instance.get_runs(started, limit=_MAX_RUNS), pipeline):
+    runs = instance.get_runs(started, limit=_MAX_RUNS)
+    overtaken, now = _overtaken(runs, pipeline), datetime.now(UTC)
+    for run in runs:
         since = run.tags.get(OVER_SINCE_TAG)
-        if since is None:
+        if run.run_id not in overtaken:
+            if since:
+                # It was executed again and has taken its batch meanwhile. Dagster removes no tag.
+                instance.add_run_tags(run.run_id, {OVER_SINCE_TAG: ""})
+        elif not since:
             instance.add_run_tags(run.run_id, {OVER_SINCE_TAG: now.isoformat(timespec="seconds")})
         elif now - datetime.fromisoformat(since) > pipeline.settings.lease:
-            instance.report_run_failed(run, f"Its attempt was taken over by attempt {attempt}.")
+            instance.report_run_failed(run, f"Its attempt was taken over by attempt {overtaken[run.run_id]}.")
 
 
-def _overtaken(runs: Sequence[dg.DagsterRun], pipeline: PipelineResource) -> list[tuple[dg.DagsterRun, int]]:
-    """Return the runs whose batch another attempt has taken over, with that attempt."""
+def _overtaken(runs: Sequence[dg.DagsterRun], pipeline: PipelineResource) -> dict[str, int]:
+    """Return the latest attempt on the batch of each run that does not have it; by the run's id."""
     asked_for = {run.run_id: found for run in runs if (found := _asked_for(run)) is not None}
     if not asked_for:
-        return []
+        return {}
     latest = latest_attempts(pipeline.engine, {batch_id for batch_id, _ in asked_for.values()})
-    overtaken = []
-    for run in runs:
-        batch_id, attempt = asked_for.get(run.run_id, (None, 0))
-        if batch_id in latest:
-            latest_attempt, run_id = latest[batch_id]
-            if latest_attempt > attempt and run_id != run.run_id:
-                overtaken.append((run, latest_attempt))
-    return overtaken
+    return {
+        run_id: latest[batch_id][0]
+        for run_id, (batch_id, attempt) in asked_for.items()
+        if batch_id in latest and latest[batch_id][0] > attempt and latest[batch_id][1] != run_id
+    }
 
 
 def _asked_for(run: dg.DagsterRun) -> tuple[UUID, int] | None:
