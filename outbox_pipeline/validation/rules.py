@@ -101,7 +101,9 @@ def _microseconds(frame: pd.DataFrame, name: str) -> pa.ChunkedArray:
 def _where_text(column: pa.ChunkedArray, is_bad: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
     # Types and environments repeat: each distinct text is judged once.
     distinct = pc.unique(column).drop_null()
-    return pc.is_in(column, value_set=distinct.filter(is_bad(distinct)))
+    bad = distinct.filter(is_bad(distinct))
+    # To look each row up among no texts takes as long as among many.
+    return pc.is_in(column, value_set=bad) if len(bad) else pa.chunked_array([pa.repeat(False, len(column))])
 
 
 def _is_blank(texts: pa.Array) -> pa.Array:
