@@ -1,6 +1,7 @@
 """A batch's life as data: its statuses, the moves between them, and what it must show in ClickHouse.
 
-The ledger table refuses impossible rows; the moves here are the ones the code makes, and a test walks every pair.
+The ledger table refuses impossible rows. The code makes each of the moves here and no other: the test databases record
+every move, and a run of the tests compares (`tests/fixtures/moves.py`).
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,10 @@ class BatchStatus(StrEnum):
 MOVES: dict[tuple[BatchStatus, BatchStatus], str] = {
     (BatchStatus.CUT, BatchStatus.REQUESTED): "a run is asked for and an attempt number drawn",
     (BatchStatus.CUT, BatchStatus.DELIVERING): "a run started by hand takes the batch directly",
+    (
+        BatchStatus.CUT,
+        BatchStatus.PROCESSED,
+    ): "a batch of the old instance is adopted, and ClickHouse shows exactly its rows",
     (BatchStatus.REQUESTED, BatchStatus.DELIVERING): "the requested run starts and takes the lease",
     (
         BatchStatus.REQUESTED,
@@ -86,11 +91,6 @@ PASSING_KINDS = ("transient", "in_doubt")
 
 #: Attempts in a row whose insert ClickHouse lacked the memory for; the next one splits the batch.
 MEMORY_FAILURES = 3
-
-
-def can_move(before: BatchStatus, after: BatchStatus) -> bool:
-    """Tell whether a batch may go from *before* to *after*."""
-    return (before, after) in MOVES
 
 
 #: What is said of a batch whose proof this release cannot read; in the ledger and by the commands that ask for it.

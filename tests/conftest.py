@@ -9,6 +9,7 @@ pytest_plugins = [
     "pytester",
     "tests.fixtures.selection",
     "tests.fixtures.servers",
+    "tests.fixtures.moves",
     "tests.fixtures.stores",
     "tests.fixtures.roles",
     "tests.fixtures.events",

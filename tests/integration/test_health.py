@@ -16,6 +16,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish, publish_in
+from tests.fixtures.moves import move_by_hand
 from tests.integration.test_monitoring import nodes
 
 BAD = {"context": "[1]"}
@@ -287,13 +288,16 @@ def test_every_step_of_a_batch_is_consistent(stores: Stores) -> None:
 
 def test_looking_for_breaches_probes_the_batches(stores: Stores) -> None:
     """With many batches and a fragmented unclaimed set, pending stretches are looked up in the batches' index."""
-    execute(
+    move_by_hand(
         stores.engine,
         "INSERT INTO outbox.batch (batch_id, positions, first_position, last_position, recorded_on, event_count,"
         " context_bytes, oldest_recorded_at, status, attempt, proof, rejected, accepted_count, processed_at, proved_at)"
         " SELECT gen_random_uuid(), int8multirange(int8range(n * 100 + 1, n * 100 + 51)), n * 100 + 1, n * 100 + 50,"
         " '2026-01-01', 50, 50, now() - interval '9 days', 'processed', 1, '{}', '{}', 50, now() - interval '9 days',"
         " now() FROM generate_series(0, 20000) AS n",
+    )
+    execute(
+        stores.engine,
         "UPDATE outbox.unclaimed SET positions = (SELECT range_agg(int8range(n * 100 + 60, n * 100 + 61))"
         " FROM generate_series(0, 20000, 20) AS n) + '{[3000000,)}'",
     )

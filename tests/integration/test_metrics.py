@@ -25,6 +25,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
+from tests.fixtures.moves import move_by_hand
 from tests.integration.test_plans import fragmented, rows_read
 
 __all__ = ["fragmented"]
@@ -81,7 +82,7 @@ def test_metrics_agree_with_status(stores: Stores) -> None:
     relay(stores, until_empty=True)
     publish(stores.engine, 4)
     cut_batches(stores.engine, stores.settings, limit=1)
-    execute(
+    move_by_hand(
         stores.engine,
         "UPDATE outbox.batch SET status = 'parked', failures = 3, last_error_kind = 'configuration'"
         " WHERE status = 'cut'",
@@ -113,7 +114,7 @@ def test_totals_do_not_fall_while_a_batch_is_sent_again(stores: Stores) -> None:
     publish(stores.engine, 7)
     relay(stores, until_empty=True)
     before = scrape(stores.settings)
-    execute(
+    move_by_hand(
         stores.engine,
         "UPDATE outbox.batch SET status = 'delivering', attempt = 2, holder = 'somebody',"
         " lease_until = now() + interval '1 hour'",

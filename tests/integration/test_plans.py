@@ -15,6 +15,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish, publish_in
+from tests.fixtures.moves import by_hand, move_by_hand
 
 _EVENTS = 60_000
 
@@ -190,11 +191,9 @@ def test_gaps_whose_holders_are_all_there_are_not_probed(fragmented: Engine, nam
 
 def test_no_statement_of_a_tick_scans_the_events_or_the_ledger(fragmented: Engine) -> None:
     """A tick that cuts and one that does not, among 20,000 batches: events and batches are read by indexes."""
+    move_by_hand(fragmented, _PROCESSED)
+    move_by_hand(fragmented, _PRUNED_LEDGER.replace("n, n + 1)", "-n, 1 - n)").replace("n, n, '2026", "-n, -n, '2026"))
     with fragmented.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(_PROCESSED))
-        connection.execute(
-            text(_PRUNED_LEDGER.replace("n, n + 1)", "-n, 1 - n)").replace("n, n, '2026", "-n, -n, '2026"))
-        )
         connection.execute(text("ANALYZE outbox.batch"))
     plans: list[dict[str, Any]] = []
 
@@ -230,7 +229,7 @@ def test_status_and_lag_probe_only_what_is_not_delivered(fragmented: Engine) -> 
 def test_pruning_a_fragmented_batch_probes_its_stretches(fragmented: Engine) -> None:
     """Deleting a batch of 2,000 stretches reads its rows, and takes each by its place in the table."""
     with fragmented.begin() as connection:
-        connection.execute(text(_PROCESSED))
+        by_hand(connection).execute(text(_PROCESSED))
         batch_id = connection.scalar(text("SELECT batch_id FROM outbox.batch"))
         kinds, touched = rows_read(connection, query_text("delete_events"), {"batch_id": batch_id})
 
@@ -241,7 +240,7 @@ def test_pruning_a_fragmented_batch_probes_its_stretches(fragmented: Engine) -> 
 def test_pruning_discarded_events_probes_each(fragmented: Engine) -> None:
     """Deleting 100 discarded events reads these and not the table."""
     with fragmented.begin() as connection:
-        connection.execute(text(_PROCESSED))
+        by_hand(connection).execute(text(_PROCESSED))
         connection.execute(
             text(
                 "INSERT INTO outbox.quarantined_event"
@@ -267,8 +266,8 @@ def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -
             cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
             plans.append(cursor.fetchone()[0][0]["Plan"])  # type: ignore[index]
 
+    move_by_hand(outbox_engine, _PRUNED_LEDGER)
     with outbox_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(_PRUNED_LEDGER))
         connection.execute(text("ANALYZE outbox.batch"))
         listen(connection, "before_cursor_execute", explain)
         found = old_batches(connection, now=datetime.now(UTC), days=14, after=None, limit=100)

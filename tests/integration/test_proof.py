@@ -27,6 +27,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import deliver_batches, read_all
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.proofs import (
     Odd,
     as_of_version_1,
@@ -181,9 +182,8 @@ def _half_sent(stores: Stores) -> None:
 
 def _parked(stores: Stores) -> None:
     _half_sent(stores)
-    with stores.engine.begin() as connection:
-        statement = "UPDATE outbox.batch SET status = 'parked', next_attempt_at = NULL WHERE batch_id = :batch_id"
-        connection.execute(text(statement), {"batch_id": read_all(stores.engine)[-1].batch_id})
+    statement = "UPDATE outbox.batch SET status = 'parked', next_attempt_at = NULL WHERE batch_id = :batch_id"
+    move_by_hand(stores.engine, statement, {"batch_id": read_all(stores.engine)[-1].batch_id})
 
 
 def test_batches_of_before_are_proved_as_they_were_frozen(stores: Stores) -> None:

@@ -35,6 +35,7 @@ from tests.fixtures.breakage import (
     read_all,
 )
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.proofs import as_of_version_1
 
 TODAY = Window(today(), today())
@@ -340,11 +341,8 @@ def test_a_batch_replayed_meanwhile_is_no_difference(
 
 def test_a_parked_batch_keeps_its_day_from_being_whole(stores: Stores, batches: list[Batch]) -> None:
     """A day with a parked batch is not whole, and the way on is named."""
-    with stores.engine.begin() as connection:
-        connection.execute(
-            text("UPDATE outbox.batch SET status = 'parked' WHERE batch_id = :batch_id"),
-            {"batch_id": batches[1].batch_id},
-        )
+    parked = "UPDATE outbox.batch SET status = 'parked' WHERE batch_id = :batch_id"
+    move_by_hand(stores.engine, parked, {"batch_id": batches[1].batch_id})
 
     found = reconcile(stores)
 

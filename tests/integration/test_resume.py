@@ -18,6 +18,7 @@ from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import deliver_batches, read_all
 from tests.fixtures.interleave import before_words
+from tests.fixtures.moves import by_hand
 
 Outbox = Callable[..., Result]
 
@@ -53,7 +54,7 @@ def set_status(stores: Stores, batch: Batch, status: BatchStatus, *, error: str 
         " WHERE batch_id = :batch_id"
     )
     with stores.engine.begin() as connection:
-        connection.execute(statement, {"status": status, "error": error, "batch_id": batch.batch_id})
+        by_hand(connection).execute(statement, {"status": status, "error": error, "batch_id": batch.batch_id})
     return batch.batch_id
 
 

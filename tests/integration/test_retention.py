@@ -35,6 +35,7 @@ from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.retained import age
 
 HOUR = timedelta(hours=1)
@@ -167,7 +168,7 @@ def unclaimed(stores: Stores) -> None:
 def parked(stores: Stores) -> None:
     """Park a batch."""
     in_flight(stores)
-    execute(stores, "UPDATE outbox.batch SET status = 'parked' WHERE status = 'cut'")
+    move_by_hand(stores.engine, "UPDATE outbox.batch SET status = 'parked' WHERE status = 'cut'")
 
 
 def in_flight(stores: Stores) -> None:
@@ -180,8 +181,8 @@ def in_flight(stores: Stores) -> None:
 def sent_again(stores: Stores) -> None:
     """Let a run hold a batch that was processed before."""
     deliver(stores, 2)
-    execute(
-        stores,
+    move_by_hand(
+        stores.engine,
         "UPDATE outbox.batch SET status = 'delivering', holder = 'somebody', lease_until = now()"
         " WHERE batch_id = (SELECT batch_id FROM outbox.batch ORDER BY batch_id DESC LIMIT 1)",
     )
@@ -278,8 +279,8 @@ def test_a_batch_that_clickhouse_does_not_show_is_refused(stores: Stores, break_
 
 def sent_meanwhile(stores: Stores) -> Callable[[], None]:
     """Return what lets somebody take the batch over under another attempt."""
-    return lambda: execute(
-        stores,
+    return lambda: move_by_hand(
+        stores.engine,
         "UPDATE outbox.batch SET status = 'delivering', holder = 'x', lease_until = now(), attempt = attempt + 1",
     )
 

@@ -40,6 +40,7 @@ from outbox_pipeline.relay.split import Split
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.owners import identity_of
 from tests.fixtures.proxy import FaultyProxy
 from tests.fixtures.too_large import NO_MEMORY, let_be_too_large, starve
@@ -297,8 +298,7 @@ def test_an_attempt_of_a_usual_number_splits_nothing(stores: Stores) -> None:
     """The release before has drawn it; a copy of the ledger may have one as high on its way."""
     publish(stores.engine, 8)
     batch_id = let_be_too_large(stores)
-    with stores.engine.begin() as connection:
-        connection.execute(text("UPDATE outbox.batch SET status = 'requested', attempt = 4, lease_until = now()"))
+    move_by_hand(stores.engine, "UPDATE outbox.batch SET status = 'requested', attempt = 4, lease_until = now()")
 
     deliver(start_requested(stores, batch_id, 4))
 
@@ -328,13 +328,11 @@ def test_cuts_of_former_positions_take_half(stores: Stores) -> None:
     """Half of the events and bytes that the batch had, and half of that once a half was split; new events are free."""
     split(stores, 8)
     halves = cut_batches(stores.engine, stores.settings, limit=1).batches
-    with stores.engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE outbox.batch SET status = 'failed', attempt = 3, memory_failures = 3, lasting = interval '0',"
-                " next_attempt_at = now() WHERE status = 'cut'"
-            )
-        )
+    move_by_hand(
+        stores.engine,
+        "UPDATE outbox.batch SET status = 'failed', attempt = 3, memory_failures = 3, lasting = interval '0',"
+        " next_attempt_at = now() WHERE status = 'cut'",
+    )
     assert isinstance(deliver(split_attempt(stores)), Split)
     publish(stores.engine, 6)
     rest = cut_batches(stores.engine, stores.settings, limit=10).batches

@@ -28,6 +28,7 @@ from tests.fixtures.events import (
     publish,
     quarantined_ids,
 )
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.proxy import FaultyProxy
 from tests.fixtures.too_large import starve
 
@@ -178,8 +179,7 @@ def test_a_target_without_a_window_parks_the_batch_at_once(stores: Stores, stric
 
     stores.client.run("TRUNCATE TABLE open_target")
     strict.mend()
-    with stores.engine.begin() as connection:
-        connection.execute(text("UPDATE outbox.batch SET status = 'parked', holder = NULL, lease_until = NULL"))
+    move_by_hand(stores.engine, "UPDATE outbox.batch SET status = 'parked', holder = NULL, lease_until = NULL")
     resume(stores.engine, lock_timeout_seconds=5)
     recover(stores)
 

@@ -38,6 +38,7 @@ from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import note_calls
 from tests.fixtures.lives import all_batches, cut_without_number
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.owners import identity_of, ledger_id_of
 from tests.unit.test_witness_order import ORDER
 
@@ -403,10 +404,8 @@ def test_a_prune_keeps_what_is_needed(stores: Stores, monkeypatch: pytest.Monkey
         relay(stores, until_empty=True)
     add_cuts(stores.client, [Cut(0, ADOPTION)], ledger_id_of(stores))
     oldest = all_batches(stores)[1]
-    with stores.engine.begin() as connection:
-        connection.execute(
-            text("UPDATE outbox.batch SET status = 'parked' WHERE batch_id = :batch_id"), {"batch_id": oldest.batch_id}
-        )
+    parked = "UPDATE outbox.batch SET status = 'parked' WHERE batch_id = :batch_id"
+    move_by_hand(stores.engine, parked, {"batch_id": oldest.batch_id})
 
     prune(replace(stores, settings=settings))
     with_open = {cut.cut_number for cut in cuts(stores)}

@@ -21,6 +21,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import load_settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
+from tests.fixtures.moves import move_by_hand
 from tests.fixtures.webhook import Receiver
 from tests.orchestration import test_quarantine_jobs
 from tests.orchestration.test_sensor import NOWHERE, pipeline
@@ -107,7 +108,7 @@ def test_a_parked_batch_is_one_alert_and_one_recovery(watched: Watched, receiver
     fail_a_batch(watched.stores)
     watched.tick()
     while_retrying = list(receiver.notices)
-    execute(watched.stores, "UPDATE outbox.batch SET status = 'parked'")
+    move_by_hand(watched.stores.engine, "UPDATE outbox.batch SET status = 'parked'")
     for _ in range(3):
         watched.tick()
     while_parked = receiver.told("parked")
@@ -238,7 +239,7 @@ def test_a_webhook_that_is_away_is_tried_in_each_tick(watched: Watched, receiver
     """One attempt a tick, said in the tick; when it is back, everything arrives once."""
     receiver.status = 500
     fail_a_batch(watched.stores)
-    execute(watched.stores, "UPDATE outbox.batch SET status = 'parked'")
+    move_by_hand(watched.stores.engine, "UPDATE outbox.batch SET status = 'parked'")
     reasons = [watched.tick() for _ in range(3)]
     asked_count = receiver.asked_count
     receiver.status = 200
@@ -254,7 +255,7 @@ def test_a_webhook_that_is_away_is_tried_in_each_tick(watched: Watched, receiver
 def test_a_ledger_that_is_away_hides_nothing(watched: Watched, receiver: Receiver) -> None:
     """What was open stays open; the ledger itself is told of after a minute, not at once."""
     fail_a_batch(watched.stores)
-    execute(watched.stores, "UPDATE outbox.batch SET status = 'parked'")
+    move_by_hand(watched.stores.engine, "UPDATE outbox.batch SET status = 'parked'")
     watched.tick()
     away = f"postgresql+psycopg://user:sekret@{NOWHERE}/outbox"
     watched.tick(postgres_url=away)
@@ -276,7 +277,7 @@ def test_nothing_secret_is_shown_or_sent(watched: Watched, receiver: Receiver) -
     receiver.status = 404
     publish(watched.stores.engine, 1, context='{"key": "sekret"}')
     fail_a_batch(watched.stores)
-    execute(watched.stores, "UPDATE outbox.batch SET status = 'parked', last_error = 'it said sekret'")
+    move_by_hand(watched.stores.engine, "UPDATE outbox.batch SET status = 'parked', last_error = 'it said sekret'")
     reason = watched.tick()
     receiver.status = 200
     watched.tick()

@@ -13,6 +13,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.moves import by_hand
 from tests.orchestration.test_op_graph import EVER, execute, run_config
 
 
@@ -24,7 +25,7 @@ def cut_batch(stores: Stores, status: str) -> UUID:
     plan_tick(stores.engine, stores.settings, days=EVER)
     statement = text("UPDATE outbox.batch SET status = :status, failures = 10, last_error = 'no table' RETURNING *")
     with stores.engine.begin() as connection:
-        return UUID(str(connection.execute(statement, {"status": status}).one().batch_id))
+        return UUID(str(by_hand(connection).execute(statement, {"status": status}).one().batch_id))
 
 
 def run(instance: dg.DagsterInstance, **config: object) -> dg.ExecuteInProcessResult:
