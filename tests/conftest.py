@@ -11,6 +11,8 @@ pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.moves",
     "tests.fixtures.stores",
+    "tests.fixtures.commands",
+    "tests.fixtures.plans",
     "tests.fixtures.roles",
     "tests.fixtures.events",
     "tests.fixtures.sessions",

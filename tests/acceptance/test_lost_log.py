@@ -2,19 +2,15 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from click.testing import Result
 from pydantic import SecretStr
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.schema import has_log
 from outbox_pipeline.embedded.engines import embedded_engines
@@ -22,6 +18,7 @@ from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.retention import prune
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 
 #: Every command that makes a table where it is missing, or needs it.
@@ -37,21 +34,13 @@ COMMANDS = (
     ["delivered"],
 )
 
-Outbox = Callable[..., Result]
-
 
 @pytest.fixture
-def outbox(stores: Stores, dagster_url: str, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
-    """Run a command against this test's databases."""
-    settings = stores.settings
-    assert settings.postgres_url
-    assert settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
+def outbox(outbox: Outbox, dagster_url: str, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+    """Run a command on this test's databases and a storage of Dagster's."""
     monkeypatch.setenv("OUTBOX_DAGSTER_URL", dagster_url)
     monkeypatch.setenv("OUTBOX_HOME", str(own_home))
-    yield lambda *arguments: CliRunner().invoke(app, list(arguments))
-    structlog.reset_defaults()
+    return outbox
 
 
 def ledger_of(stores: Stores) -> list[Any]:

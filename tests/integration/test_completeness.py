@@ -29,6 +29,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
+from tests.fixtures.ledger import execute
 from tests.fixtures.owners import identity_of
 from tests.fixtures.watermark import Promises, Traffic
 
@@ -77,12 +78,6 @@ def recorded_at(connection: Connection) -> datetime:
     found = connection.scalar(text("SELECT max(recorded_at) FROM outbox.event"))
     assert isinstance(found, datetime)
     return found
-
-
-def execute(stores: Stores, statement: str) -> None:
-    """Change the ledger by hand."""
-    with stores.engine.begin() as connection:
-        connection.execute(text(statement))
 
 
 def publish_yesterday(engine: Engine, context: str = '{"n": 1}') -> datetime:
@@ -296,7 +291,7 @@ def test_what_was_delivered_between_two_writes_is_told(stores: Stores) -> None:
     held = yesterday(stores)
     requeue(stores.engine, Filter())
     relay(stores, until_empty=True)
-    execute(stores, "UPDATE outbox.quarantined_event SET resolved_at = resolved_at - interval '3 hours'")
+    execute(stores.engine, "UPDATE outbox.quarantined_event SET resolved_at = resolved_at - interval '3 hours'")
     delivered = yesterday(stores)
 
     assert (held.is_complete, held.event_count, held.quarantined_count) == (True, 0, 1)
@@ -308,7 +303,7 @@ def test_discarded_events_are_told_apart(stores: Stores) -> None:
     publish_yesterday(stores.engine, context="[1]")
     relay(stores, until_empty=True)
     record_completeness(stores)
-    execute(stores, "UPDATE outbox.batch SET processed_at = processed_at - interval '3 hours'")
+    execute(stores.engine, "UPDATE outbox.batch SET processed_at = processed_at - interval '3 hours'")
     discard(stores.engine, Filter(), note="test")
     day = yesterday(stores)
 
@@ -473,7 +468,7 @@ def test_after_a_clock_that_was_ahead_an_open_transaction_is_of_unknown_age(
         record_completeness(stores)
         shift(stores.engine, days=400, table="watermark")
         execute(
-            stores,
+            stores.engine,
             "UPDATE outbox.watermark SET holders = coalesce((SELECT jsonb_object_agg(key, value::text::timestamptz"
             " + interval '400 days') FROM jsonb_each_text(holders)), '{}')",
         )
@@ -490,8 +485,8 @@ def test_an_event_recorded_after_the_end_of_its_day_keeps_the_day_open(stores: S
     """A day with an event on its way is not whole, whatever a clock that was ahead wrote on the event."""
     publish(stores.engine)
     cut_batches(stores.engine, stores.settings, limit=1)
-    execute(stores, "UPDATE outbox.batch SET oldest_recorded_at = now() + interval '400 days'")
-    execute(stores, "UPDATE outbox.batch SET recorded_on = recorded_on - 1")
+    execute(stores.engine, "UPDATE outbox.batch SET oldest_recorded_at = now() + interval '400 days'")
+    execute(stores.engine, "UPDATE outbox.batch SET recorded_on = recorded_on - 1")
     day = yesterday(stores)
 
     assert (day.is_complete, day.undelivered_count) == (False, 1)
@@ -518,7 +513,9 @@ def test_a_day_that_a_broken_write_left_out_is_told_by_the_next(stores: Stores) 
     """A write that died after it had taken something back is made up for."""
     publish_yesterday(stores.engine)
     relay(stores, until_empty=True)
-    execute(stores, "UPDATE outbox.batch SET recorded_on = recorded_on - 3, processed_at = now() - interval '1 day'")
+    execute(
+        stores.engine, "UPDATE outbox.batch SET recorded_on = recorded_on - 3, processed_at = now() - interval '1 day'"
+    )
     record_completeness(stores)
     whole = read_delivered(stores.client)
     stores.client.run("DELETE FROM {completeness:Identifier} WHERE day = {day:Date}", {"day": str(whole[2].day)})

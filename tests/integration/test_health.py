@@ -16,17 +16,11 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish, publish_in
+from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
-from tests.integration.test_monitoring import nodes
+from tests.fixtures.plans import nodes
 
 BAD = {"context": "[1]"}
-
-
-def execute(engine: Engine, *statements: str) -> None:
-    """Run statements in one transaction, around the guards that protect a ledger from this."""
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def lag(stores: Stores, limit_seconds: float = 60) -> Answer:

@@ -25,10 +25,9 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
+from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
-from tests.integration.test_plans import fragmented, rows_read
-
-__all__ = ["fragmented"]
+from tests.fixtures.plans import rows_read
 
 Samples = dict[tuple[str, str], float]
 
@@ -49,12 +48,6 @@ def scrape(settings: Settings) -> Samples:
     exposed, problem = metrics_text(settings)
     assert problem is None
     return parsed(exposed)
-
-
-def execute(engine: Engine, statement: str) -> None:
-    """Change the ledger by hand."""
-    with engine.begin() as connection:
-        connection.execute(text(statement))
 
 
 def test_an_empty_outbox_has_every_number(outbox_engine: Engine, settings: Settings) -> None:

@@ -4,16 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-import structlog
 from click.testing import Result
 from sqlalchemy import Connection, Engine, create_engine, text
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.doctor import examine
@@ -32,6 +28,7 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.stores import Stores
 from tests.fixtures import crew
 from tests.fixtures.catalog import not_only_added, read_shape
+from tests.fixtures.commands import Outbox
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids
 from tests.fixtures.next_release import ADDITIONS, NEXT, NEXT_LOG, OWN, OWN_LOG, NextRelease, add, add_to_log
@@ -46,28 +43,22 @@ _SET_VERSION = text("UPDATE outbox.schema_version SET version_num = :version")
 
 
 @pytest.fixture
-def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Result]]:
-    """Run a command on this test's databases, whose schema is the next release's."""
-    assert stores.settings.postgres_url
-    assert stores.settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", stores.settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", stores.settings.clickhouse_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
+def outbox(outbox: Outbox, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+    """Run a command on this test's databases, whose schema is the next release's; it must succeed."""
     monkeypatch.setenv("OUTBOX_RETENTION_DAYS", "1")
     with stores.engine.begin() as connection:
         add(connection)
     add_to_log(stores.client)
 
     def run(*arguments: str, given: str | None = None) -> Result:
-        result = CliRunner().invoke(app, list(arguments), input=given)
+        result = outbox(*arguments, given=given)
         assert result.exit_code == 0, f"{arguments}: {result.output}{result.stderr}"
         return result
 
-    yield run
-    structlog.reset_defaults()
+    return run
 
 
-def publish_by_each_way(outbox: Callable[..., Result], engine: Engine) -> UUID:
+def publish_by_each_way(outbox: Outbox, engine: Engine) -> UUID:
     """Publish a file, in SQL and by a captured table, one event of each way unfit; returns the id of a fit one."""
     event_id = uuid4()
     lines = [f'{{"event_type": "fit", "event_id": "{event_id}", "event_context": {{}}}}']
@@ -83,7 +74,7 @@ def publish_by_each_way(outbox: Callable[..., Result], engine: Engine) -> UUID:
     return event_id
 
 
-def test_every_command_works_on_the_next_schema(outbox: Callable[..., Result], stores: Stores) -> None:
+def test_every_command_works_on_the_next_schema(outbox: Outbox, stores: Stores) -> None:
     """Publishing, delivery, quarantine, replay, comparison, monitoring, prune: no statement trips over an addition."""
     event_id = publish_by_each_way(outbox, stores.engine)
     outbox("relay", "--until-empty")

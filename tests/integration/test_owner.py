@@ -39,13 +39,12 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
+from tests.fixtures.commands import Outbox, run_outbox, set_environment
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import before_words, note_calls
 from tests.fixtures.lives import all_batches, everything
 from tests.fixtures.owners import ledger_id_of, owners_of
 from tests.unit.test_claims import ORDER
-
-Outbox = Callable[..., Result]
 
 #: What a user can do about a table that is another outbox's.
 WAYS_ON = ("OUTBOX_CLICKHOUSE_TABLE", "outbox init --take-table")
@@ -63,15 +62,10 @@ def outbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Outbox]:
     """Run `outbox …` on some stores, without a terminal."""
 
     def run(on: Stores, *arguments: str) -> Result:
-        assert on.settings.postgres_url
-        assert on.settings.clickhouse_url
-        monkeypatch.setenv("OUTBOX_POSTGRES_URL", on.settings.postgres_url.get_secret_value())
-        monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", on.settings.clickhouse_url.get_secret_value())
-        dagster_url = on.settings.postgres_url.get_secret_value().replace("+psycopg:", "+psycopg2:")
-        monkeypatch.setenv("OUTBOX_DAGSTER_URL", dagster_url)
-        monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
+        set_environment(monkeypatch, on.settings, tmp_path / "home")
+        monkeypatch.setenv("OUTBOX_DAGSTER_URL", os.environ["OUTBOX_POSTGRES_URL"].replace("+psycopg:", "+psycopg2:"))
         with interrupted_after(60):
-            return CliRunner().invoke(app, arguments)
+            return run_outbox(*arguments)
 
     yield run
     structlog.reset_defaults()

@@ -1,7 +1,5 @@
 """Query plans of the hot path: no statement scans the event table, however fragmented the ledger is."""
 
-import json
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -11,13 +9,11 @@ from sqlalchemy.event import listen, remove
 
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.postgres.retention import old_batches, oldest_kept
-from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.moves import by_hand, move_by_hand
-
-_EVENTS = 60_000
+from tests.fixtures.plans import nodes, rows_read
 
 _PROCESSED = (
     "UPDATE outbox.batch SET status = 'processed', processed_at = now(), proved_at = now(), accepted_count = 2000,"
@@ -30,47 +26,6 @@ SELECT gen_random_uuid(), int8multirange(int8range(n, n + 1)), n, n, '2026-01-01
     '{}', '{}', 1, '2026-01-01', '2026-01-01', CASE WHEN n % 2000 > 0 THEN now() END
 FROM generate_series(1, 20000) AS n
 """
-
-
-@pytest.fixture
-def fragmented(outbox_engine: Engine) -> Engine:
-    """A large event table of which every 30th position is unclaimed, and one batch with as many stretches."""
-    publish(outbox_engine, _EVENTS)
-    cut_batches(outbox_engine, Settings(), limit=1)
-    with outbox_engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE outbox.batch SET positions = (SELECT range_agg(int8range(n, n + 1))"
-                " FROM generate_series(15, 60000, 30) AS n)"
-            )
-        )
-        connection.execute(
-            text(
-                "UPDATE outbox.unclaimed SET positions = (SELECT range_agg(int8range(n, n + 1))"
-                " FROM generate_series(1, 60000, 30) AS n) + '{[60001,)}'"
-            )
-        )
-    with outbox_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("ANALYZE outbox.event"))
-    return outbox_engine
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each node of a plan."""
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
-
-
-def rows_read(connection: Connection, statement: str, parameters: dict[str, Any]) -> tuple[set[str], int]:
-    """Run a statement and return how the event table was read and how many of its rows were touched."""
-    explained = connection.scalar(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters)
-    plan = explained[0]["Plan"] if not isinstance(explained, str) else json.loads(explained)[0]["Plan"]
-    on_event = [node for node in nodes(plan) if node.get("Relation Name") == "event"]
-    touched = sum(
-        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"] for node in on_event
-    )
-    return {node["Node Type"] for node in on_event}, int(touched)
 
 
 @pytest.mark.parametrize(("statement", "readings"), [("pick_events", 2), ("pick_part", 1)])

@@ -5,45 +5,25 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-import structlog
-from typer.testing import CliRunner, Result
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.operations.quarantine import count_held, show
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import Outbox, run_outbox
 from tests.fixtures.events import publish, publish_unlimited
 
-Outbox = Callable[..., Result]
-
 
 @pytest.fixture
-def environment(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This test's databases in the environment, as a shell would have them."""
-    settings = stores.settings
-    assert settings.postgres_url
-    assert settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def outbox(environment: None) -> Iterator[Outbox]:
-    """Run `outbox quarantine …` without a terminal."""
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, ["quarantine", *arguments])
-
-    yield run
-    structlog.reset_defaults()
+def outbox(outbox: Outbox) -> Outbox:
+    """Run `outbox quarantine …` on this test's databases."""
+    return partial(outbox, "quarantine")
 
 
 def hold(stores: Stores, count: int = 1, *, event_type: str = "order_placed", context: str = "[1]") -> list[UUID]:
@@ -120,7 +100,7 @@ def test_names_from_before_there_were_limits_are_cut(outbox: Outbox, stores: Sto
         said = outbox(*command).output
         assert f"{'x' * 199}…" in said
         assert max(map(len, said.splitlines())) < 500
-    traced = CliRunner().invoke(app, ["trace", str(event_id)]).output
+    traced = run_outbox("trace", str(event_id)).output
     assert f"{'e' * 199}…" in traced
     assert "x" * 200 not in traced
     assert json.loads(outbox("list", "--json").stdout)[0]["event_type"] == "x" * 5000
@@ -264,7 +244,7 @@ def test_a_refused_event_is_told(outbox: Outbox, stores: Stores) -> None:
 @pytest.mark.parametrize("name", ["list", "show", "requeue", "discard"])
 def test_each_command_explains_itself_with_an_example(name: str) -> None:
     """`outbox quarantine COMMAND --help` says what it does and shows a line to copy."""
-    result = CliRunner().invoke(app, ["quarantine", name, "--help"])
+    result = run_outbox("quarantine", name, "--help")
 
     assert result.exit_code == 0
     assert "Example: " in result.stdout

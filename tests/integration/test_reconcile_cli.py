@@ -1,40 +1,17 @@
 """`outbox reconcile` and `outbox replay` against real databases: what they print, change and exit with."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from uuid import UUID
 
 import pytest
-import structlog
-from typer.testing import CliRunner, Result
 
 from outbox_pipeline.batches import Batch
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.breakage import BREAKAGES, change, copy_to_unknown_batch, deliver_batches, prune, read_all
+from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
-
-Outbox = Callable[..., Result]
-
-
-@pytest.fixture
-def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Outbox]:
-    """Run `outbox …` on this test's databases, without a terminal."""
-    settings = stores.settings
-    assert settings.postgres_url
-    assert settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, arguments)
-
-    yield run
-    structlog.reset_defaults()
 
 
 @pytest.fixture

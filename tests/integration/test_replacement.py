@@ -1,16 +1,13 @@
 """A corrected event in place of a held one: published and linked in one transaction, or neither."""
 
 import json
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-import structlog
 from sqlalchemy import create_engine, text
-from typer.testing import CliRunner, Result
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import QuarantineError, TransientError
 from outbox_pipeline.events import EventRow, prepare_event
 from outbox_pipeline.operations.quarantine import count_held, discard, replace, requeue, show
@@ -19,27 +16,15 @@ from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import at_statement
 
-Outbox = Callable[..., Result]
-
 
 @pytest.fixture
-def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Outbox]:
-    """Run `outbox quarantine …` against this test's databases, without a terminal."""
-    settings = stores.settings
-    assert settings.postgres_url
-    assert settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: str, given: str | None = None) -> Result:
-        return CliRunner().invoke(app, ["quarantine", *arguments], input=given)
-
-    yield run
-    structlog.reset_defaults()
+def outbox(outbox: Outbox) -> Outbox:
+    """Run `outbox quarantine …` on this test's databases."""
+    return partial(outbox, "quarantine")
 
 
 def hold(stores: Stores) -> UUID:

@@ -1,43 +1,23 @@
 """Letting parked batches be tried again: the procedure on real databases, and `outbox resume`."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import structlog
 from sqlalchemy import event, text
-from typer.testing import CliRunner, Result
 
 from outbox_pipeline.batches import Batch, BatchStatus
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import fail_batch
 from tests.fixtures.breakage import deliver_batches, read_all
+from tests.fixtures.commands import Outbox
+from tests.fixtures.events import publish
 from tests.fixtures.interleave import before_words
+from tests.fixtures.ledger import execute
 from tests.fixtures.moves import by_hand
-
-Outbox = Callable[..., Result]
-
-
-@pytest.fixture
-def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Outbox]:
-    """Run `outbox …` on this test's databases, without a terminal."""
-    settings = stores.settings
-    assert settings.postgres_url
-    assert settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, arguments)
-
-    yield run
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -171,3 +151,33 @@ def test_the_command_shows_what_each_batch_was_parked_for(outbox: Outbox, stores
     assert (resumed.exit_code, resumed.stdout) == (0, "resumed 1\n")
     assert resumed.stderr == f"Batch {batch_id}, 100 events, was parked: no table\\x1b[2J\n"
     assert (again.exit_code, again.stdout, again.stderr) == (0, "resumed 0\n", "")
+
+
+def test_relay_fails_while_a_batch_is_parked(outbox: Outbox, stores: Stores) -> None:
+    """A parked batch is exit code 1 until somebody resumes it; then the relay delivers it."""
+    publish(stores.engine, 1)
+    fail_batch(stores, "poison", max_attempts=1)
+    parked = outbox("relay", "--until-empty", "--json")
+    resumed = outbox("resume")
+    delivered = outbox("relay", "--until-empty")
+
+    assert (parked.exit_code, json.loads(parked.stdout)["parked_batches"]) == (1, 1)
+    assert (resumed.exit_code, resumed.stdout) == (0, "resumed 1\n")
+    assert delivered.exit_code == 0
+
+
+def test_resuming_what_is_not_parked_says_what_it_is(outbox: Outbox, stores: Stores) -> None:
+    """An id that no batch has, a batch that is retried by itself, one that is processed: each has its next step."""
+    publish(stores.engine, 1)
+    fail_batch(stores, "poison")
+    with stores.engine.begin() as connection:
+        batch_id = str(connection.scalar(text("SELECT batch_id FROM outbox.batch")))
+    unknown, failed = outbox("resume", str(uuid4())), outbox("resume", batch_id)
+    execute(stores.engine, "UPDATE outbox.batch SET next_attempt_at = now()")
+    outbox("relay", "--until-empty")
+    processed = outbox("resume", batch_id)
+
+    assert [(result.exit_code, result.stdout) for result in (unknown, failed, processed)] == [(1, "")] * 3
+    assert "The ledger knows no batch" in unknown.stderr
+    assert f"{batch_id} is failed, not parked" in failed.stderr
+    assert f"outbox replay --batch {batch_id}" in processed.stderr

@@ -35,6 +35,7 @@ from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
+from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.retained import age
 
@@ -55,12 +56,6 @@ def batch_facts(stores: Stores) -> list[tuple[str, bool]]:
     with stores.engine.begin() as connection:
         rows = connection.execute(text("SELECT status, pruned_at IS NOT NULL FROM outbox.batch ORDER BY batch_id"))
         return [(row[0], row[1]) for row in rows]
-
-
-def execute(stores: Stores, statement: str) -> None:
-    """Change the ledger by hand."""
-    with stores.engine.begin() as connection:
-        connection.execute(text(statement))
 
 
 def with_settings(stores: Stores, **values: object) -> Stores:
@@ -131,7 +126,7 @@ def test_a_prune_notes_that_it_has_proved_the_batch(stores: Stores) -> None:
 def test_a_batch_delivered_again_lately_stays(stores: Stores) -> None:
     """The retention counts from the last delivery: an old event that was delivered yesterday is kept."""
     deliver(stores)
-    execute(stores, "UPDATE outbox.batch SET processed_at = now() - interval '1 day'")
+    execute(stores.engine, "UPDATE outbox.batch SET processed_at = now() - interval '1 day'")
 
     assert prune(stores).batches == 0
     assert len(committed_ids(stores.engine)) == 10
@@ -244,7 +239,7 @@ def test_an_event_in_a_gap_is_never_pruned(stores: Stores) -> None:
 def test_a_batch_whose_positions_are_elsewhere_too_is_refused(stores: Stores, statement: str, where: str) -> None:
     """What somebody put back by hand is still to be delivered, so its event must not go."""
     deliver(stores)
-    execute(stores, statement)
+    execute(stores.engine, statement)
 
     (skipped,) = prune(stores).refused
 
@@ -360,10 +355,10 @@ def test_a_replay_proves_what_was_pruned_meanwhile(stores: Stores) -> None:
 def test_a_pruned_batch_has_no_second_look(stores: Stores) -> None:
     """It could not be sent again: looking would fail again and again, and keep others from theirs."""
     deliver(stores)
-    execute(stores, "UPDATE outbox.batch SET attempt = 2, proved_at = processed_at")
+    execute(stores.engine, "UPDATE outbox.batch SET attempt = 2, proved_at = processed_at")
     due = rechecks_due(stores)
 
-    execute(stores, "UPDATE outbox.batch SET pruned_at = now()")
+    execute(stores.engine, "UPDATE outbox.batch SET pruned_at = now()")
 
     assert len(due) == 1
     assert rechecks_due(stores) == []
@@ -375,7 +370,7 @@ def test_the_table_refuses_to_let_a_pruned_batch_go(stores: Stores) -> None:
     prune(stores)
 
     with pytest.raises(IntegrityError, match="batch_stays_processed_when_pruned"):
-        execute(stores, "UPDATE outbox.batch SET status = 'failed'")
+        execute(stores.engine, "UPDATE outbox.batch SET status = 'failed'")
 
 
 @pytest.mark.parametrize(("words", "nth"), [("DELETE FROM outbox.event", 2), ("SET pruned_at", 1), ("COMMIT", 6)])
@@ -504,7 +499,7 @@ def test_fences_of_pruned_batches_go(stores: Stores) -> None:
         raise_fence(stores.client, one, 2)
     old = "ALTER TABLE {fence:Identifier} UPDATE fenced_at = fenced_at - INTERVAL 30 DAY WHERE batch_id != {young:UUID}"
     stores.client.run(old, {"young": str(ids[1])}, settings={"mutations_sync": 2})
-    execute(stores, f"UPDATE outbox.batch SET processed_at = now() WHERE batch_id = '{ids[2]}'")
+    execute(stores.engine, f"UPDATE outbox.batch SET processed_at = now() WHERE batch_id = '{ids[2]}'")
 
     done = prune(stores)
 
@@ -516,7 +511,7 @@ def test_fences_of_pruned_batches_go(stores: Stores) -> None:
 def test_a_ledger_of_another_cluster_is_not_pruned(stores: Stores) -> None:
     """After a restore the events may be the only copy of what the old instance lost: nothing goes before adopt."""
     deliver(stores)
-    execute(stores, "UPDATE outbox.unclaimed SET timeline = timeline + 1")
+    execute(stores.engine, "UPDATE outbox.unclaimed SET timeline = timeline + 1")
 
     for dry_run in (True, False):
         with pytest.raises(LedgerError, match="another cluster"):
@@ -540,7 +535,7 @@ def test_a_failover_during_a_prune_stops_it(stores: Stores, kind: Callable[[Stor
     failover = "UPDATE outbox.unclaimed SET timeline = timeline + 1"
 
     with (
-        before_words(stores.engine, "SELECT outbox.batch.processed_at", lambda: execute(stores, failover)),
+        before_words(stores.engine, "SELECT outbox.batch.processed_at", lambda: execute(stores.engine, failover)),
         pytest.raises(LedgerError, match="another cluster"),
     ):
         prune(stores)
@@ -605,8 +600,8 @@ def test_deleting_by_hand_is_refused_for_each_kind_but_delivered_ones(stores: St
     held(stores)
 
     with pytest.raises(IntegrityError, match="not delivered yet"):
-        execute(stores, "DELETE FROM outbox.event")
-    execute(stores, "DELETE FROM outbox.event WHERE position <= 3")
+        execute(stores.engine, "DELETE FROM outbox.event")
+    execute(stores.engine, "DELETE FROM outbox.event WHERE position <= 3")
     assert len(committed_ids(stores.engine)) == 2
 
 
@@ -620,7 +615,7 @@ def test_a_batch_that_can_never_be_whole_is_pruned_by_hand(stores: Stores) -> No
     (named,) = set(re.findall(r"'([0-9a-f-]{36})'", statements))
     (refused,) = prune(stores, dry_run=True).refused
 
-    execute(stores, statements.replace(named, str(refused.batch_id)))
+    execute(stores.engine, statements.replace(named, str(refused.batch_id)))
 
     assert committed_ids(stores.engine) == set(other)
     assert prune(stores).refused == ()

@@ -1,6 +1,7 @@
 """Migrations: repeatable, safe side by side, and in step with the tables the code names."""
 
 import threading
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, MetaData, text
@@ -10,6 +11,9 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.migrations.files import LOCK_KEY
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate, schema_version
 from outbox_pipeline.postgres.tables import SCHEMA, metadata
+from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import Outbox
+from tests.fixtures.ledger import execute
 
 
 def test_migrating_again_changes_nothing(outbox_engine: Engine) -> None:
@@ -102,3 +106,23 @@ def test_a_locked_table_is_not_waited_for(outbox_engine: Engine) -> None:
 
         with pytest.raises(TransientError, match="A table of schema outbox was locked"):
             migrate(outbox_engine, lock_seconds=0.1)
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["relay"], ["publish", "-"], ["resume"], ["trace", str(uuid4())]])
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DROP SCHEMA outbox CASCADE", "run 'outbox init'"),
+        ("UPDATE outbox.schema_version SET version_num = '9999'", "update outbox-pipeline"),
+    ],
+)
+def test_schema_that_does_not_fit_is_one_sentence(
+    outbox: Outbox, stores: Stores, arguments: list[str], statement: str, said: str
+) -> None:
+    """On a real server a missing schema is not created by the way, and a newer one is left alone."""
+    execute(stores.engine, statement)
+
+    result = outbox(*arguments, given="")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert said in result.stderr

@@ -5,17 +5,15 @@ import os
 import pty
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-import structlog
 from sqlalchemy import text
-from typer.testing import CliRunner
 
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import publish
 
 #: Red, a new title for the window, the one-letter form of ESC [, and a mark that turns the direction of writing.
@@ -23,19 +21,6 @@ EVIL = "\x1b[31mRED\x1b]0;OWNED\x07\u009b31m\u202eEND"
 OBEYED = ("\x1b[31m", "\x1b]", "\x07", "\u009b", "\u202e")
 
 Outbox = Callable[..., str]
-
-
-@pytest.fixture
-def environment(stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """This test's databases in the environment, as a shell would have them."""
-    settings = stores.settings
-    assert settings.postgres_url
-    assert settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", settings.clickhouse_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -137,8 +122,8 @@ def test_a_table_keeps_lines(outbox: Outbox) -> None:
 
 def test_a_pipe_gets_the_bytes(environment: None, evil: str) -> None:
     """Into a pipe or a file data goes as it is, byte for byte."""
-    piped = CliRunner().invoke(app, ["sql", "--format", "TSVRaw", "SELECT event_type FROM event_log"])
-    listed = CliRunner().invoke(app, ["quarantine", "list", "--json"])
+    piped = run_outbox("sql", "--format", "TSVRaw", "SELECT event_type FROM event_log")
+    listed = run_outbox("quarantine", "list", "--json")
 
     assert piped.stdout_bytes.decode() == f"{EVIL}\n"
     assert "\u202e" in listed.stdout

@@ -21,6 +21,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import load_settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
+from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.webhook import Receiver
 from tests.orchestration import test_quarantine_jobs
@@ -53,12 +54,6 @@ def watched(instance: dg.DagsterInstance, stores: Stores, receiver: Receiver) ->
     watched.tick()
     receiver.notices.clear()
     return watched
-
-
-def execute(stores: Stores, statement: str) -> None:
-    """Change the ledger by hand."""
-    with stores.engine.begin() as connection:
-        connection.execute(text(statement))
 
 
 def fail_a_batch(stores: Stores) -> UUID:
@@ -130,7 +125,7 @@ def test_a_lag_over_the_threshold_does_not_flap(
 ) -> None:
     """It opens above the threshold and not before; open, it ends below half of the threshold and not before."""
     execute(
-        watched.stores,
+        watched.stores.engine,
         "INSERT INTO outbox.event (event_type, environment, event_context, recorded_at)"
         " VALUES ('t', 'test', '{}', clock_timestamp() - interval '1000 seconds')",
     )

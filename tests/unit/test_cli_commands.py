@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from outbox_pipeline import cli
 from outbox_pipeline.cli import main
@@ -18,6 +18,7 @@ from outbox_pipeline.cli.support.failures import complain, show_defect
 from outbox_pipeline.cli.support.output import quoted, shown
 from outbox_pipeline.errors import OutboxError, SettingsError
 from outbox_pipeline.settings import load_settings
+from tests.fixtures.commands import run_outbox as outbox
 
 _HEAVY = ("alembic", "chdb", "clickhouse_connect", "dagster", "numpy", "pandas", "pandera", "psycopg", "pyarrow")
 _NOBODY = {
@@ -25,11 +26,6 @@ _NOBODY = {
     "OUTBOX_CLICKHOUSE_URL": "http://user:sekret@127.0.0.1:1/db",
     "OUTBOX_DAGSTER_URL": "postgresql+psycopg2://user:sekret@127.0.0.1:1/db",
 }
-
-
-def outbox(*arguments: str, given: str | None = None) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(main.app, list(arguments), input=given)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,148 @@
+"""Status on real engines: each event counted once along its way, and what is wrong said first."""
+
+import json
+from datetime import datetime
+
+import pytest
+from sqlalchemy import text
+
+from outbox_pipeline.monitoring.status import Status, read_status
+from outbox_pipeline.postgres.queries import query_text
+from outbox_pipeline.relay.cut import cut_batches
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import fail_batch
+from tests.fixtures.commands import Outbox
+from tests.fixtures.events import publish, publish_in
+from tests.fixtures.ledger import execute
+from tests.fixtures.plans import nodes
+
+
+def test_status_counts_each_event_once_along_its_way(stores: Stores) -> None:
+    """An event is pending, then in flight, then processed or quarantined, and never in two of them."""
+    engine = stores.engine
+    publish(engine, 3)
+    publish(engine, 2, context="[1]")
+    pending = read_status(engine)
+    cut_batches(engine, stores.settings, limit=1)
+    publish(engine, 4)
+    cut = read_status(engine)
+    relay(stores, until_empty=True)
+    done = read_status(engine)
+
+    assert counts(pending) == (5, 0, 0, 0, 0)
+    assert counts(cut) == (4, 5, 0, 0, 0)
+    assert cut.open_batches == {"cut": 1}
+    assert counts(done) == (0, 0, 0, 7, 2)
+    assert done.open_batches == {}
+    assert done.last_processed_at is not None
+
+
+def counts(status: Status) -> tuple[int, int, int, int, int]:
+    """Return pending, in flight, parked, processed and quarantined."""
+    return status.pending, status.in_flight, status.parked, status.processed, status.quarantined
+
+
+def test_lag_is_the_age_of_the_oldest_undelivered_event(stores: Stores) -> None:
+    """Lag counts pending events and events in open batches, and is 0 when all are delivered."""
+    engine = stores.engine
+    empty = read_status(engine)
+    execute(
+        engine,
+        "INSERT INTO outbox.event (event_type, environment, event_context, recorded_at)"
+        " VALUES ('t', 'test', '{}', clock_timestamp() - interval '60 s')",
+    )
+    publish(engine, 1)
+    pending = read_status(engine)
+    cut_batches(engine, stores.settings, limit=1)
+    cut = read_status(engine)
+    relay(stores, until_empty=True)
+
+    assert empty.lag_seconds == 0
+    assert 60 <= pending.lag_seconds < 120
+    assert 60 <= cut.lag_seconds < 120
+    assert read_status(engine).lag_seconds == 0
+
+
+def test_pending_events_are_found_in_gaps(stores: Stores) -> None:
+    """An event that commits after later ones were cut is pending, and the gap names who held it open."""
+    engine = stores.engine
+    with engine.connect() as slow:
+        transaction = slow.begin()
+        publish_in(slow, 1)
+        publish(engine, 2)
+        cut_batches(engine, stores.settings, limit=1)
+        held = read_status(engine)
+        transaction.commit()
+        committed = read_status(engine)
+
+    assert (held.pending, held.in_flight, held.gaps, len(held.oldest_gap_holders)) == (0, 2, 1, 1)
+    assert isinstance(held.oldest_gap_at, datetime)
+    assert (committed.pending, committed.in_flight) == (1, 2)
+
+
+def test_counting_stops_at_its_bound(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more pending events than are counted, the number says that it is a lower bound."""
+    monkeypatch.setattr("outbox_pipeline.monitoring.status.PENDING_LIMIT", 3)
+    publish(stores.engine, 3)
+
+    status = read_status(stores.engine)
+
+    assert (status.pending, status.pending_is_at_least) == (3, True)
+
+
+def test_status_probes_stretches_and_scans_nothing(stores: Stores) -> None:
+    """However fragmented the sets are, the event table is read through its primary key only."""
+    publish(stores.engine, 20_000)
+    execute(
+        stores.engine,
+        "UPDATE outbox.unclaimed SET positions ="
+        " (SELECT range_agg(int8range(n, n + 1)) FROM generate_series(1, 20000, 20) AS n) + '{[20001,)}'",
+    )
+    execute(stores.engine, "ANALYZE outbox.event")
+    with stores.engine.begin() as connection:
+        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {query_text('status')}")
+        plan = connection.scalar(statement, {"limit": 1_000_000, "max_stretches": 20_000})[0]["Plan"]
+    on_event = [node for node in nodes(plan) if node.get("Relation Name") == "event"]
+
+    assert on_event
+    assert all("Index" in node["Node Type"] for node in on_event)
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in on_event) < 2_000
+
+
+def test_last_error_names_its_batch(stores: Stores) -> None:
+    """The error of the batch tried last is shown until that batch is delivered."""
+    publish(stores.engine, 1)
+    batch_id = fail_batch(stores, "disk full at postgresql://user:sekret@host/db")
+
+    status = read_status(stores.engine)
+
+    assert (status.last_error_batch_id, status.last_error_kind) == (batch_id, "unexpected")
+    assert status.last_error == "disk full at postgresql://user:***@host/db"
+    assert status.open_batches == {"failed": 1}
+
+
+def test_a_ledger_that_is_stopped_is_told_by_status(outbox: Outbox, stores: Stores) -> None:
+    """The first line is the sentence that every cut ends with; machines get it as `problem`, null while all is well."""
+    publish(stores.engine, 1)
+    before = json.loads(outbox("status", "--json").stdout)
+    execute(stores.engine, "UPDATE outbox.unclaimed SET system_identifier = system_identifier + 1")
+    shown, after = outbox("status"), json.loads(outbox("status", "--json").stdout)
+    refused = outbox("relay", "--until-empty")
+
+    assert before["problem"] is None
+    assert refused.stderr.strip().startswith(after["problem"])
+    assert "run 'outbox adopt'" in after["problem"]
+    assert shown.stdout.splitlines()[0].split(maxsplit=1) == ["problem", after["problem"]]
+    assert (shown.exit_code, after["pending"]) == (0, 1)
+
+
+def test_parked_events_are_apart_from_those_in_flight(stores: Stores) -> None:
+    """A parked batch needs a person: its events are not in flight, and still lag."""
+    publish(stores.engine, 2)
+    fail_batch(stores, "poison", max_attempts=1)
+
+    status = read_status(stores.engine)
+
+    assert (status.in_flight, status.parked, status.open_batches) == (0, 2, {"parked": 1})
+    assert status.lag_seconds > 0
