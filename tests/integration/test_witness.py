@@ -40,7 +40,7 @@ from tests.fixtures.interleave import note_calls
 from tests.fixtures.lives import all_batches, cut_without_number
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.owners import identity_of, ledger_id_of
-from tests.unit.test_witness_order import ORDER
+from tests.fixtures.step_orders import WITNESS_STEPS
 
 EVER = (date.min, date.max)
 
@@ -100,7 +100,7 @@ def test_the_steps_of_a_delivery_are_in_the_order_of_the_model(stores: Stores, m
     event.listen(stores.engine, "before_cursor_execute", on_statement)
     deliver(start(stores))
 
-    assert tuple(steps) == ORDER
+    assert tuple(steps) == WITNESS_STEPS
 
 
 def test_a_copy_that_comes_second_sends_nothing(stores: Stores, copy: Stores) -> None:

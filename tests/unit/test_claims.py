@@ -1,7 +1,7 @@
 """The rule by which a ledger comes to own a table, walked over every order of its steps: no two ledgers ever send.
 
 A model of `relay.owner`, small enough to be walked whole: two workers of one ledger and one of another, or two of each,
-any of which may die between two steps. `integration/test_owner.py` compares its order with that of the real steps.
+any of which may die between two steps. `integration/test_owner_claims.py` compares its order with that of the real steps.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,11 @@ from typing import Literal
 
 import pytest
 
+from tests.fixtures.step_orders import CLAIM_STEPS
+
 #: What a worker does next; `done` is refused, dead or has sent.
 Step = Literal["read", "write", "look", "take back", "confirm", "send", "done"]
 Rule = Literal["whole", "trusts any own claim", "looks before it writes", "never looks", "never takes back"]
-
-#: What a worker does that meets no other ledger.
-ORDER: tuple[Step, ...] = ("read", "write", "look", "confirm", "send")
 
 
 @dataclass(frozen=True)
@@ -150,11 +149,11 @@ def ended_worlds(rule: Rule) -> list[World]:
 
 
 def test_a_worker_that_meets_no_other_goes_through_the_steps_in_order() -> None:
-    """Nothing else can happen to it; `integration/test_owner.py` takes the order from here."""
+    """Nothing else can happen to it; `integration/test_owner_claims.py` takes the order from here."""
     world, steps = began(("A1",)), list[Step]()
     while world.steps[0][1] != "done":
         steps.append(world.steps[0][1])
         (world,) = following(world, "whole", may_die=False)
 
-    assert tuple(steps) == ORDER
+    assert tuple(steps) == CLAIM_STEPS
     assert world.senders == {"A"}

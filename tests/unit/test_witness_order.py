@@ -10,8 +10,7 @@ from itertools import combinations
 
 import pytest
 
-#: What a delivery does with its number, from the commit that gives it to the first byte.
-ORDER = ("commit", "write", "read ClickHouse", "read PostgreSQL", "send")
+from tests.fixtures.step_orders import WITNESS_STEPS
 
 
 @dataclass
@@ -57,8 +56,8 @@ class Delivery:
 
 def interleavings() -> Iterator[tuple[int, ...]]:
     """Yield each order in which the steps of two deliveries can follow each other: whose turn it is."""
-    length = 2 * len(ORDER)
-    for first in combinations(range(length), len(ORDER)):
+    length = 2 * len(WITNESS_STEPS)
+    for first in combinations(range(length), len(WITNESS_STEPS)):
         yield tuple(0 if turn in first else 1 for turn in range(length))
 
 
@@ -92,12 +91,12 @@ def of_two_instances() -> tuple[Delivery, Delivery]:
 
 def test_deliveries_of_one_ledger_never_stop_each_other() -> None:
     """In each of the 252 interleavings both are sent."""
-    assert walk(ORDER, of_one_ledger) == {"walked": 252, "stopped": 0, "both sent": 252}
+    assert walk(WITNESS_STEPS, of_one_ledger) == {"walked": 252, "stopped": 0, "both sent": 252}
 
 
 def test_two_instances_never_both_send() -> None:
     """In each of the 252 interleavings at least one of them has seen the other and is stopped."""
-    assert walk(ORDER, of_two_instances) == {"walked": 252, "stopped": 252, "both sent": 0}
+    assert walk(WITNESS_STEPS, of_two_instances) == {"walked": 252, "stopped": 252, "both sent": 0}
 
 
 def of_two_instances_that_cut_differently(waiting: frozenset[int]) -> tuple[Delivery, Delivery]:
@@ -107,14 +106,14 @@ def of_two_instances_that_cut_differently(waiting: frozenset[int]) -> tuple[Deli
 
 def test_of_two_instances_that_cut_differently_no_two_send() -> None:
     """A batch behind one that is not sent yet looks under that one's number as well."""
-    found = walk(ORDER, lambda: of_two_instances_that_cut_differently(frozenset({8})))
+    found = walk(WITNESS_STEPS, lambda: of_two_instances_that_cut_differently(frozenset({8})))
 
     assert found == {"walked": 252, "stopped": 252, "both sent": 0}
 
 
 def test_a_look_from_the_own_number_on_would_let_both_send() -> None:
     """The other instance's batch has a lower one."""
-    assert walk(ORDER, lambda: of_two_instances_that_cut_differently(frozenset()))["both sent"] == 66
+    assert walk(WITNESS_STEPS, lambda: of_two_instances_that_cut_differently(frozenset()))["both sent"] == 66
 
 
 def test_postgres_read_first_would_stop_deliveries_of_one_ledger() -> None:
