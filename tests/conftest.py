@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures.stores",
     "tests.fixtures.commands",
     "tests.fixtures.plans",
+    "tests.fixtures.days",
     "tests.fixtures.roles",
     "tests.fixtures.events",
     "tests.fixtures.sessions",

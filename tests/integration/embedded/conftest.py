@@ -1,10 +1,8 @@
 """A home of embedded engines for each module, and clients of its ClickHouse."""
 
 import http.client
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import clickhouse_connect
@@ -12,6 +10,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.embedded.engines import embedded_engines
+from tests.fixtures.plain_http import Ask, Connect, Connection
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +36,18 @@ def client(clickhouse_url: str) -> Iterator[Client]:
             client.command("DROP TABLE {name:Identifier}", parameters={"name": name})
 
 
-class Connection(http.client.HTTPConnection):
-    """A plain HTTP connection that shows the user and password of the URL, if there are any, with each request."""
-
-    def __init__(self, url: str) -> None:
-        """Lead to the server of *url*."""
-        parts = urlsplit(url)
-        super().__init__("127.0.0.1", parts.port or 0, timeout=20)
-        self._credentials = parts.netloc.rpartition("@")[0].encode()
-
-    def putrequest(self, *arguments: Any, **options: Any) -> None:
-        """Begin a request."""
-        super().putrequest(*arguments, **options)
-        if self._credentials:
-            self.putheader("Authorization", f"Basic {b64encode(self._credentials).decode()}")
+@pytest.fixture
+def bare_url(clickhouse_url: str) -> str:
+    """Return where the server is, without user and password."""
+    return f"http://127.0.0.1:{urlsplit(clickhouse_url).port}"
 
 
-Connect = Callable[..., Connection]
-Ask = Callable[..., http.client.HTTPResponse]
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """Return a file that the server's account may read and its clients may not."""
+    file = tmp_path / "secret.txt"
+    file.write_text("do-not-show")
+    return file
 
 
 @pytest.fixture

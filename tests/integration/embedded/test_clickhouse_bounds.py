@@ -13,7 +13,7 @@ from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.processes import wait_until
 from tests.fixtures.peaks import peak_bytes
-from tests.integration.embedded.conftest import Ask, Connect
+from tests.fixtures.plain_http import Ask, Connect
 
 if sys.version_info >= (3, 14):
     from compression import zstd

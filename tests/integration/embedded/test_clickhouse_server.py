@@ -11,7 +11,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from outbox_pipeline.processes import wait_until
-from tests.integration.embedded.conftest import Ask, Connect
+from tests.fixtures.plain_http import Ask, Connect
 
 ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
 
