@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fixtures.roles",
     "tests.fixtures.events",
     "tests.fixtures.sessions",
+    "tests.fixtures.broken_outbox",
     "tests.fixtures.django_project",
     "tests.fixtures.children",
     "tests.fixtures.migrating",

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +12,7 @@ from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
 from outbox_pipeline import Event, PublishError, not_published_count, publish_event, publish_event_async
+from tests.fixtures.broken_outbox import counts, missing_table
 from tests.fixtures.sessions import Opened, driver_url
 
 
@@ -23,71 +23,6 @@ class UserCreated(Event):
 
 
 SECRET = UserCreated(email="secret@example.org")
-
-
-@contextmanager
-def missing_table(engine: Engine) -> Iterator[tuple[str, str]]:
-    """An outbox that was never migrated."""
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE outbox.event RENAME TO gone"))
-    yield "SELECT 1", "42P01"
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE outbox.gone RENAME TO event"))
-
-
-@contextmanager
-def missing_grant(engine: Engine) -> Iterator[tuple[str, str]]:
-    """An application's role that nobody let into the outbox."""
-    role = f"role_{uuid4().hex[:12]}"
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE ROLE {role}"))
-        connection.execute(text(f"GRANT ALL ON business TO {role}"))
-    yield f"SET ROLE {role}", "42501"
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP OWNED BY {role}"))
-        connection.execute(text(f"DROP ROLE {role}"))
-
-
-@contextmanager
-def _locked(engine: Engine) -> Iterator[None]:
-    with engine.begin() as connection:
-        connection.execute(text("LOCK TABLE outbox.event IN ACCESS EXCLUSIVE MODE"))
-        yield
-
-
-@contextmanager
-def lock_timeout(engine: Engine) -> Iterator[tuple[str, str]]:
-    """Somebody alters the table, and the application waits 50 ms for locks."""
-    with _locked(engine):
-        yield "SET LOCAL lock_timeout = '50ms'", "55P03"
-
-
-@contextmanager
-def statement_timeout(engine: Engine) -> Iterator[tuple[str, str]]:
-    """Somebody alters the table, and the application gives a statement a moment."""
-    with _locked(engine):
-        yield "SET LOCAL statement_timeout = '300ms'", "57014"
-
-
-Breakage = Callable[[Engine], Any]
-
-BREAKAGES: tuple[Breakage, ...] = (missing_table, missing_grant, lock_timeout, statement_timeout)
-
-
-@pytest.fixture(params=BREAKAGES, ids=lambda breakage: breakage.__name__)
-def broken(request: pytest.FixtureRequest, published: Engine) -> Iterator[tuple[str, str]]:
-    """Break the outbox; the statement that a session feels it with, and the SQLSTATE it gets."""
-    with request.param(published) as felt_and_state:
-        yield felt_and_state
-
-
-def counts(engine: Engine) -> tuple[int, int]:
-    """Return how many business rows and how many events there are."""
-    with engine.connect() as connection:
-        row = connection.execute(
-            text("SELECT (SELECT count(*) FROM business), (SELECT count(*) FROM outbox.event)")
-        ).one()
-        return row[0], row[1]
 
 
 async def _between_business_rows(opened: Opened, publish: Callable[[], Any]) -> Any:

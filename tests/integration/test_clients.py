@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, make_url, text
 
+from tests.fixtures.pages import ROOT, fences
 from tests.fixtures.roles import LoginUrl
-from tests.unit.test_docs import ROOT, fences
 
 PAGE = ROOT / "docs" / "publishing.md"
 ORDERS = "CREATE TABLE orders (id bigint PRIMARY KEY, total numeric(12, 2), card_number text)"

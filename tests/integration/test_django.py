@@ -24,10 +24,9 @@ from outbox_pipeline.django import publish_event, publish_events, publishes
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.testing import Outbox
 from outbox_pipeline.testing import outbox as outbox
+from tests.fixtures.broken_outbox import counts, missing_table
 from tests.fixtures.django_project import on_database
-from tests.integration.test_best_effort import broken as broken
-from tests.integration.test_best_effort import counts, missing_table
-from tests.integration.test_sessions import emails, ids
+from tests.fixtures.sessions import emails, ids
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.unit.test_docs import COMMANDS
+from tests.fixtures.pages import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"

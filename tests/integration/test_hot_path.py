@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from benchmarks.common import publish as publish_sized
 from outbox_pipeline.clickhouse.client import require_answer
 from outbox_pipeline.relay.attempts import request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
@@ -25,7 +24,7 @@ from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
-from tests.fixtures.events import publish
+from tests.fixtures.events import publish, publish_sized
 from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
 
 #: PostgreSQL statements and ClickHouse requests of each step of a first attempt, whatever the size of the batch. Each

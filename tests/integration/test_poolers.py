@@ -43,11 +43,10 @@ from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 from tests.fixtures.lives import assert_whole, cloned
 from tests.fixtures.pgbouncer import Pool, Through, left_behind, pooled, url_to
+from tests.fixtures.retained import age
 from tests.fixtures.servers import Servers
-from tests.fixtures.sessions import KINDS, Opener, driver_url
+from tests.fixtures.sessions import KINDS, Opener, driver_url, ids
 from tests.fixtures.stores import fresh_database, url_of
-from tests.integration.test_retention import age
-from tests.integration.test_sessions import ids
 
 #: More than psycopg sends before it prepares a statement.
 OFTEN = 12

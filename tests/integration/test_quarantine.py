@@ -24,7 +24,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, quarantined_ids
-from tests.integration.test_cut_interleaved import at_statement
+from tests.fixtures.interleave import at_statement
 
 ALL = Filter()
 #: An event that is too large under `strict` and good under the default rules.

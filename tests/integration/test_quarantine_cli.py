@@ -7,7 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -17,20 +17,14 @@ from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox, run_outbox
-from tests.fixtures.events import publish, publish_unlimited
+from tests.fixtures.events import publish_unlimited
+from tests.fixtures.held import hold
 
 
 @pytest.fixture
 def outbox(outbox: Outbox) -> Outbox:
     """Run `outbox quarantine …` on this test's databases."""
     return partial(outbox, "quarantine")
-
-
-def hold(stores: Stores, count: int = 1, *, event_type: str = "order_placed", context: str = "[1]") -> list[UUID]:
-    """Publish events that are rejected; return their ids."""
-    ids = publish(stores.engine, count, event_type=event_type, context=context)
-    relay(stores, until_empty=True)
-    return ids
 
 
 def on_a_terminal(*arguments: str, answer: str) -> tuple[int, str]:

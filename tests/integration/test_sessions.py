@@ -1,6 +1,5 @@
 """Publishing through every kind of session on a real PostgreSQL: an event exists exactly when the transaction does."""
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -8,34 +7,20 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, Text, cast, select
+from sqlalchemy import Engine, select
 from structlog.contextvars import bound_contextvars
 from structlog.testing import capture_logs
 
 from outbox_pipeline import Event, NoTransactionError, PublishError, publishes
 from outbox_pipeline.postgres.tables import event as event_table
 from outbox_pipeline.publish.steps import PAGE_ROWS
-from tests.fixtures.sessions import Opened
+from tests.fixtures.sessions import Opened, emails, ids
 
 
 class UserCreated(Event):
     """What the tests publish."""
 
     email: str
-
-
-def emails(engine: Engine) -> list[str]:
-    """Return who the events in the outbox speak of, in the order of positions."""
-    context = cast(event_table.c.event_context, Text)
-    with engine.connect() as connection:
-        texts = connection.scalars(select(context).order_by(event_table.c.position))
-        return [json.loads(text)["email"] for text in texts]
-
-
-def ids(engine: Engine) -> list[UUID]:
-    """Return the ids in the outbox in the order of positions."""
-    with engine.connect() as connection:
-        return list(connection.scalars(select(event_table.c.event_id).order_by(event_table.c.position)))
 
 
 def test_commit_publishes(within: Callable[..., Any], published: Engine) -> None:

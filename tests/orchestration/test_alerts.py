@@ -21,11 +21,11 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import load_settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
+from tests.fixtures.held import hold
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
+from tests.fixtures.sensors import NOWHERE, pipeline, tick_health
 from tests.fixtures.webhook import Receiver
-from tests.orchestration import test_quarantine_jobs
-from tests.orchestration.test_sensor import NOWHERE, pipeline
 
 
 class Watched:
@@ -49,7 +49,7 @@ class Watched:
 @pytest.fixture
 def watched(instance: dg.DagsterInstance, stores: Stores, receiver: Receiver) -> Watched:
     """The sensor after its first tick on a quiet outbox; the instance is shared with other tests."""
-    test_quarantine_jobs.tick(instance, stores)
+    tick_health(instance, stores)
     watched = Watched(instance, stores)
     watched.tick()
     receiver.notices.clear()
@@ -141,11 +141,11 @@ def test_a_lag_over_the_threshold_does_not_flap(
 
 def test_failed_checks_are_told_with_their_words(watched: Watched, receiver: Receiver) -> None:
     """Any check of the definitions counts; a warning is told as one."""
-    test_quarantine_jobs.hold(watched.stores, 2)
-    test_quarantine_jobs.tick(watched.instance, watched.stores)
+    hold(watched.stores, 2)
+    tick_health(watched.instance, watched.stores)
     watched.tick()
     run_job(watched, "discard_quarantined", everything=True, note="why", dry_run=False)
-    test_quarantine_jobs.tick(watched.instance, watched.stores)
+    tick_health(watched.instance, watched.stores)
     watched.tick()
 
     incident = "check:postgres/outbox/quarantine_empty"
@@ -176,7 +176,7 @@ def test_a_failed_run_is_told_and_its_success_too(watched: Watched, receiver: Re
     for _ in range(2):
         run_job(watched, "requeue_quarantined", event_type="nothing", dry_run=False)
         watched.tick()
-    test_quarantine_jobs.hold(watched.stores)
+    hold(watched.stores)
     run_job(watched, "requeue_quarantined", everything=True, dry_run=True)
     watched.tick()
     watched.tick()

@@ -3,26 +3,16 @@
 import dagster as dg
 
 from outbox_pipeline.clickhouse.completeness import read_delivered
-from outbox_pipeline.orchestration.completeness import completeness_sensor
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.orchestration.test_sensor import pipeline
-
-
-def tick(instance: dg.DagsterInstance, stores: Stores) -> str:
-    """Evaluate the sensor once; return its skip reason."""
-    with dg.build_sensor_context(instance=instance, resources={"pipeline": pipeline(stores)}) as context:
-        result = completeness_sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    assert not result.run_requests
-    return str(result.skip_reason)
+from tests.fixtures.sensors import tick_completeness
 
 
 def test_a_tick_writes_the_days_and_starts_nothing(instance: dg.DagsterInstance, stores: Stores) -> None:
     """Today is there with what is on its way."""
     publish(stores.engine, 2)
 
-    said = tick(instance, stores)
+    said = tick_completeness(instance, stores)
 
     assert "1 days written, 1 of them with events on their way" in said
     assert read_delivered(stores.client)[-1].undelivered_count == 2
@@ -32,4 +22,4 @@ def test_a_tick_that_cannot_write_says_why(instance: dg.DagsterInstance, stores:
     """Without its table the tick is skipped with the sentence that helps, and fails nothing."""
     stores.client.run("DROP TABLE {completeness:Identifier}")
 
-    assert "run 'outbox init'" in tick(instance, stores)
+    assert "run 'outbox init'" in tick_completeness(instance, stores)

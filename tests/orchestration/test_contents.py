@@ -17,7 +17,7 @@ from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.relay import delivery
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.orchestration.test_op_graph import batch_row, execute, requested
+from tests.fixtures.runs import batch_row, execute, requested
 
 #: Words that stand in the event alone.
 CONTENT = ("ada@example", "DE8937")

@@ -20,41 +20,15 @@ from outbox_pipeline.orchestration.health import (
     LEDGER_CONSISTENT,
     NO_OLD_GAP,
     OUTBOX,
-    health_sensor,
 )
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
-from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish, publish_in
-from tests.orchestration.test_sensor import NOWHERE, pipeline
+from tests.fixtures.sensors import NOWHERE, evaluate_health, latest_check, pipeline, tick_health
 
 ALL = [LAG_BELOW_THRESHOLD, NO_OLD_GAP, LEDGER_CONSISTENT, QUARANTINE_EMPTY]
-
-
-def evaluate(instance: dg.DagsterInstance, resource: PipelineResource, cursor: str | None = None) -> dg.SensorResult:
-    """Evaluate the sensor once and report what it found, as the daemon does."""
-    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"pipeline": resource}) as context:
-        result = health_sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    for event in result.asset_events:
-        instance.report_runless_asset_event(event)
-    return result
-
-
-def tick(instance: dg.DagsterInstance, stores: Stores, cursor: str | None = None) -> dg.SensorResult:
-    """Evaluate the sensor on this test's stores."""
-    return evaluate(instance, pipeline(stores), cursor)
-
-
-def latest_check(instance: dg.DagsterInstance, name: str) -> dg.AssetCheckEvaluation | None:
-    """Return what the UI shows of a check."""
-    key = dg.AssetCheckKey(OUTBOX_KEY, name)
-    (record,) = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values() or (None,)
-    if record is None or record.event is None or record.event.dagster_event is None:
-        return None
-    return record.event.dagster_event.asset_check_evaluation_data
 
 
 def reported(result: dg.SensorResult) -> list[str]:
@@ -69,7 +43,7 @@ def in_next_slot(cursor: str | None) -> str:
 
 def test_every_check_is_reported_at_first_and_green(instance: dg.DagsterInstance, stores: Stores) -> None:
     """On an empty outbox the first tick makes all four checks green and asks for no run."""
-    result = tick(instance, stores)
+    result = tick_health(instance, stores)
 
     assert reported(result) == ALL
     assert not result.run_requests
@@ -79,10 +53,10 @@ def test_every_check_is_reported_at_first_and_green(instance: dg.DagsterInstance
 
 def test_a_check_is_reported_when_it_changes(instance: dg.DagsterInstance, stores: Stores) -> None:
     """A tick that finds what was reported already adds no event; the next ten minutes do."""
-    first = tick(instance, stores)
+    first = tick_health(instance, stores)
 
-    again = tick(instance, stores, first.cursor)
-    later = tick(instance, stores, in_next_slot(first.cursor))
+    again = tick_health(instance, stores, first.cursor)
+    later = tick_health(instance, stores, in_next_slot(first.cursor))
 
     assert [len(reported(result)) for result in (first, again, later)] == [4, 0, 4]
     assert not again.asset_events
@@ -94,13 +68,13 @@ def test_only_the_check_that_changed_is_news(
 ) -> None:
     """Lag above OUTBOX_ALERT_LAG_SECONDS turns its check red at once, and green when it is delivered."""
     monkeypatch.setenv("OUTBOX_ALERT_LAG_SECONDS", "0.001")
-    first = tick(instance, stores)
+    first = tick_health(instance, stores)
     publish(stores.engine, 3)
-    late = tick(instance, stores, first.cursor)
+    late = tick_health(instance, stores, first.cursor)
     red = latest_check(instance, LAG_BELOW_THRESHOLD)
-    later = tick(instance, stores, late.cursor)
+    later = tick_health(instance, stores, late.cursor)
     relay(stores, until_empty=True)
-    over = tick(instance, stores, later.cursor)
+    over = tick_health(instance, stores, later.cursor)
     green = latest_check(instance, LAG_BELOW_THRESHOLD)
 
     assert [reported(result) for result in (late, later, over)] == [[LAG_BELOW_THRESHOLD], [], [LAG_BELOW_THRESHOLD]]
@@ -123,7 +97,7 @@ def test_an_old_gap_names_its_session(
         pid = slow.scalar(text("SELECT pg_backend_pid()"))
         publish(stores.engine, 1)
         cut_batches(stores.engine, stores.settings, limit=1)
-        tick(instance, stores)
+        tick_health(instance, stores)
 
     check = latest_check(instance, NO_OLD_GAP)
     assert check is not None
@@ -135,7 +109,7 @@ def test_an_old_gap_names_its_session(
 @pytest.mark.parametrize("name", ALL)
 def test_each_check_can_be_executed_by_hand(instance: dg.DagsterInstance, stores: Stores, name: str) -> None:
     """The Execute button of a check gives an answer of the same form as the sensor."""
-    tick(instance, stores)
+    tick_health(instance, stores)
     reported_one = latest_check(instance, name)
     job = build_definitions().resolve_implicit_global_asset_job_def()
     chosen = job.get_subset(asset_selection=set(), asset_check_selection={dg.AssetCheckKey(OUTBOX_KEY, name)})
@@ -150,7 +124,7 @@ def test_a_broken_ledger_is_an_error(instance: dg.DagsterInstance, stores: Store
     """What no delivery can be trusted with is red, with one line for each broken rule."""
     with stores.engine.begin() as connection:
         connection.execute(text("ALTER TABLE outbox.event DISABLE TRIGGER event_is_never_updated"))
-    tick(instance, stores)
+    tick_health(instance, stores)
 
     check = latest_check(instance, LEDGER_CONSISTENT)
     assert check is not None
@@ -164,7 +138,7 @@ def test_the_outbox_shows_numbers_that_plot(instance: dg.DagsterInstance, stores
     publish(stores.engine, 1, context="[]")
     relay(stores, until_empty=True)
     publish(stores.engine, 2)
-    tick(instance, stores)
+    tick_health(instance, stores)
 
     (record,) = instance.fetch_observations(OUTBOX_KEY, limit=1).records
     assert record.asset_observation is not None
@@ -175,7 +149,7 @@ def test_the_outbox_shows_numbers_that_plot(instance: dg.DagsterInstance, stores
 
 def test_checks_are_reported_after_the_heartbeat(instance: dg.DagsterInstance, stores: Stores) -> None:
     """Dagster shows a check as not evaluated once its asset is materialized again, so every check comes after that."""
-    kinds = [type(event) for event in tick(instance, stores).asset_events]
+    kinds = [type(event) for event in tick_health(instance, stores).asset_events]
 
     assert kinds.count(dg.AssetMaterialization) == 1
     assert kinds.index(dg.AssetMaterialization) < kinds.index(dg.AssetCheckEvaluation)
@@ -184,11 +158,11 @@ def test_checks_are_reported_after_the_heartbeat(instance: dg.DagsterInstance, s
 
 def test_one_changed_check_does_not_outdate_the_others(instance: dg.DagsterInstance, stores: Stores) -> None:
     """Between two full reports a change is reported alone, without a heartbeat."""
-    first = tick(instance, stores)
+    first = tick_health(instance, stores)
     publish(stores.engine, 1, context="[]")
     relay(stores, until_empty=True)
 
-    second = tick(instance, stores, first.cursor)
+    second = tick_health(instance, stores, first.cursor)
 
     assert reported(second) == [QUARANTINE_EMPTY]
     assert not [event for event in second.asset_events if isinstance(event, dg.AssetMaterialization)]
@@ -211,7 +185,7 @@ def test_a_quiet_outbox_stays_fresh(instance: dg.DagsterInstance, stores: Stores
     """Without a single event the outbox has its heartbeat, so silence never turns it red."""
     forget_outbox(instance)
     unknown = freshness(instance)
-    tick(instance, stores)
+    tick_health(instance, stores)
 
     assert (unknown, freshness(instance)) == (FreshnessState.UNKNOWN, FreshnessState.PASS)
 
@@ -223,9 +197,9 @@ def test_a_late_outbox_has_no_heartbeat(
     forget_outbox(instance)
     monkeypatch.setenv("OUTBOX_ALERT_LAG_SECONDS", "0.001")
     publish(stores.engine, 1)
-    tick(instance, stores)
+    tick_health(instance, stores)
     with pytest.raises(TransientError):
-        evaluate(instance, pipeline(stores, postgres_url=f"postgresql+psycopg://nobody@{NOWHERE}/none"))
+        evaluate_health(instance, pipeline(stores, postgres_url=f"postgresql+psycopg://nobody@{NOWHERE}/none"))
 
     assert freshness(instance) == FreshnessState.UNKNOWN
     policy = OUTBOX.freshness_policy
@@ -235,7 +209,7 @@ def test_a_late_outbox_has_no_heartbeat(
 
 def test_a_heartbeat_leaves_the_event_log_in_sync(instance: dg.DagsterInstance, stores: Stores) -> None:
     """The outbox's materializations carry no data version, so no delivered day is shown as out of date."""
-    tick(instance, stores)
+    tick_health(instance, stores)
 
     event = instance.get_latest_materialization_event(OUTBOX_KEY)
     assert event is not None
@@ -245,4 +219,4 @@ def test_a_heartbeat_leaves_the_event_log_in_sync(instance: dg.DagsterInstance, 
 def test_a_cursor_of_another_version_is_forgotten(instance: dg.DagsterInstance, stores: Stores) -> None:
     """An unreadable cursor only means that everything is reported once more."""
     for cursor in ("2965 nothing held", "[]", ""):
-        assert reported(tick(instance, stores, cursor)) == ALL
+        assert reported(tick_health(instance, stores, cursor)) == ALL

@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from datetime import date
 from pathlib import Path
 
 import dagster as dg
@@ -11,7 +10,6 @@ from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.orchestration.assets import EVENT_LOG
-from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
@@ -22,45 +20,8 @@ from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.runs import EVER, batch_row, deliver_job, execute, requested, run_config
 from tests.fixtures.too_large import let_be_too_large
-
-EVER = (date.min, date.max)
-
-
-def deliver_job() -> dg.JobDefinition:
-    """The job, reconstructable by name as a run worker does it."""
-    return build_definitions().resolve_job_def("deliver_batch")
-
-
-def run_config(batch_id: str | None = None, attempt: int | None = None, *, reload: bool = False) -> dict[str, object]:
-    """Config of a run for one batch, or for a day."""
-    config = {"batch_id": batch_id, "attempt": attempt, "reload": reload}
-    return {"ops": {"event_log": {"config": {name: value for name, value in config.items() if value is not None}}}}
-
-
-def execute(
-    instance: dg.DagsterInstance, config: dict[str, object], *, day: str | None = None, raise_on_error: bool = True
-) -> dg.ExecuteInProcessResult:
-    """Run the job in this process."""
-    return deliver_job().execute_in_process(
-        instance=instance,
-        run_config=config,
-        partition_key=day or today().isoformat(),
-        raise_on_error=raise_on_error,
-    )
-
-
-def requested(stores: Stores) -> dict[str, object]:
-    """Cut and request what is pending; return the run config of the one request."""
-    (request,) = plan_tick(stores.engine, stores.settings, days=EVER).requests
-    return run_config(str(request.batch_id), request.attempt)
-
-
-def batch_row(stores: Stores) -> tuple[str, int, str | None]:
-    """Return status, attempt and last error of the only batch."""
-    with stores.engine.begin() as connection:
-        row = connection.execute(text("SELECT status, attempt, last_error FROM outbox.batch")).one()
-    return row.status, row.attempt, row.last_error
 
 
 def test_events_in_dagsters_log_do_not_grow_with_the_batch(instance: dg.DagsterInstance, stores: Stores) -> None:

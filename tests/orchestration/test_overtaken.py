@@ -12,8 +12,7 @@ from outbox_pipeline.orchestration.run_tags import ATTEMPT_TAG
 from outbox_pipeline.relay.attempts import start_requested, start_unrequested
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.orchestration.test_requests import end_lease
-from tests.orchestration.test_sensor import pipeline, tick
+from tests.fixtures.sensors import end_lease, pipeline, tick
 
 
 def started_run(instance: dg.DagsterInstance, tags: dict[str, str], *, job: str = "deliver_batch") -> str:

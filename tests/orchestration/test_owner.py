@@ -8,9 +8,8 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.lives import everything
-from tests.orchestration.test_completeness_sensor import tick as completeness_tick
-from tests.orchestration.test_op_graph import execute, requested
-from tests.orchestration.test_sensor import pipeline, tick
+from tests.fixtures.runs import execute, requested
+from tests.fixtures.sensors import pipeline, tick, tick_completeness
 
 
 def test_no_run_is_asked_for(instance: dg.DagsterInstance, stores: Stores, other: Stores) -> None:
@@ -23,7 +22,7 @@ def test_no_run_is_asked_for(instance: dg.DagsterInstance, stores: Stores, other
     with pytest.raises(ConfigurationError, match="OUTBOX_CLICKHOUSE_TABLE"):
         tick(instance, pipeline(stores))
 
-    assert "belongs to another outbox" in completeness_tick(instance, stores)
+    assert "belongs to another outbox" in tick_completeness(instance, stores)
     assert everything(stores) == before
 
 

@@ -1,7 +1,6 @@
 """Quarantine from Dagster: jobs that count before they change, and a check that warns while events are held."""
 
 import json
-from uuid import UUID
 
 import dagster as dg
 import pytest
@@ -17,16 +16,10 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.orchestration.test_health import latest_check, tick
+from tests.fixtures.held import hold
+from tests.fixtures.sensors import latest_check, tick_health
 
 CHECK = dg.AssetCheckKey(OUTBOX_KEY, QUARANTINE_EMPTY)
-
-
-def hold(stores: Stores, count: int = 1, *, event_type: str = "order_placed") -> list[UUID]:
-    """Publish events that are rejected; return their ids."""
-    ids = publish(stores.engine, count, event_type=event_type, context="[]")
-    relay(stores, until_empty=True)
-    return ids
 
 
 def run(instance: dg.DagsterInstance, job: str, **config: object) -> dg.ExecuteInProcessResult:
@@ -127,13 +120,13 @@ def test_a_discard_without_note_is_refused_before_it_starts(instance: dg.Dagster
 
 def test_the_check_warns_while_events_are_held(instance: dg.DagsterInstance, stores: Stores) -> None:
     """The sensor turns the check yellow with counts by reason, and green again once nothing is held."""
-    first = tick(instance, stores)
+    first = tick_health(instance, stores)
     green = latest_check(instance, QUARANTINE_EMPTY)
     hold(stores, 2)
-    second = tick(instance, stores, first.cursor)
+    second = tick_health(instance, stores, first.cursor)
     yellow = latest_check(instance, QUARANTINE_EMPTY)
     run(instance, "discard_quarantined", everything=True, note="why", dry_run=False)
-    tick(instance, stores, second.cursor)
+    tick_health(instance, stores, second.cursor)
     after = latest_check(instance, QUARANTINE_EMPTY)
 
     assert green is not None
@@ -173,7 +166,7 @@ def test_no_context_reaches_dagster(instance: dg.DagsterInstance, stores: Stores
     """Neither the jobs nor the check show anything of an event's content."""
     publish(stores.engine, 1, context='["sekret"]')
     relay(stores, until_empty=True)
-    tick(instance, stores)
+    tick_health(instance, stores)
     result = run(instance, "requeue_quarantined", everything=True, dry_run=False)
 
     logged = [entry.to_json() for entry in instance.all_logs(result.run_id)]

@@ -10,7 +10,7 @@ from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.orchestration.test_op_graph import EVER, execute, run_config
+from tests.fixtures.runs import EVER, execute, run_config
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.fixtures.breakage import (
     read_all,
 )
 from tests.fixtures.events import publish
-from tests.orchestration.test_op_graph import execute, run_config
+from tests.fixtures.runs import execute, run_config
 
 
 @pytest.fixture

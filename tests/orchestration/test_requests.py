@@ -8,7 +8,7 @@ from outbox_pipeline.batches import BATCH_ID_TAG
 from outbox_pipeline.orchestration.run_tags import ATTEMPT_TAG
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.orchestration.test_sensor import pipeline, tick
+from tests.fixtures.sensors import end_lease, pipeline, tick
 
 
 def age(stores: Stores, seconds: float) -> None:
@@ -21,12 +21,6 @@ def age(stores: Stores, seconds: float) -> None:
             ),
             {"seconds": seconds},
         )
-
-
-def end_lease(stores: Stores) -> None:
-    """Let the request or the attempt have ended just now."""
-    with stores.engine.begin() as connection:
-        connection.execute(text("UPDATE outbox.batch SET lease_until = clock_timestamp()"))
 
 
 def requested_run(instance: dg.DagsterInstance, stores: Stores, status: dg.DagsterRunStatus) -> None:

@@ -20,7 +20,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, publish
-from tests.orchestration.test_op_graph import deliver_job, requested
+from tests.fixtures.runs import deliver_job, requested
 
 ROOT = Path(__file__).parents[2]
 

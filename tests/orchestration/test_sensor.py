@@ -5,43 +5,18 @@ from datetime import timedelta
 
 import dagster as dg
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import text
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.partitions import deliverable_days
-from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.settings import Settings, load_settings, today
+from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
-
-NOWHERE = "127.0.0.1:9"
-
-
-def pipeline(stores: Stores, *, postgres_url: str | None = None, clickhouse_url: str | None = None) -> PipelineResource:
-    """The sensor's resource, on this test's stores unless told otherwise."""
-    given = {"postgres_url": postgres_url, "clickhouse_url": clickhouse_url}
-    urls = {name: SecretStr(url) if url else getattr(stores.settings, name) for name, url in given.items()}
-
-    # Dagster makes its own instance of the class for each run and tick, so only the class can carry something.
-    class Elsewhere(PipelineResource):
-        @property
-        def settings(self) -> Settings:
-            return load_settings().model_copy(update=urls)
-
-    return Elsewhere()
-
-
-def tick(instance: dg.DagsterInstance, resource: PipelineResource, *, cursor: str | None = None) -> dg.SensorResult:
-    """Evaluate the sensor once."""
-    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"pipeline": resource}) as context:
-        result = outbox_sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    return result
+from tests.fixtures.sensors import NOWHERE, pipeline, tick
 
 
 def test_a_pending_event_becomes_one_run_request(

@@ -1,7 +1,8 @@
 """The rule by which a ledger comes to own a table, walked over every order of its steps: no two ledgers ever send.
 
 A model of `relay.owner`, small enough to be walked whole: two workers of one ledger and one of another, or two of each,
-any of which may die between two steps. `integration/test_owner_claims.py` compares its order with that of the real steps.
+any of which may die between two steps. `integration/test_owner_claims.py` compares its order with that of the real
+steps.
 """
 
 from collections.abc import Iterator

@@ -9,25 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.core import TyperGroup
 
 from outbox_pipeline.batches import MOVES
-from outbox_pipeline.cli import main
 from outbox_pipeline.relay.delivery import REFUSED_BY_CLICKHOUSE
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.validation import Reason
+from tests.fixtures.pages import COMMANDS, ROOT, fences, read, without_fences
 
-ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
 
-_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _CALL = re.compile(r"(?:^|[\s(|])outbox (?P<command>[a-z][\w-]*)(?P<rest>[^|;&)\n]*)", re.MULTILINE)
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
@@ -35,19 +31,9 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _ROW = re.compile(r"^\| `(?P<name>[^`|]+)` \| (?P<rest>.+) \|$", re.MULTILINE)
 
 
-def read(page: Path) -> str:
-    """Return the text of a page."""
-    return page.read_text(encoding="utf-8")
-
-
-def fences(page: Path, *languages: str) -> list[str]:
-    """Return the code blocks in these languages."""
-    return [match["body"] for match in _FENCE.finditer(read(page)) if match["language"] in languages]
-
-
 def calls(page: Path) -> Iterator[tuple[str, str]]:
     """Yield command and arguments wherever `outbox COMMAND` is written as code."""
-    spans = _SPAN.findall(_FENCE.sub("", read(page)))
+    spans = _SPAN.findall(without_fences(page))
     for code in [*fences(page, "sh", ""), *spans]:
         for match in _CALL.finditer(code):
             yield match["command"], match["rest"].partition("#")[0]
@@ -75,7 +61,7 @@ def table_under(page: Path, heading: str) -> list[list[str]]:
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors GitHub makes of a page's headings."""
-    headings = _HEADING.findall(_FENCE.sub("", read(page)))
+    headings = _HEADING.findall(without_fences(page))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -178,7 +164,7 @@ def test_every_reason_is_documented() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file of this repository, and every anchor a heading in it."""
-    for target in _LINK.findall(_FENCE.sub("", read(page))):
+    for target in _LINK.findall(without_fences(page)):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
@@ -201,7 +187,7 @@ def test_python_snippets_compile_and_import_what_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_make_targets_in_the_docs_exist(page: Path) -> None:
     """`make TARGET` is in the Makefile."""
-    text = "\n".join([*fences(page, "sh", ""), *_SPAN.findall(_FENCE.sub("", read(page)))])
+    text = "\n".join([*fences(page, "sh", ""), *_SPAN.findall(without_fences(page))])
     targets = set(re.findall(r"^([a-z0-9-]+):", read(ROOT / "Makefile"), re.MULTILINE))
 
     assert set(re.findall(r"(?:^|\s)make ([a-z0-9-]+)", text)) <= targets

@@ -19,9 +19,8 @@ pytest.importorskip("playwright", reason="'make browser' installs what drives a 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from outbox_pipeline.settings import today
-from tests.acceptance.stack.test_dagster_delivers import checks
-from tests.acceptance.stack.test_door import in_address, launching, was_launched
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.graphql import checks, in_address, launching, was_launched
 from tests.fixtures.stack import PATIENCE_SECONDS, Running
 
 #: The machine's own; Playwright brings none.

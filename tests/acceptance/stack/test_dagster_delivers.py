@@ -8,25 +8,8 @@ from typing import Any
 
 from outbox_pipeline.settings import today
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.graphql import BACKFILL, checks
 from tests.fixtures.stack import Running
-
-BACKFILL = """
-mutation Backfill($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}
-"""
-
-CHECKS = """
-query Checks($partition: String!) {
-  assetCheckExecutions(
-    assetKey: {path: ["event_log"]}, checkName: "delivered_whole", limit: 50, partition: $partition
-  ) { status evaluation { partition success metadataEntries { label ... on IntMetadataEntry { intValue } } } }
-}
-"""
 
 RESOURCES = """
 { allTopLevelResourceDetailsOrError(repositorySelector: {
@@ -46,12 +29,6 @@ def backfill(running: Running, days: list[date]) -> None:
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     for day in days:
         running.wait(lambda day=day: len(checks(running, day)) > before[day], f"the backfill to check {day}")
-
-
-def checks(running: Running, day: date) -> list[dict[str, Any]]:
-    """Return the finished checks of a day, latest first."""
-    executions = running.graphql(CHECKS, {"partition": day.isoformat()})["assetCheckExecutions"]
-    return [execution for execution in executions if execution["evaluation"] is not None]
 
 
 def latest_check(running: Running, day: date) -> dict[str, Any]:

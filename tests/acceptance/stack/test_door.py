@@ -3,23 +3,12 @@
 import http.client
 import json
 from collections.abc import Iterable
-from typing import Any
-from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 
-from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
+from tests.fixtures.graphql import RUNS, in_address, launching, was_launched
 from tests.fixtures.stack import Running
-
-LAUNCH = """
-mutation Launch($params: ExecutionParams!) { launchRun(executionParams: $params) {
-  __typename ... on RunConfigValidationInvalid { errors { message } } } }
-"""
-
-RUNS = """
-query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }
-"""
 
 EVIL = "https://evil.example"
 JSON = {"Content-Type": "application/json"}
@@ -31,27 +20,6 @@ UPGRADE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Protocol": "graphql-ws",
 }
-
-
-def launching(tag: str, *, job: str = "recheck_batches", config: object = None) -> dict[str, Any]:
-    """Return the GraphQL request that launches a run with a tag."""
-    params = {
-        "selector": {
-            "repositoryLocationName": LOCATION_NAME,
-            "repositoryName": "__repository__",
-            "pipelineName": job,
-        },
-        "mode": "default",
-        "runConfigData": config or {},
-        "executionMetadata": {"tags": [{"key": "door", "value": tag}]},
-    }
-    return {"query": LAUNCH, "variables": {"params": params}}
-
-
-def was_launched(running: Running, tag: str) -> bool:
-    """Return whether a run with this tag exists."""
-    found = running.graphql(RUNS, {"filter": {"tags": [{"key": "door", "value": tag}]}})
-    return bool(found["runsOrError"]["results"])
 
 
 def send(
@@ -79,11 +47,6 @@ def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     for name, value in headers:
         joined[name.lower()] = f"{joined[name.lower()]}, {value}" if name.lower() in joined else value
     return joined
-
-
-def in_address(request: dict[str, Any]) -> str:
-    """Return the path that carries a GraphQL request in its query string."""
-    return "/graphql?" + urlencode({"query": request["query"], "variables": json.dumps(request["variables"])})
 
 
 ATTACKS = {

@@ -3,8 +3,8 @@
 from typing import Any
 
 from outbox_pipeline.settings import today
-from tests.acceptance.stack.test_dagster_delivers import BACKFILL
 from tests.fixtures.breakage import OF_BATCH, change, copy_rows, deliver_batches, loaded_rows, prune
+from tests.fixtures.graphql import BACKFILL
 from tests.fixtures.stack import Running
 
 LAUNCH = """
