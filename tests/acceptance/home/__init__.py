@@ -1,0 +1,1 @@
+"""Tests of whole commands, each with its processes on a home of its own."""
