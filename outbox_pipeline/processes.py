@@ -104,6 +104,43 @@ def end_process(process: ProcessIdentity, *, grace_seconds: float) -> None:
         wait_until(lambda: not process.is_alive(), seconds=seconds)
 
 
+def group_members(group: int) -> list[int]:
+    """Return the pids of a process group; zombies are none of them, since they do nothing more."""
+    return [pid for pid in psutil.pids() if _group_of(pid) == group and start_mark(pid) is not None]
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """Return a variable of the environment that process *pid* was started with; None where it cannot be read."""
+    try:
+        return psutil.Process(pid).environ().get(name)
+    except (psutil.Error, OSError):
+        return None
+
+
+def end_group(leader: ProcessIdentity, *, grace_seconds: float) -> bool:
+    """Ask a group's leader to end, kill what is left of the group after *grace_seconds*; return whether it is gone.
+
+    Without grace nothing is asked.
+    """
+    if grace_seconds:
+        end_process(leader, grace_seconds=grace_seconds)
+    try:
+        os.killpg(leader.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        # The number is another account's group by now.
+        return True
+    return wait_until(lambda: not leader.is_alive() and not group_members(leader.pid), seconds=10.0)
+
+
 def wait_until(condition: Callable[[], bool], *, seconds: float, pause: float = 0.02) -> bool:
     """Wait until *condition* holds, at most *seconds*; return whether it does."""
     deadline = time.monotonic() + seconds

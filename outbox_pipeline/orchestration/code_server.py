@@ -1,4 +1,4 @@
-"""Dagster's command line for the code server of `outbox up`, with runs that start in half a second instead of four.
+"""Dagster's command line for a code server that shares its address with no other, and whose runs start quickly.
 
 Dagster starts each run in a fresh interpreter, which spends most of a small batch's latency, and of its processor time,
 on imports. Here runs are forked from a process that has done them once. Invariant: that process opens no connection and
@@ -6,14 +6,28 @@ starts no Python thread, so a run shares nothing with another but code. (NumPy's
 a thread there; both libraries end theirs for a fork and start it again in the child.)
 
 Only on Linux: elsewhere forking after such imports is unsafe, and runs start the slow way.
+
+A code server that was asked to end goes on for as long as its runs work, and then for a minute. On the same port
+another one could start beside it, and both would answer ticks in turn, the old one with the settings of before.
 """
 
+import argparse
 import multiprocessing
+import os
+import socket
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
+from outbox_pipeline.processes import wait_until
+
+#: How long a predecessor may take to end; a supervisor that waits longer starts this one again.
+_WAIT_SECONDS = 60.0
+#: How long calls may go on once the server has no more runs: those of a daemon last until they are cut off.
+_GRACE_SECONDS = 5
 
 #: What every run imports: the definitions, the storage, the function a run starts with, and what these import only when
 #: they are used.
@@ -47,8 +61,51 @@ def keep_python_path() -> None:
     sys.path.insert(0, sys.path[0])
 
 
+def address_of(arguments: Sequence[str]) -> tuple[str, int] | str | None:
+    """Return where Dagster's command will listen: host and port, or the path of a socket; None for other commands."""
+    if list(arguments[:2]) != ["api", "grpc"]:
+        return None
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("-h", "--host", default=os.environ.get("DAGSTER_GRPC_HOST", "localhost"))
+    options.add_argument("-p", "--port", type=int, default=os.environ.get("DAGSTER_GRPC_PORT"))
+    options.add_argument("-s", "--socket", default=os.environ.get("DAGSTER_GRPC_SOCKET"))
+    found, _ = options.parse_known_args(arguments[2:])
+    return found.socket or ((found.host, found.port) if found.port else None)
+
+
+def is_free(address: tuple[str, int] | str) -> bool:
+    """Tell whether no other process listens there; gRPC itself would share a port, and take a socket away."""
+    if isinstance(address, str):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1)
+            return probe.connect_ex(address) != 0
+    for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(place) == 0:
+                return False
+    return True
+
+
+def require_free(address: tuple[str, int] | str, *, seconds: float = _WAIT_SECONDS) -> None:
+    """Wait until nothing listens there; SystemExit with a sentence when that takes too long."""
+    shown = address if isinstance(address, str) else "{}:{}".format(*address)
+    if is_free(address):
+        return
+    print(f"Another process still listens on {shown}: this code server starts when it has ended.", file=sys.stderr)
+    if not wait_until(lambda: is_free(address), seconds=seconds, pause=0.2):
+        raise SystemExit(
+            f"Another process has not left {shown} within {seconds:.0f} s, and both would answer in turn: end that "
+            "one, by SIGKILL with its whole process group if SIGTERM does not do, or listen elsewhere."
+        )
+
+
 if __name__ == "__main__":
     keep_python_path()
+    place = address_of(sys.argv[1:])
+    if place is not None:
+        require_free(place)
+    os.environ.setdefault("DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD", str(_GRACE_SECONDS))
     if sys.platform == "linux":
         fork_runs()
 

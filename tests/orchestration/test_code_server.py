@@ -1,9 +1,15 @@
-"""Runs of `outbox up` are forked from a process that has done their imports."""
+"""Runs of `outbox up` are forked from a process that has done their imports; two code servers share no address."""
 
+import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
+
+from outbox_pipeline.orchestration.code_server import address_of, require_free
+from outbox_pipeline.orchestration.host.stack import StackPlan
 
 _PROGRAM = """
 import multiprocessing, sys
@@ -33,3 +39,73 @@ def test_run_starts_with_everything_imported(tmp_path, monkeypatch) -> None:  # 
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=90, check=True)
 
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def listen_on(place: str) -> tuple[socket.socket, tuple[str, int] | str]:
+    """Listen as gRPC does, which lets others listen on the same port; returns the socket and its address."""
+    if place != "port":
+        unix = socket.socket(socket.AF_UNIX)
+        unix.bind(place)
+        unix.listen()
+        return unix, place
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener, ("localhost", listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("place", ["port", "socket"])
+def test_a_successor_starts_when_its_predecessor_is_gone(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both would answer ticks in turn, the old one with the settings of before."""
+    listener, address = listen_on("port" if place == "port" else str(tmp_path / "code.sock"))
+    with listener:
+        with pytest.raises(SystemExit) as refused:
+            require_free(address, seconds=0.1)
+        assert "has not left" in str(refused.value)
+        assert "end that one, by SIGKILL" in str(refused.value)
+        started = threading.Thread(target=require_free, args=(address,), kwargs={"seconds": 30})
+        capsys.readouterr()
+        started.start()
+        while "still listens" not in capsys.readouterr().err:
+            assert started.is_alive()
+
+    started.join(timeout=30)
+    assert not started.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        (["api", "grpc", "-m", "x", "-h", "10.0.0.4", "-p", "4000", "--location-name", "y"], ("10.0.0.4", 4000)),
+        (["api", "grpc", "--port=4000", "--module-name", "x"], ("localhost", 4000)),
+        (["api", "grpc", "-m", "x", "--socket", "/run/code.sock"], "/run/code.sock"),
+        (["api", "grpc-health-check", "-p", "4000"], None),
+        (["definitions", "validate"], None),
+    ],
+)
+def test_where_it_listens_is_read_as_dagster_does(arguments: list[str], address: object) -> None:
+    """What starts no server is kept from nothing."""
+    assert address_of(arguments) == address
+
+
+def test_the_stack_says_where_it_listens(tmp_path: Path) -> None:
+    """The command of `outbox up` is one of those that are read."""
+    plan = StackPlan(tmp_path, 3000, tmp_path / "code.sock")
+
+    assert address_of(plan.command("code")[4:]) == str(tmp_path / "code.sock")
+
+
+def test_a_second_code_server_on_a_port_does_not_start(tmp_path: Path) -> None:
+    """The command itself waits before it imports anything."""
+    listener, (_, port) = listen_on("port")
+    with listener:
+        command = [sys.executable, "-m", "outbox_pipeline.orchestration.code_server", "api", "grpc", "-m", "x"]
+        with subprocess.Popen([*command, "-p", str(port)], stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            said = second.stderr.readline()
+            second.kill()
+
+    assert f"still listens on localhost:{port}" in said

@@ -1,15 +1,15 @@
 """Dagster's processes for `outbox up`: code server, daemon and webserver, started, watched and ended together.
 
 Invariant: at most one stack runs on a home, and none of its processes outlives it. A process that ends by itself is
-started again; what a killed stack left behind is ended at the next start, because a daemon that is left would go on
-with old code. The code server starts runs for every program that reaches it, so it listens on a Unix socket in a folder
-that no other account may enter.
+started again, once nothing is left of it; what a killed stack left behind is ended at the next start, because a process
+that is left would go on with old code and old settings. Each process leads a group of its own, which the runs that a
+code server starts are in: a run belongs to the server that has started it, and ends with it. The code server starts
+runs for every program that reaches it, so it listens on a Unix socket in a folder that no other account may enter.
 """
 
 import fcntl
 import json
 import os
-import signal
 import socket
 import sys
 import urllib.error
@@ -30,7 +30,15 @@ from outbox_pipeline.orchestration.host.instance import (
     WEBSERVER_MODULE,
     prepare_dagster_home,
 )
-from outbox_pipeline.processes import ProcessIdentity, end_process, identify, start_detached, wait_until
+from outbox_pipeline.processes import (
+    ProcessIdentity,
+    end_group,
+    group_members,
+    identify,
+    start_detached,
+    variable_of,
+    wait_until,
+)
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 90.0
@@ -93,20 +101,23 @@ class DagsterStack:
         self._wait("webserver", lambda: _answers(self.plan.url))
 
     def revive(self) -> list[str]:
-        """Start every process again that has ended, and return their names."""
+        """Start every process again that has ended, and return their names.
+
+        One whose group cannot be ended is left to the next call: its successor would share its place with it.
+        """
         ended = [name for name, process in self.processes.items() if not process.is_alive()]
-        for name in ended:
-            _end_group(self.processes[name], grace_seconds=0)
+        revived = [name for name in ended if end_group(self.processes[name], grace_seconds=0)]
+        for name in revived:
             log().warning("process_restarted", name=name, pid=self.processes[name].pid)
             self._start_one(name)
-        return ended
+        return revived
 
     def stop(self) -> None:
         """End daemon and webserver, then the code server with the runs it has started; kill what does not end."""
         for name in ("daemon", "webserver", "code"):
             process = self.processes.pop(name, None)
             if process is not None:
-                _end_group(process, grace_seconds=_GRACE_SECONDS)
+                end_group(process, grace_seconds=_GRACE_SECONDS)
 
     def _start_one(self, name: str) -> None:
         logs = self.plan.home / "logs"
@@ -138,7 +149,7 @@ def dagster_stack(
     Raises TransientError when a stack runs on this home already.
     """
     with _only_one(home):
-        _end_leftovers(home)
+        end_leftovers(home)
         plan = StackPlan(home, free_port(port), socket_folder(home) / "code.sock", module)
         folder = prepare_dagster_home(home)
         _write_workspace(plan)
@@ -185,21 +196,24 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
 
 
-def _end_leftovers(home: Path) -> None:
+def end_leftovers(home: Path) -> None:
+    """End what a killed stack has left on this home, runs included. Raises TransientError where that does not end."""
     state = _read_state(home)
     for recorded in (state or {}).get("processes", {}).values():
         process = ProcessIdentity(**recorded)
-        if process.is_alive():
+        if process.is_alive() or _is_ours(process.pid, home):
             log().warning("process_killed", pid=process.pid)
-            _end_group(process, grace_seconds=2)
+            if not end_group(process, grace_seconds=2):
+                raise TransientError(
+                    f"Processes of an earlier stack on {home} do not end, even by SIGKILL: end those of group "
+                    f"{process.pid} (ps -eo pid,pgid,stat,args), then start again."
+                )
 
 
-def _end_group(process: ProcessIdentity, *, grace_seconds: float) -> None:
-    # Each process leads a group of its own, and the runs a code server started are in its group.
-    if grace_seconds:
-        end_process(process, grace_seconds=grace_seconds)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _is_ours(group: int, home: Path) -> bool:
+    """Tell whether a group whose leader has ended is the one that was recorded: its number may be another's by now."""
+    wanted = str(home.absolute() / "dagster")
+    return any(variable_of(pid, "DAGSTER_HOME") == wanted for pid in group_members(group))
 
 
 def _create_storage(dagster_home: Path, environment: Mapping[str, str]) -> None:

@@ -1,14 +1,20 @@
 """A process is known by more than its pid."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from outbox_pipeline.embedded.homes import Home, add_user, live_users
+from outbox_pipeline.orchestration.host.stack import end_leftovers
 from outbox_pipeline.processes import (
     ProcessIdentity,
+    end_group,
     end_process,
+    group_members,
     identify,
     start_detached,
     wait_until,
@@ -45,6 +51,70 @@ def test_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
 
     end_process(identity, grace_seconds=0.2)
     assert not identity.is_alive()
+
+
+#: Starts one more process in its group, and neither of them ends when it is asked to.
+_STUBBORN = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+signal.pause()
+"""
+
+
+def start_group(tmp_path: Path, **variables: str) -> tuple[ProcessIdentity, ProcessIdentity]:
+    """Start a group of two, and return its leader and the other one."""
+    log = tmp_path / "log"
+    child = start_detached([sys.executable, "-c", _STUBBORN], log=log, environment={**os.environ, **variables})
+    assert wait_until(lambda: log.read_text().endswith("\n"), seconds=10)
+    leader, member = identify(child.pid), identify(int(log.read_text()))
+    assert leader is not None
+    assert member is not None
+    assert set(group_members(leader.pid)) == {leader.pid, member.pid}
+    return leader, member
+
+
+def test_nothing_of_a_group_is_left(tmp_path: Path) -> None:
+    """When this returns its successor may start: the leader has ended, and so has what the leader had started."""
+    leader, member = start_group(tmp_path)
+
+    assert end_group(leader, grace_seconds=0.2)
+    assert not leader.is_alive()
+    assert not member.is_alive()
+    assert end_group(leader, grace_seconds=0), "once more is no error"
+
+
+def write_state(home: Path, leader: ProcessIdentity) -> None:
+    """Write what a killed stack leaves behind."""
+    home.mkdir()
+    state = {"url": "", "supervisor": None, "processes": {"code": asdict(leader)}}
+    (home / "stack.json").write_text(json.dumps(state))
+
+
+def test_runs_of_a_killed_stack_are_ended(tmp_path: Path) -> None:
+    """Also where their code server was killed too, and only its group tells whose they are."""
+    home = tmp_path / "home"
+    leader, member = start_group(tmp_path, DAGSTER_HOME=str(home / "dagster"))
+    write_state(home, leader)
+    os.kill(leader.pid, signal.SIGKILL)
+    assert wait_until(lambda: not leader.is_alive(), seconds=10)
+
+    end_leftovers(home)
+
+    assert not member.is_alive()
+
+
+def test_a_group_that_has_the_number_by_now_is_left_alone(tmp_path: Path) -> None:
+    """Numbers are used again; what does not belong to the home is not ended."""
+    home = tmp_path / "home"
+    leader, member = start_group(tmp_path, DAGSTER_HOME="/elsewhere")
+    write_state(home, ProcessIdentity(leader.pid, "1"))
+
+    end_leftovers(home)
+
+    assert member.is_alive()
+    assert end_group(leader, grace_seconds=0)
 
 
 def test_entries_of_dead_users_are_forgotten(tmp_path: Path) -> None:
