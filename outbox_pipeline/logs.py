@@ -25,6 +25,8 @@ EVENTS = frozenset(
         "batch_resent",
         "batch_split",
         "clickhouse_unreachable",
+        "dagster_tables_made",
+        "dagster_tables_not_made",
         "event_not_published",
         "event_repeated",
         "event_replaced",

@@ -1,7 +1,8 @@
 """The doctor's part about Dagster: its home, its storage, its daemon, its sensors and its queue of runs.
 
 Dagster's UI shows all this as long as it runs; these checks are for when it does not. They ask its tables and files and
-never import it. Invariant: nothing is changed, and a storage that Dagster has not used yet is no fault.
+never import it. Invariant: nothing is changed, and a storage that Dagster has not used yet is no fault; what tells it
+from one whose tables were dropped is the ledger, which knows of runs.
 """
 
 import re
@@ -13,6 +14,8 @@ from sqlalchemy import URL, make_url
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, duration, skipped
 from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state, read_storage_settings
+from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
+from outbox_pipeline.postgres.overview import has_run
 from outbox_pipeline.postgres.quoting import reset_statements
 from outbox_pipeline.settings import Settings, shown_url
 
@@ -38,20 +41,41 @@ def examine_dagster(settings: Settings, environment: Mapping[str, str]) -> list[
         said = "Not set: 'outbox up' needs OUTBOX_DAGSTER_URL, 'outbox relay' does not."
         unused = [Check(name, None, "Not looked at: OUTBOX_DAGSTER_URL is not set.") for name in DAGSTER_CHECKS[2:]]
         return [home, Check("dagster storage", None, said), *unused]
+    storage_url = settings.dagster_url.get_secret_value()
     try:
-        unlike = read_storage_settings(settings.dagster_url.get_secret_value())
-        state = read_dagster_state(settings.dagster_url.get_secret_value())
+        unlike = read_storage_settings(storage_url)
+        state = read_dagster_state(storage_url)
     except OutboxError as error:
         return [
             home,
             Check("dagster storage", False, without_secrets(str(error))),
             *skipped(DAGSTER_CHECKS[2:], "dagster storage"),
         ]
-    storage = check_storage(make_url(settings.dagster_url.get_secret_value()), unlike)
+    storage = check_storage(make_url(storage_url), unlike)
+    if state is None and _has_run(settings):
+        return [home, _without_tables(storage_url), *skipped(DAGSTER_CHECKS[2:], "dagster storage")]
     if state is None:
         said = "Dagster has not run on this storage yet: 'outbox up' starts it."
         return [home, storage, *(Check(name, None, said) for name in DAGSTER_CHECKS[2:])]
     return [home, storage, check_daemon(state), check_sensors(state), check_queue(state)]
+
+
+def _has_run(settings: Settings) -> bool:
+    # A ledger that cannot be asked is the finding of another check.
+    try:
+        with ledger_transaction(create_outbox_engine(settings, pooled=False)) as connection:
+            return has_run(connection)
+    except OutboxError:
+        return False
+
+
+def _without_tables(url: str) -> Check:
+    said = (
+        f"Dagster's storage at {shown_url(url)} has no tables, though Dagster's runs have delivered from this outbox: "
+        "they were dropped, or OUTBOX_DAGSTER_URL leads to another database; correct it, or start 'outbox up' or "
+        "'dagster-daemon run', which make them anew. No event is lost; sensors that were switched off are on again."
+    )
+    return Check("dagster storage", False, said)
 
 
 def check_storage(url: URL, unlike: Mapping[str, str]) -> Check:

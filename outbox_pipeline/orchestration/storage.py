@@ -5,22 +5,32 @@ PostgreSQL: some fifteen a second while nothing happens, a fifth of two cores wh
 process of Dagster keeps one, opens more only while it needs them at once, and looks before each use whether its
 connection still lives. Its sessions begin with what Dagster takes for granted, whatever a role or a database sets.
 
+Dagster makes its tables when a process starts. Where they are dropped while processes run, the first statement that
+misses one makes them again here, so that ticks go on: with an empty history, which is Dagster's and not the ledger's.
+
 Invariant: nothing is SET in a session, which a pooler would hand to the next client as it is.
 """
 
+import threading
+import time
 from functools import partial
 from typing import Any
 
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, event, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from outbox_pipeline.postgres.dagster_storage import refuses_options, storage_url
+from outbox_pipeline.logs import log
+from outbox_pipeline.postgres.dagster_storage import is_missing_table, refuses_options, storage_url
 
 #: By the URL that was given; with the one that is used. Instances come and go with every tick.
 _engines: dict[str, tuple[str, Engine]] = {}
+
+#: Between two attempts of a process to make the tables again.
+_PAUSE_SECONDS = 5.0
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -30,8 +40,9 @@ class PooledPostgresStorage(DagsterPostgresStorage):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> "PooledPostgresStorage":
         """Make the storage from its part of `dagster.yaml`; its three parts share the connection that is kept."""
         given, provider = pg_url_from_config(config_value), get_token_provider_from_config(config_value)
-        url, engine = _engines.get(given) or _engines.setdefault(given, _opened(given, provider))
-        storage = cls(url, config_value.get("should_autocreate_tables", True), inst_data, provider)
+        makes_tables = config_value.get("should_autocreate_tables", True)
+        url, engine = _engines.get(given) or _engines.setdefault(given, _opened(given, provider, makes_tables))
+        storage = cls(url, makes_tables, inst_data, provider)
         parts: tuple[Any, ...] = (storage._run_storage, storage._event_log_storage, storage._schedule_storage)
         for part in parts:
             # dagster-postgres has no setting for it, and no other way in.
@@ -40,7 +51,40 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         return storage
 
 
-def _opened(url: str, provider: Any) -> tuple[str, Engine]:
+class _Tables:
+    """Makes Dagster's tables again when an engine of this process misses one."""
+
+    def __init__(self, url: str, provider: Any) -> None:
+        self._url = url
+        self._provider = provider
+        self._lock = threading.Lock()
+        self._tried_at = -_PAUSE_SECONDS
+
+    def watch(self, engine: Engine) -> None:
+        """Look at each error of this engine."""
+        event.listen(engine, "handle_error", self._look)
+
+    def _look(self, context: ExceptionContext) -> None:
+        if not is_missing_table(context.original_exception) or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if time.monotonic() - self._tried_at >= _PAUSE_SECONDS:
+                self._make()
+                self._tried_at = time.monotonic()
+        finally:
+            self._lock.release()
+
+    def _make(self) -> None:
+        try:
+            # It looks which of its parts lacks its tables, and begins again where another process makes them too.
+            DagsterPostgresStorage(self._url, True, None, self._provider)
+        except Exception as error:  # noqa: BLE001 - what is told is the error of the statement that missed a table
+            log().warning("dagster_tables_not_made", error=type(error).__name__)
+        else:
+            log().warning("dagster_tables_made")
+
+
+def _opened(url: str, provider: Any, makes_tables: bool) -> tuple[str, Engine]:
     usable = storage_url(url)
     engine = _pooled(usable, provider)
     try:
@@ -51,6 +95,8 @@ def _opened(url: str, provider: Any) -> tuple[str, Engine]:
         if refuses_options(error):
             usable = storage_url(url, options=False)
             engine = _pooled(usable, provider)
+    if makes_tables:
+        _Tables(usable, provider).watch(engine)
     return usable, engine
 
 

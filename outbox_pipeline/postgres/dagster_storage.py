@@ -5,7 +5,7 @@ tables only what it has kept for years is read: names, states and times.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,10 +24,9 @@ from outbox_pipeline.settings import shown_url
 _ZONES = ("UTC", "Etc/UTC", "GMT", "Etc/GMT", "Universal", "Zulu", "UCT", "Etc/UCT")
 
 _SHOWN = text("SELECT name, current_setting(name) AS value FROM unnest(CAST(:names AS text[])) AS name ORDER BY name")
-_EXISTS = text(
-    "SELECT to_regclass('daemon_heartbeats') IS NOT NULL AND to_regclass('instigators') IS NOT NULL"
-    " AND to_regclass('job_ticks') IS NOT NULL AND to_regclass('runs') IS NOT NULL"
-)
+#: Of Dagster's tables one for each part of its storage, and what is read here.
+_TABLES = ("daemon_heartbeats", "event_logs", "instigators", "job_ticks", "runs")
+_MISSING = text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NULL ORDER BY name")
 #: Where Dagster's tables go, whether they may, and which role can allow it: schema public is the database owner's.
 _ROOM = text(
     "SELECT coalesce(has_schema_privilege(schema.oid, 'CREATE'), false) AS may_create,"
@@ -73,6 +72,11 @@ def storage_url(url: str, *, options: bool = True) -> str:
 def refuses_options(error: BaseException) -> bool:
     """Tell whether a pooler refused a connection because of its options."""
     return any(words in str(error) for words in _NO_OPTIONS)
+
+
+def is_missing_table(error: BaseException | None) -> bool:
+    """Tell whether a statement failed because a table of Dagster's is not there."""
+    return state_of(error) == "42P01"
 
 
 def storage_server(url: str) -> Server:
@@ -121,14 +125,18 @@ class DagsterState:
 def read_dagster_state(url: str) -> DagsterState | None:
     """Read the state with the driver the URL names; None when Dagster has not used this database yet.
 
-    Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were, or are
-    missing and may not be created, and what any other answer means.
+    Raises TransientError when it cannot be reached, ConfigurationError when its tables are not as they were, some of
+    them are missing, or all are and may not be created, and what any other answer means.
     """
     with translated_of(storage_server(url)):
         try:
             with storage_connection(url) as connection:
                 require_room(connection)
-                return _read(connection) if connection.scalar(_EXISTS) else None
+                missing = _missing(connection)
+                if len(missing) == len(_TABLES):
+                    return None
+                _require_whole(missing, url)
+                return _read(connection)
         except DBAPIError as error:
             if not _is_other_schema(error):
                 raise
@@ -170,7 +178,7 @@ def require_storage(url: str) -> None:
 def require_room(connection: Connection) -> None:
     """Raise ConfigurationError naming the GRANT where Dagster has no tables yet and may not create them."""
     room = connection.execute(_ROOM).one()
-    if room.may_create or connection.scalar(_EXISTS):
+    if room.may_create or len(_missing(connection)) < len(_TABLES):
         return
     where = "Dagster may not create its tables in the database of OUTBOX_DAGSTER_URL"
     if room.schema_name is None:
@@ -178,6 +186,19 @@ def require_room(connection: Connection) -> None:
     raise ConfigurationError(
         f"{where}: GRANT CREATE ON SCHEMA {room.schema_name} TO {room.role_name}; as {room.owner}."
     )
+
+
+def _missing(connection: Connection) -> list[str]:
+    return list(connection.execute(_MISSING, {"names": list(_TABLES)}).scalars())
+
+
+def _require_whole(missing: Collection[str], url: str) -> None:
+    if missing:
+        raise ConfigurationError(
+            f"Dagster's storage at {shown_url(url)} lacks {', '.join(missing)} of its tables, which Dagster makes only "
+            "where it finds none: restore them from a backup, or empty that schema, so that the next process of "
+            "Dagster makes all of them."
+        )
 
 
 def _read(connection: Connection) -> DagsterState:

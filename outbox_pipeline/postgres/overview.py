@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Date, cast, func, select
+from sqlalchemy import Connection, Date, cast, exists, func, select
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.postgres.gaps import MAX_PROBED_STRETCHES
@@ -54,6 +54,12 @@ def read_batch_times(connection: Connection, batch_ids: Collection[UUID]) -> Seq
         batch.c.split_at,
     ).where(batch.c.batch_id.in_(batch_ids))
     return connection.execute(statement).mappings().all()
+
+
+def has_run(connection: Connection, *, looked_at: int = 1000) -> bool:
+    """Tell whether one of the batches that were processed last was delivered by a run of Dagster."""
+    latest = select(batch.c.run_id).order_by(batch.c.processed_at.desc().nulls_last()).limit(looked_at).subquery()
+    return bool(connection.scalar(select(exists().where(latest.c.run_id.is_not(None)))))
 
 
 def read_former_batches(connection: Connection, event_id: UUID) -> list[UUID]:

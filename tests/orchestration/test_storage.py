@@ -1,5 +1,6 @@
 """Dagster's storage keeps its connection, survives the loss of it, and leaves nothing in a pooler's sessions."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,20 @@ import pytest
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._core.storage.dagster_run import DagsterRun
+from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import ProgrammingError
 
-from outbox_pipeline.monitoring.doctor_dagster import check_storage
+from outbox_pipeline.monitoring.check import Check
+from outbox_pipeline.monitoring.doctor_dagster import check_storage, examine_dagster
 from outbox_pipeline.postgres.dagster_storage import read_dagster_state, read_storage_settings
 from outbox_pipeline.processes import wait_until
+from outbox_pipeline.relay.loop import relay
+from outbox_pipeline.stores import Stores
+from tests.fixtures.events import publish
 from tests.fixtures.pgbouncer import Pool, left_behind
+from tests.fixtures.servers import Servers
+from tests.fixtures.stores import fresh_database
 
 
 def use_all_parts(instance: dg.DagsterInstance) -> None:
@@ -62,6 +71,83 @@ def test_a_lost_connection_is_replaced(instance: dg.DagsterInstance, sessions: C
     use_all_parts(instance)
 
     assert not lost & sessions()
+
+
+@pytest.fixture
+def own_instance(
+    servers: Servers, pipeline_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    """An instance on a database of its own, whose tables a test may drop."""
+    with fresh_database(servers) as name:
+        url = make_url(servers.dagster_url).set(database=name).render_as_string(hide_password=False)
+        monkeypatch.setenv("OUTBOX_DAGSTER_URL", url)
+        with dg.DagsterInstance.from_config(str(pipeline_environment)) as instance:
+            yield instance
+            instance.run_storage._engine.dispose()  # type: ignore[attr-defined]
+
+
+def run_sql(url: str, *statements: str) -> None:
+    """Run statements in Dagster's database, each by itself."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+DROP_ALL = ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+
+
+def test_tables_that_were_dropped_are_made_again(own_instance: dg.DagsterInstance) -> None:
+    """The statement that misses one fails; the next ones of the same process work, with an empty history."""
+    own_instance.add_run(DagsterRun(job_name="before"))
+    run_sql(os.environ["OUTBOX_DAGSTER_URL"], *DROP_ALL)
+
+    with pytest.raises(ProgrammingError, match="does not exist"):
+        own_instance.all_instigator_state()
+    use_all_parts(own_instance)
+
+    assert own_instance.get_runs_count() == 0
+    assert speak.execute_in_process(instance=own_instance).success
+
+
+def found_by_doctor(stores: Stores, url: str) -> Check:
+    """Return what the doctor says of Dagster's storage."""
+    settings = stores.settings.model_copy(update={"dagster_url": SecretStr(url)})
+    return {check.name: check for check in examine_dagster(settings, {})}["dagster storage"]
+
+
+def test_the_doctor_names_a_storage_without_tables(own_instance: dg.DagsterInstance, stores: Stores) -> None:
+    """It is no finding while the ledger knows of no run; then it is one, with what to do, and doing that helps."""
+    url = os.environ["OUTBOX_DAGSTER_URL"]
+    run_sql(url, *DROP_ALL)
+    assert found_by_doctor(stores, url).ok
+    publish(stores.engine, 3)
+    assert relay(stores, until_empty=True).delivered_count == 3
+    assert found_by_doctor(stores, url).ok, "a relay needs no Dagster"
+    with stores.engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET run_id = 'a run'"))
+
+    found = found_by_doctor(stores, url)
+
+    assert found.ok is False
+    assert "has no tables, though Dagster's runs have delivered" in found.message
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]):
+        assert found_by_doctor(stores, url).ok
+
+
+def test_the_doctor_names_tables_that_are_missing(own_instance: dg.DagsterInstance, stores: Stores) -> None:
+    """Dagster makes all or none of a part's, so nothing but a person brings single ones back."""
+    url = os.environ["OUTBOX_DAGSTER_URL"]
+    run_sql(url, "DROP TABLE daemon_heartbeats, job_ticks")
+
+    found = found_by_doctor(stores, url)
+
+    assert found.ok is False
+    assert "lacks daemon_heartbeats, job_ticks of its tables" in found.message
+    run_sql(url, *DROP_ALL)
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]):
+        assert found_by_doctor(stores, url).ok
 
 
 @contextmanager

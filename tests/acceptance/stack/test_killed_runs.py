@@ -41,6 +41,18 @@ def test_killed_runs_are_recovered(running: Running, capsys: pytest.CaptureFixtu
     assert_each_exactly_once(running.stores.engine, running.stores.client)
 
 
+def test_a_run_that_died_with_its_code_server_gives_its_place_back(running: Running) -> None:
+    """Nothing of the server is left to tell Dagster of it; the ledger's next attempt delivers, and tells."""
+    running.kill_at(Point.LEASED, whole_group=True)
+    publish(running.stores.engine, 20)
+    running.wait(lambda: running.stack.revive() == ["code"], "the code server to die and be started again")
+
+    running.wait_for_delivery()
+
+    running.wait(lambda: not running.graphql(AT_WORK)["runsOrError"]["results"], "the dead run to give its place back")
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
 def test_ticks_killed_in_the_middle_are_recovered(running: Running) -> None:
     """A tick that dies between cutting and requesting, or before Dagster hears of its requests, loses nothing."""
     running.kill_at(Point.CUT, Point.REQUESTED)
