@@ -22,6 +22,11 @@ class Window:
         """Tell whether a day is one of them."""
         return self.first_day <= day <= self.last_day
 
+    @property
+    def day_count(self) -> int:
+        """How many days these are; none when the last one is before the first."""
+        return max(0, (self.last_day - self.first_day).days + 1)
+
 
 #: Every day that an event can have been recorded on.
 ALL_DAYS = Window(date(1970, 1, 1), date(2200, 1, 1))

@@ -30,6 +30,9 @@ class StepLimits:
 
 USUAL_LIMITS = StepLimits()
 
+#: A disk or a network that hands out less of a batch is waited for in vain.
+SLOWEST_BYTES_PER_SECOND = 250_000
+
 
 class Limit:
     """The end of one wait: the sockets it is about, and whether it is over."""

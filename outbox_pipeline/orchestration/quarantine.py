@@ -12,12 +12,18 @@ from outbox_pipeline.operations.quarantine import Held, Requeued
 from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_limits import statements_seconds
 from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.quarantined import Filter
+from outbox_pipeline.settings import load_settings
 
 QUARANTINE_EMPTY = "quarantine_empty"
+
+#: A look and a change, a transaction each.
+_TAGS = max_runtime(statements_seconds(16)) | settings_tag(load_settings())
 
 _NEXT_STEP = "Look with 'outbox quarantine list', fix the cause, then run requeue_quarantined or discard_quarantined."
 
@@ -102,7 +108,7 @@ def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline
         "it again. What is still bad comes back into quarantine, so trying costs nothing."
     ),
     config=dg.RunConfig(ops={"requeue_held": ChoiceConfig(everything=True)}),
-    run_tags=max_runtime(600),
+    run_tags=_TAGS,
 )
 def requeue_quarantined() -> None:
     """Requeue what its config chooses."""
@@ -115,7 +121,7 @@ def requeue_quarantined() -> None:
         "is never delivered. Run it with dry_run true first to see how many it means; the note is required and keeps "
         "the reason with each event."
     ),
-    run_tags=max_runtime(600),
+    run_tags=_TAGS,
 )
 def discard_quarantined() -> None:
     """Discard what its config chooses."""

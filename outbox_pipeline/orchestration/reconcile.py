@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import partial
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
@@ -24,7 +25,9 @@ from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_limits import comparison_seconds, move_limit, redelivery_seconds
 from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.settings import load_settings, today
@@ -96,6 +99,7 @@ def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResourc
     run = context.op_execution_context.run
     if _PARTITION_TAG not in run.tags:
         raise dg.Failure("This check is for one day: materialize a day, or run the job reconcile_days.")
+    move_limit(context.op_execution_context.instance, run.run_id, comparison_seconds(1))
     day = date.fromisoformat(run.tags[_PARTITION_TAG])
     found = reconcile(pipeline.stores, days_of(day))
     totals = found.total(day)
@@ -115,9 +119,15 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
     A run that dies has repaired some batches and left the others as they were; run it again. A redelivery that fails is
     in the ledger, and outbox_sensor takes it up.
     """
+    instance, redelivery = context.instance, redelivery_seconds(pipeline.settings)
     with one_sentence():
-        found = reconcile(pipeline.stores, config.window(), by_type=config.by_type)
-        repaired = repair(pipeline.stores, found, run_id=context.run_id) if config.repair else None
+        window = config.window()
+        move_limit(instance, context.run_id, comparison_seconds(window.day_count) + redelivery)
+        found = reconcile(pipeline.stores, window, by_type=config.by_type)
+        repaired = None
+        if config.repair:
+            again = partial(move_limit, instance, context.run_id, redelivery)
+            repaired = repair(pipeline.stores, found, run_id=context.run_id, on_batch=again)
     for totals in _each_day(found):
         evaluation = _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))
         context.log_event(evaluation)  # type: ignore[arg-type]  # taken, if not declared
@@ -135,7 +145,9 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
         "differing batches again and touches no other."
     ),
     config=dg.RunConfig(ops={"compare_days": ReconcileConfig()}),
-    run_tags=max_runtime() | in_background("reconcile", priority=-1),
+    run_tags=max_runtime(comparison_seconds(load_settings().reconcile_days))
+    | in_background("reconcile", priority=-1)
+    | settings_tag(load_settings()),
 )
 def reconcile_days() -> None:
     """Compare what its config chooses."""

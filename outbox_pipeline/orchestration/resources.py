@@ -15,6 +15,8 @@ from sqlalchemy import Engine
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.logs import configure_logs
+from outbox_pipeline.orchestration.run_limits import require_limit
+from outbox_pipeline.orchestration.shared_settings import tell_other_settings
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.settings import Settings, load_settings
@@ -33,6 +35,9 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
         """Close what was opened when the run or tick ends; a lease not ended by then runs out."""
         configure_logs(load_settings())
+        if context.run is not None and context.instance is not None and context.log is not None:
+            require_limit(context.instance, context.run)
+            tell_other_settings(context.run, self.settings, context.log)
         try:
             yield self
         finally:

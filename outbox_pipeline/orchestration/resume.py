@@ -6,8 +6,11 @@ from pydantic import Field
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_limits import statements_seconds
 from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.orchestration.step_failures import one_sentence
+from outbox_pipeline.settings import load_settings
 
 
 class ResumeConfig(dg.Config):
@@ -38,7 +41,7 @@ def resume_batches(context: dg.OpExecutionContext, config: ResumeConfig, pipelin
         "server's trouble, and then waits for a person; 'outbox status' shows the last error. Fix what it says first, "
         "then run this."
     ),
-    run_tags=max_runtime(),
+    run_tags=max_runtime(statements_seconds(8)) | settings_tag(load_settings()),
 )
 def resume_parked_batches() -> None:
     """Resume what its config chooses."""

@@ -12,24 +12,31 @@ from outbox_pipeline.operations.retention import Pruned, prune
 from outbox_pipeline.orchestration.host.history import Purged, purge_history
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_limits import bounded_seconds, move_limit
 from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.settings import load_settings
 
-_TAGS = max_runtime() | in_background("true", priority=-10)
+#: How long a run begins new steps, unless its config says otherwise.
+_MINUTES = 10.0
+
+_TAGS = (
+    max_runtime(bounded_seconds(_MINUTES * 60)) | in_background("true", priority=-10) | settings_tag(load_settings())
+)
 
 
 class PruneConfig(dg.Config):
     """How long a prune works, and whether it changes anything."""
 
     dry_run: bool = Field(default=False, description="Only look at what would go.")
-    minutes: float = Field(default=10, gt=0, le=50, description="Stop after this long; the next run goes on.")
+    minutes: float = Field(default=_MINUTES, gt=0, le=50, description="Stop after this long; the next run goes on.")
 
 
 class PurgeConfig(dg.Config):
     """How long a purge works."""
 
-    minutes: float = Field(default=10, gt=0, le=50, description="Stop after this long; the next run goes on.")
+    minutes: float = Field(default=_MINUTES, gt=0, le=50, description="Stop after this long; the next run goes on.")
 
 
 @literal
@@ -40,6 +47,7 @@ def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipelin
     ClickHouse must show each batch whole at that moment; one that differs keeps its events, is named, and fails the
     run at its end. A run that dies has pruned some batches whole and the others not at all.
     """
+    move_limit(context.instance, context.run_id, bounded_seconds(config.minutes * 60))
     try:
         done = prune(pipeline.stores, dry_run=config.dry_run, seconds=config.minutes * 60)
     except TransientError as error:
@@ -83,6 +91,7 @@ def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig):  # ty
     Runs and their keys, materializations, observations, check evaluations and failures stay.
     """
     days = load_settings().dagster_history_days
+    move_limit(context.instance, context.run_id, bounded_seconds(config.minutes * 60))
     try:
         done = purge_history(context.instance, days=days, seconds=config.minutes * 60)
     except OutboxError as error:

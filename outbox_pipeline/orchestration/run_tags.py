@@ -4,12 +4,13 @@
 ATTEMPT_TAG = "outbox/attempt"
 
 
-def max_runtime(seconds: int = 3600) -> dict[str, str]:
-    """Return the tag that ends a run after *seconds*.
+#: Dagster's own tag: seconds after which a run that is at work counts as failed.
+MAX_RUNTIME_TAG = "dagster/max_runtime"
 
-    A run whose code server was killed would otherwise count as started for ever.
-    """
-    return {"dagster/max_runtime": str(seconds)}
+
+def max_runtime(seconds: float) -> dict[str, str]:
+    """Return the tag that ends a run after *seconds*, whole ones; `run_limits` says how many."""
+    return {MAX_RUNTIME_TAG: str(int(seconds))}
 
 
 def in_background(kind: str, *, priority: int) -> dict[str, str]:

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 from outbox_pipeline.batches import Batch
 from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError, first_line, without_secrets
 from outbox_pipeline.event_schema import arrow_schema
-from outbox_pipeline.limits import StepLimits, limited
+from outbox_pipeline.limits import SLOWEST_BYTES_PER_SECOND, StepLimits, limited
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.errors import answer_of, of_the_driver, server_of, translated, unreachable
 from outbox_pipeline.postgres.queries import query_text
@@ -38,8 +38,6 @@ EVENT_SCHEMA = arrow_schema()
 #: More than a batch ever has: the driver then hands out one chunk, and nothing has to be joined, which is a copy.
 _ONE_CHUNK_BYTES = 1_000_000_000
 
-#: A disk or a network that hands out less is waited for in vain.
-_SLOWEST_BYTES_PER_SECOND = 250_000
 #: Nothing but a migration locks the events against readers, and it gives up after a minute.
 _LOCK_SECONDS = 60
 
@@ -82,7 +80,7 @@ def reading_seconds(batch: Batch, limits: StepLimits) -> float:
 
     Another attempt has as much again, five times at most, so that what is slower still gets through.
     """
-    return (limits.reading + batch.context_bytes / _SLOWEST_BYTES_PER_SECOND) * min(max(batch.attempt, 1), 5)
+    return (limits.reading + batch.context_bytes / SLOWEST_BYTES_PER_SECOND) * min(max(batch.attempt, 1), 5)
 
 
 def extract_events(engine: Engine, batch_id: UUID, *, seconds: float = StepLimits.reading) -> pa.Table:

@@ -4,7 +4,7 @@ Invariant: only batches that were found to differ are touched, and no row is del
 What cannot be repaired from here (pruned events, rows of unknown batches, a sequence that went back) is left and named.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from outbox_pipeline.batches import BatchStatus
@@ -38,9 +38,14 @@ class Repaired:
         return tuple(item for item in self.batches if item.outcome == Outcome.REDELIVERED)
 
 
-def repair(stores: Stores, found: Reconciled, *, run_id: str | None = None) -> Repaired:
-    """Deliver each differing batch again and put untracked events back; what was put back waits for the next cut."""
-    batches = tuple(_redeliver(stores, difference, run_id) for difference in found.differences)
+def repair(
+    stores: Stores, found: Reconciled, *, run_id: str | None = None, on_batch: Callable[[], None] = lambda: None
+) -> Repaired:
+    """Deliver each differing batch again and put untracked events back; what was put back waits for the next cut.
+
+    *on_batch* is called after each batch.
+    """
+    batches = tuple(_redelivered(stores, found.differences, run_id, on_batch))
     count = put_back(stores, found.window) if found.untracked else 0
     return Repaired(batches, count, tuple(_left(stores, found, batches)))
 
@@ -58,16 +63,29 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     return said + list(_beyond_repair(stores, found))
 
 
-def prove_days(stores: Stores, days: Window, *, run_id: str | None = None) -> list[Replayed]:
-    """Compare these days and repair them; return what was done with each batch of theirs, those left alone too."""
+def prove_days(
+    stores: Stores, days: Window, *, run_id: str | None = None, on_batch: Callable[[], None] = lambda: None
+) -> list[Replayed]:
+    """Compare these days and repair them; return what was done with each batch of theirs, those left alone too.
+
+    *on_batch* is called after each batch that was repaired.
+    """
     batches = batches_of_days(stores.engine, days.first_day, days.last_day)
     open_batches = [batch for batch in batches if batch.status != BatchStatus.PROCESSED]
     found = reconcile(stores, days)
     return [
         *(Replayed(batch_id, Outcome.PROVEN, row_count) for batch_id, row_count in found.whole),
         *(Replayed(batch.batch_id, Outcome.LEFT_ALONE, 0, left_alone(batch)) for batch in open_batches),
-        *repair(stores, found, run_id=run_id).batches,
+        *repair(stores, found, run_id=run_id, on_batch=on_batch).batches,
     ]
+
+
+def _redelivered(
+    stores: Stores, differences: Iterable[Difference], run_id: str | None, on_batch: Callable[[], None]
+) -> Iterator[Replayed]:
+    for difference in differences:
+        yield _redeliver(stores, difference, run_id)
+        on_batch()
 
 
 def _redeliver(stores: Stores, difference: Difference, run_id: str | None) -> Replayed:

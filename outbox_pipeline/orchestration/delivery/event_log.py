@@ -19,7 +19,9 @@ from outbox_pipeline.orchestration.delivery.steps import (
 from outbox_pipeline.orchestration.partitions import recorded_days
 from outbox_pipeline.orchestration.reconcile import reconciled
 from outbox_pipeline.orchestration.run_config import literal_schema
+from outbox_pipeline.orchestration.run_limits import DELIVERY_SECONDS
 from outbox_pipeline.orchestration.run_tags import max_runtime
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.settings import load_settings
 
 _RUNBOOK = """
@@ -107,5 +109,5 @@ deliver_batch = dg.define_asset_job(
         "Extract, validate, load and mark one batch of events. outbox_sensor starts it; started by hand without a "
         "batch id it proves the chosen day."
     ),
-    run_tags=max_runtime(),
+    run_tags=max_runtime(DELIVERY_SECONDS) | settings_tag(load_settings()),
 )

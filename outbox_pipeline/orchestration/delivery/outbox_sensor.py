@@ -21,6 +21,7 @@ from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG
 from outbox_pipeline.orchestration.partitions import deliverable_days, nearest_day
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_tags import ATTEMPT_TAG
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import read_requested, set_request_end
 from outbox_pipeline.relay.tick import plan_tick
@@ -74,7 +75,7 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), seen=seen)
     if tick.is_held_back:
         context.log.warning(f"Held back: {tick.summary()}.")
-    requests = _run_requests(tick.requests)
+    requests = _run_requests(tick.requests, settings_tag(pipeline.settings))
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"No batch is due: {tick.summary()}.",
@@ -111,7 +112,7 @@ def _of_other_day(request: BatchRequest) -> dict[str, str]:
     return {} if nearest_day(day) == day else {RECORDED_ON_TAG: day.isoformat()}
 
 
-def _run_requests(requests: Sequence[BatchRequest]) -> list[dg.RunRequest]:
+def _run_requests(requests: Sequence[BatchRequest], settings: dict[str, str]) -> list[dg.RunRequest]:
     return [
         dg.RunRequest(
             run_key=f"{request.batch_id}:{request.attempt}",
@@ -124,7 +125,8 @@ def _run_requests(requests: Sequence[BatchRequest]) -> list[dg.RunRequest]:
                 }
             },
             tags={BATCH_ID_TAG: str(request.batch_id), ATTEMPT_TAG: str(request.attempt), **_of_other_day(request)}
-            | _BEFORE_BACKFILLS,
+            | _BEFORE_BACKFILLS
+            | settings,
         )
         for request in requests
     ]

@@ -6,8 +6,9 @@ next attempt, which looks into ClickHouse before it sends anything. Without a ba
 its batches are proved many at a time, and those of them that differ in ClickHouse are delivered again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -31,6 +32,7 @@ from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG, RETRIES,
 from outbox_pipeline.orchestration.partitions import days_of
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
+from outbox_pipeline.orchestration.run_limits import comparison_seconds, move_limit, redelivery_seconds
 from outbox_pipeline.orchestration.shown import Metadata, of_replay
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import count_accepted, read_batch
@@ -143,7 +145,8 @@ def _batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: P
 
 def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Any:
     replayed = []
-    for item in _replay(context, config, pipeline):
+    again = partial(move_limit, context.instance, context.run_id, redelivery_seconds(pipeline.settings))
+    for item in _replay(context, config, pipeline, on_batch=again):
         replayed.append(item)
         if item.outcome != Outcome.PROVEN:
             context.log.info(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
@@ -151,11 +154,19 @@ def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
     return _check(passed=not bad, shown={**of_replay(replayed), "summary": summary_of_day(replayed)})
 
 
-def _replay(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Iterator[Replayed]:
+def _replay(
+    context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource, *, on_batch: Callable[[], None]
+) -> Iterator[Replayed]:
+    first = comparison_seconds(1) + redelivery_seconds(pipeline.settings)
+    move_limit(context.instance, context.run_id, first)
     if config.batch_id is None and not config.reload:
-        return iter(prove_days(pipeline.stores, _days(context), run_id=context.run_id))
-    batches = _batches(context, config, pipeline)
-    return replay(pipeline.stores, batches, reload=config.reload, run_id=context.run_id)
+        yield from prove_days(pipeline.stores, _days(context), run_id=context.run_id, on_batch=on_batch)
+        return
+    for item in replay(
+        pipeline.stores, _batches(context, config, pipeline), reload=config.reload, run_id=context.run_id
+    ):
+        yield item
+        on_batch()
 
 
 def _check(*, passed: bool, shown: Metadata) -> dg.AssetCheckResult:
