@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.instance.config import dagster_instance_config
 
 from outbox_pipeline.clickhouse.table import COLUMNS
 from outbox_pipeline.orchestration.assets import EVENT_LOG
@@ -125,6 +126,31 @@ def test_the_schedules_run_by_default() -> None:
     assert all(one.default_status == dg.DefaultScheduleStatus.RUNNING for one in repository.schedule_defs)
     for name in ("prune_outbox", "prune_dagster_history"):
         assert int(repository.get_job(name).run_tags["dagster/priority"]) < 0
+
+
+def test_the_queue_keeps_places_for_live_delivery(instance: dg.DagsterInstance) -> None:
+    """Four runs at once, of them two of backfills and one that can wait; a queued one survives a new code server."""
+    queue = instance.get_concurrency_config().run_queue_config
+
+    assert queue is not None
+    assert queue.max_concurrent_runs == 4
+    assert {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits} == {
+        "dagster/backfill": 2,
+        "outbox/background": 1,
+    }
+    assert (queue.max_user_code_failure_retries, queue.user_code_failure_retry_delay) == (5, 10)
+
+
+@pytest.mark.parametrize("more", [{}, {"pools": {"default_limit": 2}}])
+def test_pools_can_be_limited_beside_the_queue(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Dagster refuses a file with limits of pools, and of runs in the older form."""
+    file = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    file["concurrency"] |= more
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(file))
+
+    config, _ = dagster_instance_config(str(tmp_path))
+
+    assert config["run_queue"]["dequeue_interval_seconds"] == 1
 
 
 def test_the_workspace_names_this_location() -> None:

@@ -10,7 +10,7 @@ from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.stack import Running
 
 #: Shorter than any limit of Dagster's or of ours, and longer than all pauses between its looks.
-_LOST_SECONDS = 8
+_LOST_SECONDS = 6
 
 
 @contextmanager
