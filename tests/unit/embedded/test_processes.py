@@ -5,8 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+
+import pytest
 
 from outbox_pipeline.embedded.homes import Home, add_user, live_users
 from outbox_pipeline.orchestration.host.stack import end_leftovers
@@ -53,6 +57,8 @@ def test_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     assert not identity.is_alive()
 
 
+StartGroup = Callable[..., tuple[ProcessIdentity, ProcessIdentity]]
+
 #: Starts one more process in its group, and neither of them ends when it is asked to.
 _STUBBORN = """
 import os, signal, sys
@@ -63,21 +69,31 @@ signal.pause()
 """
 
 
-def start_group(tmp_path: Path, **variables: str) -> tuple[ProcessIdentity, ProcessIdentity]:
-    """Start a group of two, and return its leader and the other one."""
-    log = tmp_path / "log"
-    child = start_detached([sys.executable, "-c", _STUBBORN], log=log, environment={**os.environ, **variables})
-    assert wait_until(lambda: log.read_text().endswith("\n"), seconds=10)
-    leader, member = identify(child.pid), identify(int(log.read_text()))
-    assert leader is not None
-    assert member is not None
-    assert set(group_members(leader.pid)) == {leader.pid, member.pid}
-    return leader, member
+@pytest.fixture
+def start_group(tmp_path: Path) -> Iterator[StartGroup]:
+    """Return a function that starts a group of two, and returns its leader and the other one."""
+    groups = []
+
+    def start(**variables: str) -> tuple[ProcessIdentity, ProcessIdentity]:
+        log = tmp_path / "log"
+        child = start_detached([sys.executable, "-c", _STUBBORN], log=log, environment={**os.environ, **variables})
+        groups.append(child.pid)
+        assert wait_until(lambda: log.read_text().endswith("\n"), seconds=10)
+        leader, member = identify(child.pid), identify(int(log.read_text()))
+        assert leader is not None
+        assert member is not None
+        assert set(group_members(leader.pid)) == {leader.pid, member.pid}
+        return leader, member
+
+    yield start
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
-def test_nothing_of_a_group_is_left(tmp_path: Path) -> None:
+def test_nothing_of_a_group_is_left(start_group: StartGroup) -> None:
     """When this returns its successor may start: the leader has ended, and so has what the leader had started."""
-    leader, member = start_group(tmp_path)
+    leader, member = start_group()
 
     assert end_group(leader, grace_seconds=0.2)
     assert not leader.is_alive()
@@ -92,10 +108,10 @@ def write_state(home: Path, leader: ProcessIdentity) -> None:
     (home / "stack.json").write_text(json.dumps(state))
 
 
-def test_runs_of_a_killed_stack_are_ended(tmp_path: Path) -> None:
+def test_runs_of_a_killed_stack_are_ended(tmp_path: Path, start_group: StartGroup) -> None:
     """Also where their code server was killed too, and only its group tells whose they are."""
     home = tmp_path / "home"
-    leader, member = start_group(tmp_path, DAGSTER_HOME=str(home / "dagster"))
+    leader, member = start_group(DAGSTER_HOME=str(home / "dagster"))
     write_state(home, leader)
     os.kill(leader.pid, signal.SIGKILL)
     assert wait_until(lambda: not leader.is_alive(), seconds=10)
@@ -105,16 +121,15 @@ def test_runs_of_a_killed_stack_are_ended(tmp_path: Path) -> None:
     assert not member.is_alive()
 
 
-def test_a_group_that_has_the_number_by_now_is_left_alone(tmp_path: Path) -> None:
+def test_a_group_that_has_the_number_by_now_is_left_alone(tmp_path: Path, start_group: StartGroup) -> None:
     """Numbers are used again; what does not belong to the home is not ended."""
     home = tmp_path / "home"
-    leader, member = start_group(tmp_path, DAGSTER_HOME="/elsewhere")
+    leader, member = start_group(DAGSTER_HOME="/elsewhere")
     write_state(home, ProcessIdentity(leader.pid, "1"))
 
     end_leftovers(home)
 
     assert member.is_alive()
-    assert end_group(leader, grace_seconds=0)
 
 
 def test_entries_of_dead_users_are_forgotten(tmp_path: Path) -> None:
