@@ -17,8 +17,8 @@ from outbox_pipeline.orchestration.shared_settings import (
 from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.orchestration.test_op_graph import deliver_job, requested
-from tests.orchestration.test_sensor import pipeline, tick
+from tests.fixtures.runs import deliver_job, requested
+from tests.fixtures.sensors import pipeline, tick
 
 HERE = Settings(
     postgres_url=SecretStr("postgresql+psycopg://app:secret@db:5432/shop?sslmode=require&password=more"),
