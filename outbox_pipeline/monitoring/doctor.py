@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError
+from outbox_pipeline.monitoring.captures import CAPTURED_TABLES, check_captures
 from outbox_pipeline.monitoring.check import Check, fine, newer_by_one, outcome, skipped, told
 from outbox_pipeline.monitoring.clocks import ServerClock, check_clocks, clock_of
 from outbox_pipeline.monitoring.doctor_clickhouse import CLICKHOUSE_CHECKS, examine_clickhouse
@@ -52,11 +53,14 @@ CHECKS = (
     "ledger",
     "future days",
     SPLIT_BATCHES,
+    CAPTURED_TABLES,
     *CLICKHOUSE_CHECKS,
     "clocks",
     *DAGSTER_CHECKS,
 )
-_NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index(SPLIT_BATCHES) + 1]
+_NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index(CAPTURED_TABLES) + 1]
+#: What needs a schema of this code's version, or the next one.
+_NEEDING_SCHEMA = _NEEDING_POSTGRES[_NEEDING_POSTGRES.index("schema") + 1 :]
 
 
 def examine(settings: Settings) -> list[Check]:
@@ -124,15 +128,16 @@ def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[
     yield grants
     schema = _check_schema(engine)
     if not schema.ok and not grants.ok:
-        yield from skipped(["schema", "ledger", "future days", SPLIT_BATCHES], "grants")
+        yield from skipped(["schema", *_NEEDING_SCHEMA], "grants")
         return
     yield schema
     if schema.ok:
         yield outcome("ledger", lambda: _check_ledger(engine))
         yield _check_future(engine)
         yield check_splits(engine)
+        yield check_captures(engine)
     else:
-        yield from skipped(["ledger", "future days", SPLIT_BATCHES], "schema")
+        yield from skipped(_NEEDING_SCHEMA, "schema")
 
 
 def _read_postgres(engine: Engine, clocks: list[ServerClock]) -> tuple[int, str, str]:

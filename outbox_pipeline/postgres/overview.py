@@ -122,3 +122,9 @@ def read_switched_off(connection: Connection, names: list[str]) -> list[str]:
 def read_vacuum_off(connection: Connection) -> list[str]:
     """Return server settings and tables of the outbox that keep autovacuum from working."""
     return list(connection.execute(query("vacuum_off")).scalars())
+
+
+def read_unseen_changes(connection: Connection) -> tuple[int, list[RowMapping]]:
+    """Return how many tables are captured, and what lets their changes pass unseen, as `unseen_changes.sql` has it."""
+    rows = connection.execute(query("unseen_changes")).mappings().all()
+    return rows[0]["table_count"], [row for row in rows if row["kind"] is not None]

@@ -1,0 +1,11 @@
+"""A captured table gets no parent; capturing it again heals its triggers."""
+
+from outbox_pipeline.postgres.migrations.run import run_file
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    """Replace the function that captures a table."""
+    run_file("0013_capture.sql")
