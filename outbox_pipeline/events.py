@@ -3,12 +3,15 @@
 Nothing here connects to anything: `publish` writes the rows, `validation` judges them again on the way out, because
 rows can also be written in plain SQL.
 
-Invariant: an `EventRow` is fit for the outbox. Its context is JSON text that PostgreSQL accepts and keeps byte for
-byte, so whatever can be refused is refused before the caller's transaction sees a statement.
+Invariant: an `EventRow` is fit for the outbox, and of plain values: a subclass, a time zone or a mapping may run code
+of its own when it is read, so each is read once, here, and whatever that raises is a refusal. Its context is JSON text
+that PostgreSQL accepts and keeps byte for byte. So whatever can be refused is refused before the caller's transaction
+sees a statement.
 """
 
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -19,7 +22,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
-from outbox_pipeline.errors import PublishError, first_line
+from outbox_pipeline.errors import OutboxError, PublishError, first_line
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.names import MAX_BYTES
 from outbox_pipeline.settings import default_environment, load_settings
@@ -43,6 +46,9 @@ _ENDLESS_NUMBER = re.compile(rf"\d{{{_DIGITS_MAX}}}")
 _PLAIN_KEYS = frozenset({str})
 _PLAIN_LEAVES = frozenset({str, int, float, bool, type(None)})
 _PLAIN_TYPES = _PLAIN_LEAVES | {dict, list, tuple}
+
+#: Whose refusals name types and limits; the words of others may quote the event.
+_WORDED = frozenset({"json", "pydantic", "outbox_pipeline"})
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -101,24 +107,34 @@ def prepare_event(
     """Return the row for *event*; arguments left out come from its class, the clock and the settings.
 
     A mapping is its own context and needs an `event_type`. Raises PublishError naming the first field that cannot
-    be stored and why.
+    be stored and why, also where reading a value raises something of its own, or takes too much memory.
     """
+    try:
+        own_type, own_version = _class_names(event)
+        metadata_version = own_version if metadata_version is None else metadata_version
+        return EventRow(
+            event_id=_checked_id(event_id),
+            event_type=_checked_name("event_type", own_type if event_type is None else event_type),
+            event_date_time=_checked_time(event_date_time),
+            environment=_checked_name("environment", default_environment() if environment is None else environment),
+            event_context=_checked_size(context_text(event)),
+            metadata_version=_checked_version(metadata_version),
+            trace_context=None if trace_context is None else _checked_text("trace_context", trace_context),
+        )
+    except OutboxError:
+        raise
+    except Exception as error:  # noqa: BLE001 - code of the values'
+        raise PublishError("event", f"cannot be read: a value of it raises {type(error).__name__}") from None
+
+
+def _class_names(event: object) -> tuple[str | None, int]:
     if type(event) is dict:
-        pass
-    elif isinstance(event, Event):
-        event_type = event.__event_type__ if event_type is None else event_type
-        metadata_version = event.__metadata_version__ if metadata_version is None else metadata_version
-    elif not isinstance(event, Mapping):
-        raise PublishError("event", f"must be an Event or a mapping, not {type(event).__name__}")
-    return EventRow(
-        event_id=_checked_id(event_id),
-        event_type=_checked_name("event_type", event_type),
-        event_date_time=_checked_time(event_date_time),
-        environment=_checked_name("environment", default_environment() if environment is None else environment),
-        event_context=_checked_size(context_text(event)),
-        metadata_version=_checked_version(1 if metadata_version is None else metadata_version),
-        trace_context=None if trace_context is None else _checked_text("trace_context", trace_context),
-    )
+        return None, 1
+    if isinstance(event, Event):
+        return event.__event_type__, event.__metadata_version__
+    if isinstance(event, Mapping):
+        return None, 1
+    raise PublishError("event", f"must be an Event or a mapping, not {type(event).__name__}")
 
 
 def prepare_events(
@@ -135,18 +151,18 @@ def prepare_events(
         if first is None:
             row = firsts[type(event)] = prepare_event(event, event_id=event_id, **shared)
         else:
-            row = _prepared_like(first, event, event_id, shared.get("event_date_time"))
+            row = _prepared_like(first, event, event_id, is_timed=shared.get("event_date_time") is not None)
         rows.append(row)
     return rows
 
 
 def _prepared_like(
-    first: EventRow, event: Event | Mapping[str, Any], event_id: UUID | str | None, when: datetime | None
+    first: EventRow, event: Event | Mapping[str, Any], event_id: UUID | str | None, *, is_timed: bool
 ) -> EventRow:
     return EventRow(
         _checked_id(event_id),
         first.event_type,
-        datetime.now(UTC) if when is None else when,
+        first.event_date_time if is_timed else datetime.now(UTC),
         first.environment,
         _checked_size(context_text(event)),
         first.metadata_version,
@@ -172,9 +188,28 @@ def context_text(event: Event | Mapping[str, Any]) -> str:
             _refuse_vanished_floats(event)
     except PublishError:
         raise
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PublishError("event_context", first_line(error)) from error
+    except Exception as error:  # noqa: BLE001 - code of the values'
+        raise PublishError("event_context", _why_unwritable(error)) from None
     return text
+
+
+def _why_unwritable(error: Exception) -> str:
+    cause = error if error.__cause__ is None else error.__cause__
+    if isinstance(cause, RecursionError):
+        return "is nested too deeply, or holds itself"
+    if isinstance(cause, MemoryError):
+        return "takes more memory than this process has"
+    if cause is error and isinstance(error, TypeError | ValueError) and _raised_in(error) in _WORDED:
+        return first_line(error)
+    return f"cannot be read: a value of it raises {type(cause).__name__}"
+
+
+def _raised_in(error: Exception) -> str:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = None if traceback is None else traceback.tb_frame.f_globals.get("__name__")
+    return str(module).partition(".")[0]
 
 
 def _plain_text(context: dict[str, Any]) -> str | None:
@@ -294,31 +329,48 @@ def _checked_text(field: str, value: object) -> str:
 def _checked_version(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise PublishError("metadata_version", f"must be an integer, not {type(value).__name__}")
-    if not 1 <= value <= VERSION_MAX:
+    version = operator.index(value)
+    if not 1 <= version <= VERSION_MAX:
         raise PublishError("metadata_version", f"must lie between 1 and {VERSION_MAX}")
-    return int(value)
+    return version
 
 
 def _checked_time(value: object) -> datetime:
     if value is None:
         return datetime.now(UTC)
+    if type(value) is datetime and value.tzinfo is UTC:
+        return value
     if not isinstance(value, datetime):
         raise PublishError("event_date_time", f"must be a datetime, not {type(value).__name__}")
-    if value.utcoffset() is None:
-        raise PublishError("event_date_time", "must have a time zone, like datetime.now(UTC)")
-    return value
+    try:
+        offset = value.utcoffset()
+        if offset is not None:
+            return _plain(value) - offset
+    except OverflowError:
+        raise PublishError("event_date_time", "lies before the year 1 or after the year 9999 in UTC") from None
+    except Exception as error:  # noqa: BLE001 - code of the time's or of its zone's
+        said = f"is no time: reading this {type(value).__name__} raises {type(error).__name__}"
+        raise PublishError("event_date_time", said) from None
+    raise PublishError("event_date_time", "must have a time zone, like datetime.now(UTC)")
+
+
+def _plain(value: datetime) -> datetime:
+    # PostgreSQL reads no offset of 16 hours or of microseconds, so what is written is in UTC.
+    return datetime(
+        value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond, tzinfo=UTC
+    )
 
 
 def _checked_id(value: object) -> UUID:
     if value is None:
         return uuid7()
-    if isinstance(value, UUID):
+    if type(value) is UUID:
         return value
     try:
-        return UUID(value) if isinstance(value, str) else _refused_id(value)
-    except ValueError as error:
-        raise PublishError("event_id", "must be a UUID") from error
-
-
-def _refused_id(value: object) -> UUID:
+        if isinstance(value, UUID):
+            return UUID(int=value.int)
+        if isinstance(value, str):
+            return UUID(value)
+    except Exception:  # noqa: BLE001 - code of the value's
+        raise PublishError("event_id", "must be a UUID") from None
     raise PublishError("event_id", f"must be a UUID, not {type(value).__name__}")

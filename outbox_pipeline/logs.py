@@ -7,6 +7,7 @@ The pipeline logs with structlog. An application that publishes may not have it,
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from outbox_pipeline.settings import Settings
@@ -66,7 +67,28 @@ def log() -> Log:
 
 
 def application_log() -> Log:
-    """Return the logger for lines in an application's process: structlog where it is configured, else logging."""
+    """Return the logger for lines in an application's process: structlog where it is configured, else logging.
+
+    It never raises: processors and handlers are the application's, and no call of it may fail over a line about it.
+    """
+    return _HarmlessLog()
+
+
+class _HarmlessLog:
+    """Hands a line to the application's logging, and drops it where that raises."""
+
+    def info(self, event: str, **ids: Any) -> None:
+        """Log that something happened."""
+        with suppress(Exception):
+            _applications().info(event, **ids)
+
+    def warning(self, event: str, **ids: Any) -> None:
+        """Log a warning."""
+        with suppress(Exception):
+            _applications().warning(event, **ids)
+
+
+def _applications() -> Log:
     structlog = sys.modules.get("structlog")
     return log() if structlog and structlog.is_configured() else _StandardLog()
 

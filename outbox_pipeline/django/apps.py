@@ -10,3 +10,9 @@ class OutboxConfig(AppConfig):
     label = "outbox_pipeline"
     verbose_name = "Outbox"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Let connections keep the order in which transactions are opened."""
+        from outbox_pipeline.django.blocks import keep_order
+
+        keep_order()

@@ -10,9 +10,10 @@ the application's, so publishing outside `atomic` is autocommit there too.
 from functools import partial
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connections, router
+from django.db import connections, router
 
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.django.blocks import entered_later, is_of_testcase
+from outbox_pipeline.errors import ConfigurationError, NoTransactionError
 from outbox_pipeline.publish.parameters import pyformat
 from outbox_pipeline.publish.steps import Driver, Reply, Statement
 
@@ -28,7 +29,7 @@ def driver_of(using: str | None) -> Driver:
             f"The database {connection.alias!r} is {connection.vendor}, and events are published in PostgreSQL: "
             "name its alias with using=, or in a database router."
         )
-    return Driver(partial(_execute, connection), (DatabaseError, InterfaceError), _is_autocommit(connection))
+    return Driver(partial(_execute, connection), _is_autocommit(connection))
 
 
 def alias_of(using: str | None) -> str:
@@ -42,6 +43,24 @@ def alias_of(using: str | None) -> str:
     return alias
 
 
+def other_transaction(using: str | None) -> NoTransactionError | None:
+    """Return why an event is not meant for the transaction it would be written in, None when nothing says so.
+
+    Without *using*, the innermost transaction that is open on PostgreSQL has to be the one on the alias that the
+    routers name.
+    """
+    if using is not None:
+        return None
+    alias = alias_of(using)
+    later = entered_later(alias) if connections[alias].vendor == "postgresql" else None
+    if later is None:
+        return None
+    return NoTransactionError(
+        f"The transaction on {later!r} was opened last, but the event would be written in the database {alias!r}: "
+        f"say using={later!r} if it belongs to that transaction, or using={alias!r} if it does not."
+    )
+
+
 def _execute(connection: Any, statement: Statement) -> Reply:
     with connection.cursor() as cursor:
         cursor.execute(pyformat(statement.sql), statement.parameters or None)
@@ -50,6 +69,6 @@ def _execute(connection: Any, statement: Statement) -> Reply:
 
 def _is_autocommit(connection: Any) -> bool:
     if connection.in_atomic_block:
-        return all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+        return all(is_of_testcase(block) for block in connection.atomic_blocks)
     is_autocommit: bool = connection.get_autocommit()
     return is_autocommit

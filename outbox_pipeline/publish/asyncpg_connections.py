@@ -6,17 +6,13 @@ asyncpg opens no transaction by itself: outside `connection.transaction()` every
 from functools import partial
 from typing import Any
 
-from asyncpg import InterfaceError, PostgresError
-
 from outbox_pipeline.publish.parameters import numbered
 from outbox_pipeline.publish.steps import AsyncDriver, Reply, Statement
 
 
 def async_driver_of(connection: Any) -> AsyncDriver:
     """Return the driver of *connection*."""
-    return AsyncDriver(
-        partial(_execute, connection), (PostgresError, InterfaceError), is_autocommit=not connection.is_in_transaction()
-    )
+    return AsyncDriver(partial(_execute, connection), is_autocommit=not connection.is_in_transaction())
 
 
 async def _execute(connection: Any, statement: Statement) -> Reply:

@@ -49,17 +49,17 @@ def publish_event(
     and `differs` when the event that is there is of another type, version or context. Without one a UUID version 7 is
     drawn.
 
-    With `required=False` the business comes first: an event that cannot be written is logged and counted, None is
-    returned, and the transaction goes on. `allow_autocommit=True` accepts a connection on which the event is
-    committed at once, alone.
+    With `required=False` the business comes first: an event that cannot be made or written, for whatever reason, is
+    logged and counted, None is returned, and the transaction goes on, which the server has confirmed by then.
+    `allow_autocommit=True` accepts a connection on which the event is committed at once, alone.
 
-    Raises PublishError when the event cannot be stored and NoTransactionError on a connection in autocommit; in
-    both cases nothing was written and the transaction can go on. Errors of the database come as the library's own.
+    Raises PublishError when the event cannot be stored, and NoTransactionError on a connection in autocommit, also with
+    `required=False`; in both cases nothing was written and the transaction can go on. Errors of the database come as
+    the library's own.
     """
     row = row_of(event, fields, is_required=required)
-    if row is None:
-        return None
-    return event_id_of(row, write_through(session, [row], Options(required, allow_autocommit)))
+    written = write_through(session, [] if row is None else [row], Options(required, allow_autocommit))
+    return None if row is None else event_id_of(row, written)
 
 
 @overload
@@ -94,9 +94,8 @@ def publish_events(
     All are checked before the first is written, and all are written or, with `required=False`, perhaps none.
     """
     rows = rows_of(events, fields, is_required=required)
-    if rows is None:
-        return None
-    return event_ids_of(rows, write_through(session, rows, Options(required, allow_autocommit)))
+    written = write_through(session, rows or [], Options(required, allow_autocommit))
+    return None if rows is None else event_ids_of(rows, written)
 
 
 def insert_events(session: "SyncSession", rows: Sequence[EventRow]) -> Written:

@@ -44,9 +44,8 @@ async def publish_event_async(
     An asyncpg connection outside `connection.transaction()` is in autocommit.
     """
     row = row_of(event, fields, is_required=required)
-    if row is None:
-        return None
-    return event_id_of(row, await write_through_async(session, [row], Options(required, allow_autocommit)))
+    written = await write_through_async(session, [] if row is None else [row], Options(required, allow_autocommit))
+    return None if row is None else event_id_of(row, written)
 
 
 @overload
@@ -77,6 +76,5 @@ async def publish_events_async(
 ) -> list[UUID] | None:
     """Write *events* in their order, as `publish_events` does, and return their ids."""
     rows = rows_of(events, fields, is_required=required)
-    if rows is None:
-        return None
-    return event_ids_of(rows, await write_through_async(session, rows, Options(required, allow_autocommit)))
+    written = await write_through_async(session, rows or [], Options(required, allow_autocommit))
+    return None if rows is None else event_ids_of(rows, written)

@@ -4,8 +4,9 @@ An event that is given no trace context gets the one it is published in, read fr
 already: OpenTelemetry's current span as a W3C `traceparent`; without a span, the correlation id or request id that
 structlog's context variables hold, as `correlation_id=…` or `request_id=…`. Nothing is imported for it.
 
-Invariant: every event of a call is checked here before the first statement. An unknown keyword is a TypeError and never
-passes as an event's field. Looking for a trace never fails a call: an id that is no short plain text is left out.
+Invariant: every event of a call is checked here before the first statement, and with best effort whatever that raises
+is a line in the log. An unknown keyword is a TypeError and never passes as an event's field. Looking for a trace never
+fails a call: an id that is no short plain text is left out, and so is one that cannot be read.
 """
 
 import re
@@ -17,6 +18,7 @@ from uuid import UUID
 
 from outbox_pipeline.errors import PublishError
 from outbox_pipeline.events import Event, EventRow, prepare_event, prepare_events
+from outbox_pipeline.names import shortened
 from outbox_pipeline.publish.steps import give_up
 
 #: What is published: an Event, or a mapping together with an `event_type`.
@@ -55,14 +57,15 @@ _ID = re.compile(r"[!-~]{1,200}")
 
 
 def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> EventRow | None:
-    """Return the row of *event*, None when it is refused and not required.
+    """Return the row of *event*, None when none can be made and it is not required.
 
-    Raises PublishError when it is refused and required, TypeError for an unknown keyword.
+    Raises PublishError when it is refused and required, SettingsError when the environment cannot be read, TypeError
+    for an unknown keyword.
     """
     _refuse_unknown(fields, _ONE)
     try:
         return prepare_event(event, **_with_trace(fields))
-    except PublishError as error:
+    except Exception as error:
         if is_required:
             raise
         give_up(error, _type_of(event, fields), 1)
@@ -70,15 +73,20 @@ def row_of(event: Publishable, fields: EventFields, *, is_required: bool) -> Eve
 
 
 def rows_of(events: Iterable[Publishable], fields: ManyFields, *, is_required: bool) -> list[EventRow] | None:
-    """Return the rows of *events*, None when one of them is refused and they are not required; raises as `row_of`."""
+    """Return the rows of *events*, None when one of them cannot be made and they are not required; raises as `row_of`.
+
+    What the iterable itself raises, with required events, is the caller's own and comes as it is.
+    """
     _refuse_unknown(fields, _MANY)
-    events = list(events)
+    taken: list[Publishable] = []
     try:
-        return _checked_rows(events, fields)
-    except PublishError as error:
+        taken.extend(events)
+        return _checked_rows(taken, fields)
+    except Exception as error:
         if is_required:
             raise
-        give_up(error, _type_of(events[0], fields), len(events))
+        # How many more an iterable that raises would have had, nothing tells.
+        give_up(error, _type_of(taken[0] if taken else None, fields), len(taken) or 1)
         return None
 
 
@@ -104,14 +112,20 @@ def _refuse_unknown(fields: EventFields | ManyFields, known: frozenset[str]) -> 
             raise TypeError(f"{name} is no keyword of this call; it takes {', '.join(sorted(known))}.")
 
 
-def _type_of(event: Publishable, fields: Mapping[str, Any]) -> str | None:
-    named = fields.get("event_type") or getattr(event, "__event_type__", None)
-    return named[:200] if isinstance(named, str) else None
+def _type_of(event: object, fields: Mapping[str, Any]) -> str | None:
+    # Told of an event that could not be read, so nothing of it is called.
+    named = fields.get("event_type")
+    if named is None and issubclass(type(event), Event):
+        named = type(event).__event_type__  # type: ignore[attr-defined]
+    return shortened(str.__str__(named)) if issubclass(type(named), str) else None
 
 
 def current_trace() -> str | None:
-    """Return the trace context of the code that is running, None when there is none."""
-    return _traceparent() or _correlation()
+    """Return the trace context of the code that is running, None when there is none or it cannot be read."""
+    try:
+        return _traceparent() or _correlation()
+    except Exception:  # noqa: BLE001 - the code of other libraries; a trace is no reason for a call to fail
+        return None
 
 
 def _traceparent() -> str | None:
@@ -132,6 +146,7 @@ def _correlation() -> str | None:
     variables = contextvars.get_contextvars()
     for name in CORRELATION_NAMES:
         value = variables.get(name)
-        if value is not None and _ID.fullmatch(str(value)):
-            return f"{name}={value}"
+        text = "" if value is None else str(value)
+        if _ID.fullmatch(text):
+            return f"{name}={text}"
     return None

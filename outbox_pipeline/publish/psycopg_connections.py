@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
-from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -20,12 +20,12 @@ from outbox_pipeline.publish.steps import AsyncDriver, Driver, Reply, Statement
 
 def driver_of(connection: Connection[Any]) -> Driver:
     """Return the driver of *connection*."""
-    return Driver(partial(_execute, connection), (Error,), _is_autocommit(connection))
+    return Driver(partial(_execute, connection), _is_autocommit(connection))
 
 
 def async_driver_of(connection: AsyncConnection[Any]) -> AsyncDriver:
     """Return the driver of *connection*."""
-    return AsyncDriver(partial(_execute_async, connection), (Error,), _is_autocommit(connection))
+    return AsyncDriver(partial(_execute_async, connection), _is_autocommit(connection))
 
 
 def _execute(connection: Connection[Any], statement: Statement) -> Reply:

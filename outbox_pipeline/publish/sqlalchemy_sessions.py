@@ -8,13 +8,9 @@ from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from outbox_pipeline.postgres import tables
 from outbox_pipeline.publish.steps import Driver, Reply, Statement
-
-#: The second is what a connection raises that was found dead by an earlier statement.
-ERRORS = (DBAPIError, PendingRollbackError)
 
 #: SQLAlchemy's names for the two ways it uses psycopg 3.
 _PSYCOPG = ("psycopg", "psycopg_async")
@@ -26,7 +22,7 @@ def driver_of(session: Any) -> Driver:
     if not isinstance(session, Connection):
         # The table tells a session with several databases which one is meant.
         connection = session.connection(bind_arguments={"clause": tables.event})
-    return Driver(partial(_execute, connection), ERRORS, _is_autocommit(connection))
+    return Driver(partial(_execute, connection), _is_autocommit(connection))
 
 
 def _execute(connection: Connection, statement: Statement) -> Reply:

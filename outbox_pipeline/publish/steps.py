@@ -5,9 +5,9 @@ walk the same steps. Nothing here imports a database library.
 
 Three invariants. What the server takes apart is what was put together: a page holding a separator in any of its texts
 is sent event by event instead; JSON allows no control character outside an escape, so only names and traces can. With
-best effort a failure is passed over only after the server has taken the transaction back to the savepoint, which
-proves that connection and transaction are alive; everything else surfaces. Logs have ids and counts, never what an
-event says.
+best effort a failure, whatever it is, is passed over only after the server has taken the transaction back to a
+savepoint, which proves that connection and transaction are alive; everything else surfaces. Logs have ids and counts,
+never what an event says.
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from threading import Lock
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-from outbox_pipeline.errors import NoTransactionError, PublishError
+from outbox_pipeline.errors import NoTransactionError, OutboxError
 from outbox_pipeline.events import EventRow
 from outbox_pipeline.ids import EventId
 from outbox_pipeline.logs import application_log
@@ -38,7 +38,6 @@ _COMPARED = ("event_id", "event_type", "event_context", "metadata_version")
 _IDS_TOLD = 10
 
 Outcome = TypeVar("Outcome")
-Errors = tuple[type[Exception], ...]
 
 
 class Options(NamedTuple):
@@ -64,10 +63,9 @@ class Reply(NamedTuple):
 
 
 class Driver(NamedTuple):
-    """How statements go out over one open connection; `errors` is what `execute` raises when the server refuses."""
+    """How statements go out over one open connection."""
 
     execute: Callable[[Statement], Reply]
-    errors: Errors
     is_autocommit: bool
 
 
@@ -75,7 +73,6 @@ class AsyncDriver(NamedTuple):
     """As Driver, on a connection that is awaited."""
 
     execute: Callable[[Statement], Awaitable[Reply]]
-    errors: Errors
     is_autocommit: bool
 
 
@@ -89,7 +86,8 @@ RELEASE = Statement("RELEASE SAVEPOINT outbox_publish", {})
 def write(driver: Driver, rows: Sequence[EventRow], options: Options) -> Written | None:
     """Write *rows* and return what they were, None when best effort gave them up.
 
-    Raises NoTransactionError on a connection in autocommit, before any statement.
+    Without rows best effort asks nothing but whether the transaction is alive. Raises NoTransactionError on a
+    connection in autocommit, before any statement.
     """
     steps = _steps(driver, rows, options)
     try:
@@ -97,7 +95,7 @@ def write(driver: Driver, rows: Sequence[EventRow], options: Options) -> Written
         while True:
             try:
                 reply = driver.execute(statement)
-            except driver.errors as error:
+            except Exception as error:  # noqa: BLE001 - the steps decide
                 statement = steps.throw(error)
             else:
                 statement = steps.send(reply)
@@ -114,7 +112,7 @@ async def write_async(driver: AsyncDriver, rows: Sequence[EventRow], options: Op
         while True:
             try:
                 reply = await driver.execute(statement)
-            except driver.errors as error:
+            except Exception as error:  # noqa: BLE001 - the steps decide
                 statement = steps.throw(error)
             else:
                 statement = steps.send(reply)
@@ -131,7 +129,7 @@ def _steps(driver: Driver | AsyncDriver, rows: Sequence[EventRow], options: Opti
         )
     if options.is_required:
         return _insertion(rows)
-    return _best_effort(rows, driver.errors, has_savepoint=not driver.is_autocommit)
+    return _best_effort(rows, has_savepoint=not driver.is_autocommit)
 
 
 def _insertion(rows: Sequence[EventRow]) -> Steps[Written | None]:
@@ -154,15 +152,15 @@ def _differing(page: "Page") -> Steps[list[UUID]]:
     return [UUID(event_id) for event_id in ids.split()]
 
 
-def _best_effort(rows: Sequence[EventRow], errors: Errors, *, has_savepoint: bool) -> Steps[Written | None]:
+def _best_effort(rows: Sequence[EventRow], *, has_savepoint: bool) -> Steps[Written | None]:
     # A failing SAVEPOINT surfaces: the transaction had failed before, or the connection is gone.
     if has_savepoint:
         yield SAVEPOINT
     try:
         written = yield from _insertion(rows)
-    except errors as error:
+    except Exception as error:  # noqa: BLE001 - the server tells whether the transaction can go on
         if has_savepoint:
-            yield from _back_to_savepoint(error, errors)
+            yield from _back_to_savepoint(error)
         give_up(error, rows[0].event_type, len(rows))
         return None
     if has_savepoint:
@@ -170,11 +168,11 @@ def _best_effort(rows: Sequence[EventRow], errors: Errors, *, has_savepoint: boo
     return written
 
 
-def _back_to_savepoint(error: Exception, errors: Errors) -> Steps[None]:
+def _back_to_savepoint(error: Exception) -> Steps[None]:
     try:
         yield ROLLBACK
         yield RELEASE
-    except errors as failure:
+    except Exception as failure:
         raise error from failure
 
 
@@ -265,20 +263,23 @@ def not_published_count() -> int:
 def give_up(error: Exception, event_type: str | None, event_count: int) -> None:
     """Count *event_count* events as given up and log why.
 
-    Of a database's error only class and SQLSTATE are said: its words may quote the context.
+    Of an error that is not ours only class and SQLSTATE are said: its words may quote the context.
     """
     global _given_up_count
     with _lock:
         _given_up_count += event_count
+    said, sqlstate = _told(error)
+    application_log().warning(
+        "event_not_published", event_type=event_type, count=event_count, error=said, sqlstate=sqlstate
+    )
+
+
+def _told(error: Exception) -> tuple[str, str | None]:
+    if isinstance(error, OutboxError):
+        return str(error), None
     # SQLAlchemy has the driver's error in `orig`, Django as the cause.
     cause = getattr(error, "orig", None) or error
-    application_log().warning(
-        "event_not_published",
-        event_type=event_type,
-        count=event_count,
-        error=str(error) if isinstance(error, PublishError) else type(cause).__name__,
-        sqlstate=getattr(cause, "sqlstate", None) or _sqlstate_of(cause.__cause__),
-    )
+    return type(cause).__name__, getattr(cause, "sqlstate", None) or _sqlstate_of(cause.__cause__)
 
 
 def _sqlstate_of(cause: BaseException | None) -> str | None:
