@@ -208,12 +208,14 @@ class Lease:
 class LedgerIdentity:
     """Which ledger this is, and the number under which it was adopted by its present instance, 0 for never.
 
-    `open_numbers` are those of its batches that were not processed when this was read.
+    `open_numbers` are those of its batches that were not processed when this was read. `has_elsewhere`: it keeps ids of
+    events that another instance delivered.
     """
 
     ledger_id: UUID
     floor: int
     open_numbers: tuple[int, ...] = ()
+    has_elsewhere: bool = False
 
 
 @dataclass(frozen=True)

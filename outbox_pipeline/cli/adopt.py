@@ -31,7 +31,8 @@ def adopt(
     For a ledger that has stopped and asks for it, also one that was restored in place. Run it on exactly one copy, with
     all others stopped for good: ClickHouse refuses what they insert from then on. What ClickHouse holds under the same
     position and event id is processed from then on; rows it holds of events that do not exist here are reported and
-    never touched. It shows what it found and asks; without a terminal it wants --yes.
+    never touched, and an event that is published again under the id of one is held. It shows what it found and asks;
+    without a terminal it wants --yes.
 
     Example: `outbox adopt --dry-run`
     """
@@ -82,6 +83,8 @@ def _findings(result: "Adoption") -> list[tuple[str, object]]:
             "only in ClickHouse",
             f"{counted(result.strange_rows, 'row')} in {_batches(result.strange_batches)}, left alone",
         ),
+        ("published again here", f"{_events(result.repeated_events)}, to be held and not delivered twice"),
+        ("ids kept of other instances", result.kept_ids),
         ("in ClickHouse twice", _events(result.doubled_events)),
         ("processed here, not whole there", _incomplete(result.incomplete_batches)),
         ("gaps to settle", result.gap_count),

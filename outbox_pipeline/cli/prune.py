@@ -80,6 +80,8 @@ def _facts(done: "Pruned") -> list[tuple[str, Any]]:
         ("oldest kept", done.oldest_kept_at),
         ("seconds", f"{done.seconds:.1f}"),
     ]
+    if done.forgotten_ids:
+        facts.insert(2, ("ids kept of other instances", f"{done.forgotten_ids:,} forgotten"))
     if not done.is_finished:
         facts.append(("not finished", "the next prune goes on"))
     return facts

@@ -3,12 +3,15 @@
 Nothing here changes a row. Answers are streamed block by block; the caller keeps only what it needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.batches import Batch
+from outbox_pipeline.clickhouse.batch_rows import MAX_FOREIGN_STRETCHES
+from outbox_pipeline.clickhouse.client import EventLogClient, in_steps
 
 _BATCHES = """
 SELECT batch_id, count(), min(position), max(position), max(generation), max(loaded_at)
@@ -33,6 +36,20 @@ WHERE source = {source:String} AND batch_id = {batch_id:UUID}
     AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
 """
 
+_FOREIGN_ROWS = f"""
+{_ROWS.strip()}
+    AND arrayExists(
+        (since, until) -> position >= since AND position < until, {{since:Array(UInt64)}}, {{until:Array(UInt64)}}
+    )
+"""
+
+_SHOWN = """
+SELECT DISTINCT event_id
+FROM {table:Identifier}
+WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}
+    AND position IN {positions:Array(UInt64)} AND event_id IN {event_ids:Array(UUID)}
+"""
+
 _FENCED = "SELECT batch_id, max(attempt) FROM {fence:Identifier} WHERE source = {source:String} GROUP BY batch_id"
 
 
@@ -46,6 +63,11 @@ class ShownBatch:
     last_position: int
     generation: int
     loaded_at: datetime
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The first and the last position of its rows."""
+        return self.first_position, self.last_position
 
 
 def shown_batches(client: EventLogClient) -> Iterator[list[ShownBatch]]:
@@ -66,25 +88,35 @@ def counts_of_batches(client: EventLogClient) -> Iterator[dict[UUID, int]]:
         yield {batch_id: int(count) for batch_id, count in block}
 
 
-def shown_rows(client: EventLogClient, shown: ShownBatch, *, up_to: int) -> Iterator[list[tuple[int, UUID]]]:
-    """Yield position and event id of a batch's rows up to a position, in blocks and in no order."""
-    bounds = {"first_position": shown.first_position, "last_position": min(shown.last_position, up_to)}
-    for block in client.blocks(_ROWS, {"batch_id": str(shown.batch_id), **bounds}):
+def shown_rows(client: EventLogClient, batch_id: UUID, bounds: tuple[int, int]) -> Iterator[list[tuple[int, UUID]]]:
+    """Yield position and event id of a batch's rows from one position to another, in blocks and in no order."""
+    for block in client.blocks(_ROWS, _between(batch_id, bounds)):
         yield [(int(position), event_id) for position, event_id in block]
 
 
-def rows_beyond(client: EventLogClient, shown: ShownBatch, *, position: int, limit: int) -> list[tuple[int, UUID]]:
-    """Return position and event id of at most *limit* of a batch's rows above a position, lowest first."""
-    rows = client.rows(
-        f"{_ROWS} ORDER BY position LIMIT {{limit:UInt32}}",
-        {
-            "batch_id": str(shown.batch_id),
-            "first_position": position + 1,
-            "last_position": shown.last_position,
-            "limit": limit,
-        },
-    )
-    return [(int(row["position"]), row["event_id"]) for row in rows]
+def foreign_rows(client: EventLogClient, batch: Batch, shown: ShownBatch) -> Iterator[list[tuple[int, UUID]]]:
+    """Yield position and event id of the rows under a batch's id that are no events of its own, in blocks."""
+    for some in in_steps(batch.foreign_positions, MAX_FOREIGN_STRETCHES):
+        stretches = {"since": [since for since, _ in some], "until": [until for _, until in some]}
+        for block in client.blocks(_FOREIGN_ROWS, _between(shown.batch_id, shown.bounds) | stretches):
+            yield [(int(position), event_id) for position, event_id in block]
+
+
+def which_shown(client: EventLogClient, rows: Iterable[tuple[UUID, int, UUID]]) -> set[UUID]:
+    """Return the event ids of those rows, each a batch, a position and an event id, that stand in the event log."""
+    found: set[UUID] = set()
+    for some in in_steps(rows):
+        parameters = {
+            "batch_ids": sorted({str(batch_id) for batch_id, _, _ in some}),
+            "positions": [position for _, position, _ in some],
+            "event_ids": [str(event_id) for _, _, event_id in some],
+        }
+        found |= {row["event_id"] for row in client.rows(_SHOWN, parameters)}
+    return found
+
+
+def _between(batch_id: UUID, bounds: tuple[int, int]) -> dict[str, Any]:
+    return {"batch_id": str(batch_id), "first_position": bounds[0], "last_position": bounds[1]}
 
 
 def fenced_attempts(client: EventLogClient) -> Iterator[dict[UUID, int]]:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import RowMapping
 from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.stations import Station, in_order, read_stations, run_url, runs_url
+from outbox_pipeline.postgres.elsewhere import read_elsewhere
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import find_batch
 from outbox_pipeline.postgres.overview import read_event_life
@@ -134,7 +135,8 @@ def _loaded(row: TracedRow) -> Station:
 
 def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> list[TracedRow]:
     wanted: dict[str, Any] = {"event_id": str(event_id)}
-    if life is None or life["event_micros"] is None:
+    # Published again, it may have another type or time than the row that another instance delivered.
+    if life is None or life["event_micros"] is None or life["elsewhere"] is not None:
         found = client.rows(_BY_ID, wanted)
     else:
         key = {"event_type": life["event_type"], "event_micros": life["event_micros"]}
@@ -146,6 +148,13 @@ def _rows(client: EventLogClient, event_id: UUID, life: RowMapping | None) -> li
 def _without_event(engine: Engine, settings: Settings, event_id: UUID, *, rows: list[TracedRow]) -> Trace:
     with ledger_transaction(engine) as connection:
         found = find_batch(connection, rows[0].batch_id)
+        kept = read_elsewhere(connection, event_id)
+    if kept is not None:
+        said = (
+            "The outbox does not hold this event: another instance of this ledger delivered it, as was learned when "
+            f"this one was adopted on {kept[1]:%Y-%m-%d}."
+        )
+        return Trace(event_id, "gone", said, rows=rows)
     if found is None:
         said = "The outbox does not hold this event, and the ledger does not know its batch: another database sent it."
         return Trace(event_id, "gone", said, rows=rows)
@@ -183,6 +192,8 @@ def _batch(batch: Mapping[str, Any], ui_url: str | None) -> TracedBatch:
 
 
 def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow]) -> str:
+    if life["elsewhere"] is not None and any(row.batch_id == life["elsewhere"] for row in rows):
+        return _explain_repeated(life, rows)
     if rows:
         return _explain_rows(life, rows)
     match life["status"]:
@@ -200,6 +211,18 @@ def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow])
             return _explain_pending(life)
         case _:
             return f"Its batch is on the way. {_error(batch)}".strip()
+
+
+def _explain_repeated(life: RowMapping, rows: list[TracedRow]) -> str:
+    said = f"Another instance of this ledger delivered it in batch {life['elsewhere']}"
+    if life["status"] == "processed":
+        return f"{said}, and it was delivered here as well: ClickHouse has {len(rows)} rows of it."
+    said += ", and it was published here again"
+    if life["status"] == "held":
+        return f"{said}: it is held, so that it is not delivered twice, until somebody discards it."
+    if life["status"] in _SETTLED:
+        return f"{said} and {life['status']}; ClickHouse has it once."
+    return f"{said}: it will be held, so that it is not delivered twice."
 
 
 def _explain_rows(life: RowMapping, rows: list[TracedRow]) -> str:

@@ -2,14 +2,13 @@
 
 The old instance, which went on, delivered events that are still pending here. ClickHouse knows them: what stands there
 under the same position and the same event id as here is delivered, and becomes a batch of this ledger; what does not is
-reported and never touched.
+reported and never touched. Its ids are kept, so that an event that is published again under one of them is held.
 
 Invariant: everything in the ledger happens in one transaction, identity last. Until it commits the ledger stays
 stopped. What is written to ClickHouse before that refuses inserts of all instances, and comes first: once those that
 had begun have ended, what ClickHouse shows is all that was ever delivered without this ledger's knowledge.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
@@ -20,7 +19,7 @@ from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.clickhouse.batch_contents import (
     ShownBatch,
     fenced_attempts,
-    rows_beyond,
+    foreign_rows,
     shown_batches,
     shown_rows,
 )
@@ -33,7 +32,7 @@ from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
 from outbox_pipeline.operations.running_inserts import wait_for_inserts
 from outbox_pipeline.postgres import adopt as adoption
-from outbox_pipeline.postgres import cut
+from outbox_pipeline.postgres import cut, elsewhere
 from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
@@ -70,7 +69,9 @@ class Adoption:
     those of them that ClickHouse does not show whole, left to a run. `withdrawn_batches`: frozen here with events among
     those, not sent, and taken back. `raised_batches`: batches whose attempt or generation the old instance had carried
     further. `incomplete_batches`: processed here, but ClickHouse shows fewer rows or none; a replay delivers them
-    again. `strange_*`: rows of unknown batches that match no event here. `doubled_*`: events that another batch here
+    again. `strange_*`: rows of unknown batches whose events are not here. `repeated_events`: events here that stand
+    there at another position, because they were published again; they are held. `kept_ids`: ids of events there that
+    are not here at the same position, which the ledger keeps from now on. `doubled_*`: events that another batch here
     delivers as well. `gap_count`: gaps that later cuts settle. `sequence_*`: where the sequence stood and stands.
     `last_loaded_at`: the newest row of an unknown batch.
     """
@@ -86,6 +87,8 @@ class Adoption:
     strange_batches: int = 0
     strange_rows: int = 0
     strange_samples: list[UnmatchedRow] = field(default_factory=list)
+    repeated_events: int = 0
+    kept_ids: int = 0
     doubled_events: int = 0
     doubled_samples: list[UUID] = field(default_factory=list)
     gap_count: int = 0
@@ -98,13 +101,15 @@ class Adoption:
 class _Scan:
     """What one pass over the event log leaves to look into; grows with the batches that are not as this ledger says.
 
-    `sent`: open batches of this ledger with rows there.
+    `sent`: open batches of this ledger with rows there. `mixed`: those under whose ids there are rows of events that it
+    did not have when it was adopted before.
     """
 
     unknown: dict[UUID, ShownBatch] = field(default_factory=dict)
     further: dict[UUID, int] = field(default_factory=dict)
     fenced: dict[UUID, int] = field(default_factory=dict)
     sent: set[UUID] = field(default_factory=set)
+    mixed: list[ShownBatch] = field(default_factory=list)
     incomplete_count: int = 0
     highest_position: int = 0
 
@@ -176,7 +181,8 @@ def _adopt(connection: Connection, stores: Stores, conditions: LedgerConditions,
     scan = _scan(connection, stores.client)
     result = _stage_unknown(connection, stores.client, scan)
     withdrawn_count = _withdraw(connection, stores.client, scan, dry_run=dry_run)
-    doubled = adoption.disown_settled(connection)
+    doubled = adoption.disown_settled(connection) + elsewhere.settle_repeated(connection)
+    repeated_count = elsewhere.restart_repeated(connection)
     gap_count = adoption.release_positions(connection, keep_holders=conditions.is_own_cluster)
     raised_count = _catch_up(connection, stores.client, scan)
     staged = adoption.read_staged(connection)
@@ -190,6 +196,8 @@ def _adopt(connection: Connection, stores: Stores, conditions: LedgerConditions,
         unfinished_batches=len(unfinished),
         withdrawn_batches=withdrawn_count,
         raised_batches=raised_count,
+        repeated_events=repeated_count,
+        kept_ids=elsewhere.count_new(connection) if dry_run else elsewhere.keep(connection),
         doubled_events=len(doubled),
         doubled_samples=[event_id for _, event_id in doubled[:MAX_SAMPLES]],
         gap_count=gap_count,
@@ -212,6 +220,8 @@ def _sort(scan: _Scan, shown: ShownBatch, known: adoption.KnownBatch | None) -> 
     if known is None:
         scan.unknown[shown.batch_id] = shown
         return
+    if known.has_foreign:
+        scan.mixed.append(shown)
     if known.status != BatchStatus.PROCESSED:
         scan.sent.add(shown.batch_id)
     if shown.generation > known.generation:
@@ -221,34 +231,25 @@ def _sort(scan: _Scan, shown: ShownBatch, known: adoption.KnownBatch | None) -> 
 
 
 def _stage_unknown(connection: Connection, client: EventLogClient, scan: _Scan) -> Adoption:
+    """Compare every row that is of no batch of this ledger with the events here, and gather the ids of the others."""
     highest = adoption.highest_position(connection)
-    samples: list[UnmatchedRow] = []
-    strange_batches = strange_rows = 0
     for shown in scan.unknown.values():
-        limit = max(0, MAX_SAMPLES - len(samples))
-        found = list(_stage_batch(connection, client, shown=shown, up_to=highest, limit=limit))
-        samples += [UnmatchedRow(position, event_id, shown.batch_id) for position, event_id in found]
-        strange = shown.row_count - adoption.drop_unmatched(connection, shown.batch_id)
-        strange_rows += strange
-        strange_batches += strange > 0
+        for rows in shown_rows(client, shown.batch_id, shown.bounds):
+            adoption.stage_rows(connection, shown.batch_id, rows, up_to=highest)
+        adoption.drop_unmatched(connection, shown.batch_id)
+    for shown in scan.mixed:
+        batch = read_batch(connection, shown.batch_id)
+        for rows in foreign_rows(client, batch, shown):
+            elsewhere.gather_foreign(connection, shown.batch_id, rows)
+    elsewhere.find_repeated(connection)
+    strange = elsewhere.read_strange(connection, limit=MAX_SAMPLES)
     return Adoption(
-        strange_batches=strange_batches,
-        strange_rows=strange_rows,
-        strange_samples=samples[:MAX_SAMPLES],
+        strange_batches=strange.batch_count,
+        strange_rows=strange.row_count,
+        strange_samples=[UnmatchedRow(*sample) for sample in strange.samples],
         incomplete_batches=scan.incomplete_count,
         last_loaded_at=max((shown.loaded_at for shown in scan.unknown.values()), default=None),
     )
-
-
-def _stage_batch(
-    connection: Connection, client: EventLogClient, *, shown: ShownBatch, up_to: int, limit: int
-) -> Iterator[tuple[int, UUID]]:
-    """Stage the rows that may stand here, and yield some that do not; no event here lies beyond *up_to*."""
-    if shown.first_position <= up_to:
-        for rows in shown_rows(client, shown, up_to=up_to):
-            yield from adoption.stage_rows(connection, shown.batch_id, rows, limit=limit)
-    if shown.last_position > up_to and limit > 0:
-        yield from rows_beyond(client, shown, position=up_to, limit=limit)
 
 
 def _withdraw(connection: Connection, client: EventLogClient, scan: _Scan, *, dry_run: bool) -> int:

@@ -22,6 +22,7 @@ from outbox_pipeline.batches import Batch
 from outbox_pipeline.clickhouse.fences import FIRST, drop_fences, old_fences
 from outbox_pipeline.clickhouse.witness import drop_cuts
 from outbox_pipeline.logs import log
+from outbox_pipeline.postgres import elsewhere
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.conditions import require_own_cluster
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -43,6 +44,7 @@ _REST = 4.0
 _BATCHES_A_LOOK = 100
 _DISCARDED_A_STEP = 5_000
 _FENCES_A_STEP = 500
+_IDS_A_STEP = 5_000
 
 
 class Reason(StrEnum):
@@ -75,6 +77,7 @@ class Pruned:
 
     `discarded`: events that were discarded or replaced in quarantine. `fences`: batches whose rows in ClickHouse's
     fence table went. `is_finished` is False when the time was up or too many batches were refused before the end.
+    `forgotten_ids`: ids of events that another instance delivered, which an adoption had kept.
     `oldest_kept_at`: when the oldest event of a batch that still has its events was recorded.
     """
 
@@ -84,6 +87,7 @@ class Pruned:
     events: int = 0
     discarded: int = 0
     fences: int = 0
+    forgotten_ids: int = 0
     skipped: tuple[Skipped, ...] = ()
     is_finished: bool = True
     oldest_kept_at: datetime | None = None
@@ -158,12 +162,16 @@ def _steps(stores: Stores, age: _Age, *, dry_run: bool) -> Iterator[Pruned]:
     if not dry_run:
         batches = (_prune_one(stores, batch, age) for batch in _old_batches(stores, age))
         discarded, fences = _prune_discarded(stores, age), _clean_fence(stores, age)
-        yield from _rested(chain(batches, discarded, fences, _clean_witness(stores, age)))
+        yield from _rested(chain(batches, discarded, fences, _clean_witness(stores, age), _forget_ids(stores, age)))
         return
     for batch in _old_batches(stores, age):
         yield _look_at(stores, batch, age.days)
     with ledger_transaction(stores.engine) as connection:
-        yield Pruned(age.days, discarded=store.count_old_discarded(connection, now=age.now, days=age.days))
+        yield Pruned(
+            age.days,
+            discarded=store.count_old_discarded(connection, now=age.now, days=age.days),
+            forgotten_ids=elsewhere.count_old(connection, now=age.now, days=age.days),
+        )
 
 
 def _rested(steps: Iterator[Pruned]) -> Iterator[Pruned]:
@@ -281,6 +289,15 @@ def _clean_witness(stores: Stores, age: _Age) -> Iterator[Pruned]:
     yield Pruned(age.days)
 
 
+def _forget_ids(stores: Stores, age: _Age) -> Iterator[Pruned]:
+    count = _IDS_A_STEP
+    while count == _IDS_A_STEP:
+        with ledger_transaction(stores.engine) as connection:
+            require_own_cluster(connection)
+            count = elsewhere.prune_elsewhere(connection, now=age.now, days=age.days, limit=_IDS_A_STEP)
+        yield Pruned(age.days, forgotten_ids=count)
+
+
 def _plus(result: Pruned, done: Pruned) -> Pruned:
     return replace(
         result,
@@ -288,5 +305,6 @@ def _plus(result: Pruned, done: Pruned) -> Pruned:
         events=result.events + done.events,
         discarded=result.discarded + done.discarded,
         fences=result.fences + done.fences,
+        forgotten_ids=result.forgotten_ids + done.forgotten_ids,
         skipped=result.skipped + done.skipped,
     )

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, text, update
 
 from outbox_pipeline.batches import BatchStatus, Proof
-from outbox_pipeline.postgres import cut
+from outbox_pipeline.postgres import cut, elsewhere
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, event
 
@@ -27,6 +27,7 @@ class KnownBatch:
     status: BatchStatus
     generation: int
     accepted_count: int | None
+    has_foreign: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class StagedBatch:
 
 
 def create_stage(connection: Connection) -> None:
-    """Create the temporary table of this transaction, and lift the limits that a sensor's tick needs and this does not.
+    """Create temporary tables for this transaction, and lift the limits that a sensor's tick needs and this does not.
 
     The transaction waits for ClickHouse, and its sets grow with what the old instance delivered.
     """
@@ -58,16 +59,20 @@ def create_stage(connection: Connection) -> None:
     )
     connection.execute(text("CREATE INDEX ON pg_temp.shown_row (position)"))
     connection.execute(text("CREATE INDEX ON pg_temp.shown_row (batch_id)"))
+    elsewhere.create_gathering(connection)
 
 
 def read_known(connection: Connection, batch_ids: list[UUID]) -> dict[UUID, KnownBatch]:
     """Return those of the batches that this ledger knows. Changes nothing."""
     statement = text(
-        "SELECT batch_id, status, generation, accepted_count FROM outbox.batch"
-        " WHERE batch_id = ANY (CAST(:batch_ids AS uuid[]))"
+        "SELECT batch_id, status, generation, accepted_count, NOT isempty(foreign_positions) AS has_foreign"
+        " FROM outbox.batch WHERE batch_id = ANY (CAST(:batch_ids AS uuid[]))"
     )
     rows = connection.execute(statement, {"batch_ids": batch_ids})
-    return {row.batch_id: KnownBatch(BatchStatus(row.status), row.generation, row.accepted_count) for row in rows}
+    return {
+        row.batch_id: KnownBatch(BatchStatus(row.status), row.generation, row.accepted_count, row.has_foreign)
+        for row in rows
+    }
 
 
 def count_delivered(connection: Connection) -> int:
@@ -78,26 +83,29 @@ def count_delivered(connection: Connection) -> int:
     )
 
 
-def stage_rows(
-    connection: Connection, batch_id: UUID, rows: Sequence[tuple[int, UUID]], *, limit: int
-) -> list[tuple[int, UUID]]:
-    """Stage rows of a batch that this ledger does not know; return at most *limit* that are no events here."""
+def stage_rows(connection: Connection, batch_id: UUID, rows: Sequence[tuple[int, UUID]], *, up_to: int) -> None:
+    """Stage rows of a batch that this ledger does not know, and gather the ids of those that are no events here.
+
+    No event here lies beyond *up_to*.
+    """
     parameters = {
         "batch_id": batch_id,
         "positions": [position for position, _ in rows],
         "event_ids": [event_id for _, event_id in rows],
-        "limit": limit,
+        "up_to": up_to,
     }
-    return [(row.position, row.event_id) for row in connection.execute(query("stage_rows"), parameters)]
+    connection.execute(query("stage_rows"), parameters)
 
 
-def drop_unmatched(connection: Connection, batch_id: UUID) -> int:
-    """Take a batch of which no event stands here out of the stage; return how many of its rows do match."""
-    matched = text("SELECT count(*) FROM pg_temp.shown_row WHERE batch_id = :batch_id AND is_ours")
-    count = connection.scalar(matched, {"batch_id": batch_id}) or 0
-    if count == 0:
-        connection.execute(text("DELETE FROM pg_temp.shown_row WHERE batch_id = :batch_id"), {"batch_id": batch_id})
-    return count
+def drop_unmatched(connection: Connection, batch_id: UUID) -> None:
+    """Take a batch of which no event stands here out of the stage."""
+    connection.execute(
+        text(
+            "DELETE FROM pg_temp.shown_row WHERE batch_id = :batch_id AND NOT EXISTS ("
+            "SELECT FROM pg_temp.shown_row WHERE batch_id = :batch_id AND is_ours)"
+        ),
+        {"batch_id": batch_id},
+    )
 
 
 def lock_open(connection: Connection) -> None:

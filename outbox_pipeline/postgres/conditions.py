@@ -23,7 +23,8 @@ class LedgerConditions:
     """What the ledger found about itself, its cluster and its table.
 
     `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
-    `has_former`: some of the unclaimed positions were in a batch that was split.
+    `has_former`: some of the unclaimed positions were in a batch that was split. `has_elsewhere`: ids are kept of
+    events that another instance delivered.
     """
 
     unclaimed: str
@@ -33,6 +34,7 @@ class LedgerConditions:
     witness_floor: int
     open_numbers: list[int]
     has_former: bool
+    has_elsewhere: bool
     is_own_cluster: bool
     can_read_sequence: bool
     last_drawn: int
@@ -49,7 +51,7 @@ class LedgerConditions:
     @property
     def identity(self) -> LedgerIdentity:
         """Which ledger this is."""
-        return LedgerIdentity(self.ledger_id, self.witness_floor, tuple(self.open_numbers))
+        return LedgerIdentity(self.ledger_id, self.witness_floor, tuple(self.open_numbers), self.has_elsewhere)
 
 
 def read_conditions(connection: Connection) -> LedgerConditions:

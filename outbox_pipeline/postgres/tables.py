@@ -130,3 +130,12 @@ watermark = Table(
     Column("observed_at", DateTime(timezone=True), nullable=False),
     Column("holders", JSONB, nullable=False),
 )
+
+delivered_elsewhere = Table(
+    "delivered_elsewhere",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("adopted_at", DateTime(timezone=True), nullable=False),
+)

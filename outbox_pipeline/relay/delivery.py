@@ -26,6 +26,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events, reading_seconds
 from outbox_pipeline.postgres.watchdog import client_limit
 from outbox_pipeline.relay.answers import is_owed_to_views, raise_for_view
+from outbox_pipeline.relay.elsewhere import find_already_delivered
 from outbox_pipeline.relay.heartbeat import Heartbeat
 from outbox_pipeline.relay.known_bytes import require_known_bytes, send_known_bytes
 from outbox_pipeline.relay.points import Point, announce
@@ -83,7 +84,7 @@ class Delivery:
             return leases.read_batch(connection, self.lease.batch_id)
 
     def prepare(self) -> None:
-        """Extract, validate and encode: all that needs no ClickHouse. Afterwards the events are not in memory."""
+        """Extract, validate and encode: all that needs no ClickHouse, or next to none. Then no event is in memory."""
         self.extract()
         self.validate()
         batch = self.batch()
@@ -115,13 +116,19 @@ class Delivery:
     def validate(self) -> Validated:
         """Decide which events are accepted and freeze that with the proof, once for a batch.
 
-        An earlier attempt's decision stands: a deploy in between must not change what is sent under the same token.
+        An earlier attempt's decision stands: a deploy in between must not change what is sent under the same token. In
+        an adopted ledger, events that another instance has delivered are rejected too; ClickHouse is asked then.
         """
         batch, was_frozen = self.batch(), True
         if not batch.is_frozen:
             was_frozen = False
             rejections = validate_events(self._table(), Rules.from_settings(self.stores.settings))
             rejected = {item.position: [str(reason) for reason in item.reasons] for item in rejections}
+            if self.identity.has_elsewhere:
+                for position, reason in find_already_delivered(
+                    self.stores.client, self._ledger, batch.batch_id
+                ).items():
+                    rejected.setdefault(position, []).append(reason)
             proof = proof_of_table(without_positions(self._table(), rejected))
             announce(Point.VALIDATED)
             with self._ledger() as connection:

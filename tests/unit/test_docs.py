@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from outbox_pipeline.batches import MOVES
 from outbox_pipeline.relay.delivery import REFUSED_BY_CLICKHOUSE
+from outbox_pipeline.relay.elsewhere import ALREADY_DELIVERED
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.validation import Reason
 from tests.fixtures.pages import COMMANDS, ROOT, fences, read, without_fences
@@ -158,7 +159,8 @@ def test_every_reason_is_documented() -> None:
     page = ROOT / "docs" / "publishing.md"
     text = read(page).partition("## Quarantine\n")[2]
 
-    assert [match["name"] for match in _ROW.finditer(text)] == [*map(str, Reason), REFUSED_BY_CLICKHOUSE]
+    found = [match["name"] for match in _ROW.finditer(text)]
+    assert found == [*map(str, Reason), ALREADY_DELIVERED, REFUSED_BY_CLICKHOUSE]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

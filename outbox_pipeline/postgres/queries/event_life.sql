@@ -6,6 +6,7 @@ SELECT event.position, event.event_type, event.environment, event.recorded_at, e
            THEN (extract(epoch FROM event.event_date_time) * 1000000)::bigint END AS event_micros,
        place.status, batch.batch_id, batch.status AS batch_status, batch.attempt, batch.generation, batch.run_id,
        batch.processed_at, batch.last_error, coalesce(place.reasons, '{}') AS reasons,
+       (SELECT batch_id FROM outbox.delivered_elsewhere WHERE delivered_elsewhere.event_id = event.event_id) AS elsewhere,
        EXISTS (SELECT FROM outbox.unclaimed WHERE positions @> event.position) AS is_unclaimed,
        (SELECT gap_id FROM outbox.gap WHERE positions @> event.position LIMIT 1) AS gap_id
 FROM outbox.event

@@ -16,6 +16,7 @@ SELECT (SELECT range_agg(stretch)::text
        ARRAY(SELECT cut_number FROM outbox.batch WHERE status <> 'processed' AND cut_number IS NOT NULL) AS open_numbers,
        EXISTS (SELECT FROM outbox.batch WHERE former_positions IS NOT NULL AND former_positions && unclaimed.positions)
            AS has_former,
+       EXISTS (SELECT FROM outbox.delivered_elsewhere) AS has_elsewhere,
        unclaimed.system_identifier = control.system_identifier
            AND unclaimed.database_oid = database.oid
            -- Where the server does not tell its timeline, or did not when the ledger was made, ClickHouse is the witness.
@@ -33,11 +34,12 @@ SELECT (SELECT range_agg(stretch)::text
        EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox.event'::regclass) AS has_children,
        EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = 'outbox.event'::regclass) AS is_subscribed,
        current_user AS role_name,
-       -- Of unclaimed and batch, which this statement reads, PostgreSQL raises instead.
+       -- Of unclaimed, batch and delivered_elsewhere, which this statement reads, PostgreSQL raises instead.
        ARRAY(
            SELECT relname::text FROM pg_class
            WHERE relnamespace = 'outbox'::regnamespace AND row_security_active(oid)
-               AND relname IN ('event', 'unclaimed', 'gap', 'batch', 'quarantined_event', 'watermark', 'schema_version')
+               AND relname IN ('event', 'unclaimed', 'gap', 'batch', 'quarantined_event', 'watermark', 'schema_version',
+                                'delivered_elsewhere')
            ORDER BY relname
        ) AS hidden_tables
 FROM outbox.unclaimed, pg_control_system() AS control, outbox.told_timeline() AS server (timeline),

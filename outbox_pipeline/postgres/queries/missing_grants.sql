@@ -13,6 +13,7 @@ needed (nth, relation, privilege) AS (
         ('gap', 'SELECT'), ('gap', 'INSERT'), ('gap', 'DELETE'),
         ('batch', 'SELECT'), ('batch', 'INSERT'), ('batch', 'UPDATE'), ('batch', 'DELETE'),
         ('quarantined_event', 'SELECT'), ('quarantined_event', 'INSERT'), ('quarantined_event', 'UPDATE'),
+        ('delivered_elsewhere', 'SELECT'), ('delivered_elsewhere', 'INSERT'), ('delivered_elsewhere', 'DELETE'),
         ('event_status', 'SELECT'), ('schema_version', 'SELECT')
     ) AS list (relation, privilege)
 ),

@@ -4,6 +4,7 @@ SELECT current_user AS role_name,
        ARRAY(
            SELECT relname::text FROM pg_class
            WHERE relnamespace = to_regnamespace('outbox') AND row_security_active(oid)
-               AND relname IN ('event', 'unclaimed', 'gap', 'batch', 'quarantined_event', 'watermark', 'schema_version')
+               AND relname IN ('event', 'unclaimed', 'gap', 'batch', 'quarantined_event', 'watermark', 'schema_version',
+                                'delivered_elsewhere')
            ORDER BY relname
        ) AS hidden_tables

@@ -1,13 +1,13 @@
--- Keep rows that ClickHouse shows, each with whether the same event stands at the same position here. Returns some that do not.
-WITH staged AS (
-    INSERT INTO pg_temp.shown_row (batch_id, position, is_ours)
-    SELECT :batch_id, shown.position, event.position IS NOT NULL
+-- Keep rows of a batch that this ledger does not know: those that may stand here, each with whether the same event is at the
+-- same position, and of all others the ids.
+WITH shown AS MATERIALIZED (
+    SELECT shown.position, shown.event_id, event.position IS NOT NULL AS is_ours
     FROM unnest(CAST(:positions AS bigint[]), CAST(:event_ids AS uuid[])) AS shown (position, event_id)
     LEFT JOIN outbox.event ON event.position = shown.position AND event.event_id = shown.event_id
-    RETURNING position, is_ours
+),
+staged AS (
+    INSERT INTO pg_temp.shown_row (batch_id, position, is_ours)
+    SELECT :batch_id, position, is_ours FROM shown WHERE position <= :up_to
 )
-SELECT shown.position, shown.event_id
-FROM unnest(CAST(:positions AS bigint[]), CAST(:event_ids AS uuid[])) AS shown (position, event_id)
-JOIN staged ON staged.position = shown.position AND NOT staged.is_ours
-ORDER BY shown.position
-LIMIT :limit
+INSERT INTO pg_temp.elsewhere (event_id, batch_id, position, is_foreign)
+SELECT event_id, :batch_id, position, false FROM shown WHERE NOT is_ours
