@@ -18,8 +18,10 @@ from outbox_pipeline.clickhouse.proof import SUMS, hashed_rows, proof_of_row
 #: Above this much memory a grouping goes on in files of the server.
 _SPILL_BYTES = 200_000_000
 
-#: Rows of an unknown batch that are looked for under other batches.
+#: Rows of a batch whose events are looked for under other batches.
 SAMPLE_ROWS = 1000
+#: Batches that are told of one event.
+_MAX_BATCHES = 20
 
 _BATCHES = """
 source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}
@@ -56,15 +58,18 @@ GROUP BY batch_id, day
 ORDER BY batch_id, day
 """
 
-_COPIES = """
-SELECT count() AS row_count
+_SAMPLE = """
+SELECT batch_id, event_id
 FROM {table:Identifier}
-WHERE source = {source:String} AND batch_id != {batch_id:UUID}
-    AND position BETWEEN {first_position:UInt64} AND {last_position:UInt64}
-    AND (position, event_id) IN (
-        SELECT position, event_id FROM {table:Identifier}
-        WHERE source = {source:String} AND batch_id = {batch_id:UUID} LIMIT {limit:UInt32}
-    )
+WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}
+LIMIT {limit:UInt32} BY batch_id
+"""
+
+_BATCHES_WITH = """
+SELECT event_id, groupUniqArray({limit:UInt32})(batch_id)
+FROM {table:Identifier}
+WHERE source = {source:String} AND event_id IN {event_ids:Array(UUID)}
+GROUP BY event_id
 """
 
 
@@ -131,15 +136,25 @@ def unknown_rows(client: EventLogClient, batch_ids: Sequence[UUID]) -> list[Unkn
     ]
 
 
-def count_copies(client: EventLogClient, rows: UnknownRows) -> int:
-    """Return how many rows of other batches are the same events as a sample of these: those stand twice."""
-    parameters = {
-        "batch_id": str(rows.batch_id),
-        "first_position": rows.first_position,
-        "last_position": rows.last_position,
-        "limit": SAMPLE_ROWS,
-    }
-    return int(client.rows(_COPIES, parameters)[0]["row_count"])
+def sample_ids(client: EventLogClient, batch_ids: Sequence[UUID]) -> dict[UUID, set[UUID]]:
+    """Return the ids of up to `SAMPLE_ROWS` events under each of these batch ids."""
+    found: dict[UUID, set[UUID]] = {}
+    for some in in_steps(batch_ids):
+        parameters = {"batch_ids": [str(batch_id) for batch_id in some], "limit": SAMPLE_ROWS}
+        for block in client.blocks(_SAMPLE, parameters):
+            for batch_id, event_id in block:
+                found.setdefault(batch_id, set()).add(event_id)
+    return found
+
+
+def batches_with(client: EventLogClient, event_ids: Collection[UUID]) -> dict[UUID, set[UUID]]:
+    """Return the batches under whose ids each of these events stands, wherever: one scan of the ids a thousand."""
+    found: dict[UUID, set[UUID]] = {}
+    for some in in_steps(event_ids):
+        parameters = {"event_ids": [str(event_id) for event_id in some], "limit": _MAX_BATCHES}
+        for block in client.blocks(_BATCHES_WITH, parameters):
+            found |= {event_id: set(batch_ids) for event_id, batch_ids in block}
+    return found
 
 
 def _rows(

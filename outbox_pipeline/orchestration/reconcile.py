@@ -134,7 +134,7 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
     for sentence in [] if repaired is None else repaired.left:
         context.log.warning(sentence)
     for rows in found.unknown:
-        context.log.warning(rows.sentence(pipeline.stores.client.table, pipeline.stores.client.source))
+        context.log.warning(rows.sentence)
     context.add_output_metadata(of_reconciled(found, repaired))
 
 

@@ -93,6 +93,21 @@ def read_processed(connection: Connection, batch_ids: Collection[UUID]) -> list[
     return read_batches(connection, batch.c.batch_id.in_(batch_ids) & (batch.c.status == BatchStatus.PROCESSED))
 
 
+def which_processed(connection: Connection, batch_ids: Collection[UUID]) -> set[UUID]:
+    """Return those of the batches that this ledger has delivered, and that were not split."""
+    statement = text(
+        "SELECT batch_id FROM outbox.batch WHERE status = 'processed' AND former_positions IS NULL"
+        " AND batch_id = ANY (CAST(:batch_ids AS uuid[]))"
+    )
+    return set(connection.execute(statement, {"batch_ids": list(batch_ids)}).scalars())
+
+
+def which_here(connection: Connection, event_ids: Collection[UUID]) -> set[UUID]:
+    """Return those of the event ids under which an event is in the outbox, whatever became of it."""
+    statement = text("SELECT event_id FROM outbox.event WHERE event_id = ANY (CAST(:event_ids AS uuid[]))")
+    return set(connection.execute(statement, {"event_ids": list(event_ids)}).scalars())
+
+
 def read_stretches(connection: Connection, batch_id: UUID) -> list[tuple[int, int]]:
     """Return the half-open stretches of a batch's positions, in order."""
     statement = text(

@@ -38,6 +38,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.split import Split
 from outbox_pipeline.stores import Stores
+from tests.fixtures.breakage import change, copy_rows
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
@@ -412,20 +413,22 @@ def test_every_procedure_knows_a_split_batch(stores: Stores) -> None:
 
 
 def test_rows_of_a_split_batch_are_named(stores: Stores) -> None:
-    """None may be there: one that somebody wrote is a double, and the comparison says how to remove it."""
+    """None may be there: the comparison says how to remove what stands under another batch too, and nothing else."""
     batch_id, _ = split(stores)
     relay(stores, until_empty=True)
-    stores.client.run(
-        "INSERT INTO {table:Identifier} SELECT * REPLACE ({batch_id:UUID} AS batch_id) FROM {table:Identifier} LIMIT 1",
-        {"batch_id": str(batch_id)},
-    )
+    copy_rows(stores.client, batch_id, "position = 1", replaced="{batch_id:UUID} AS batch_id")
+    other = "{batch_id:UUID} AS batch_id, generateUUIDv4() AS event_id, position + 5000 AS position"
+    copy_rows(stores.client, batch_id, "position = 2", replaced=other)
 
     found = reconcile(stores)
     left = repair(stores, found).left
 
     assert [item.batch.batch_id for item in found.differences] == [batch_id]
     assert len(left) == 1
-    assert f"these rows are doubles: remove them with ALTER TABLE … DELETE WHERE batch_id = '{batch_id}'" in left[0]
+    removal = left[0].rpartition(": ")[2].rstrip(".").replace("event_log", "{table:Identifier}")
+    change(stores.client, removal, batch_id)
+    (again,) = reconcile(stores).differences
+    assert (again.found, "leave these rows" in again.sentence, "DELETE" in again.sentence) == (1, True, False)
 
 
 def test_a_release_that_does_not_know_it_takes_it_for_done(stores: Stores) -> None:

@@ -66,7 +66,7 @@ def _held(stores: Stores, batches: Sequence[Batch]) -> list[HeldType]:
 def _late(stores: Stores, batches: Sequence[Batch], rows: Sequence[HeldType]) -> list[LateEvents]:
     known = {batch.batch_id: batch for batch in batches}
     suspects = {row.batch_id for row in rows if row.late_count}
-    foreign = {batch_id for batch_id in suspects if not _holds_its_own(stores, known[batch_id])}
+    foreign = {batch_id for batch_id in suspects if not holds_its_own(stores, known[batch_id])}
     return [
         LateEvents(row.batch_id, known[row.batch_id].recorded_on, row.late_count)
         for row in rows
@@ -74,7 +74,7 @@ def _late(stores: Stores, batches: Sequence[Batch], rows: Sequence[HeldType]) ->
     ]
 
 
-def _holds_its_own(stores: Stores, batch: Batch) -> bool:
+def holds_its_own(stores: Stores, batch: Batch) -> bool:
     """Tell whether outbox.event holds the very events that were proved: then only a clock was set back meanwhile."""
     if batch.pruned_at is not None:
         return False

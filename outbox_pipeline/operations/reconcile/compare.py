@@ -15,9 +15,10 @@ from uuid import UUID
 
 from outbox_pipeline.batches import Batch, BatchStatus, Proof
 from outbox_pipeline.clickhouse.batch_contents import shown_batches
-from outbox_pipeline.clickhouse.reconcile import count_copies, shown_proofs, unknown_rows
+from outbox_pipeline.clickhouse.reconcile import shown_proofs, unknown_rows
 from outbox_pipeline.days import ALL_DAYS, Window
 from outbox_pipeline.operations.reconcile.by_type import compare_types, late_events
+from outbox_pipeline.operations.reconcile.copies import Copies, find_copies, removal
 from outbox_pipeline.operations.reconcile.examine import examine
 from outbox_pipeline.operations.reconcile.findings import (
     DayTotals,
@@ -129,6 +130,8 @@ def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Find
     difference = Difference(batch, expected=batch.proof.row_count, found=found.row_count)
     if len(findings.differences) < MAX_EXAMINED:
         difference = examine(stores, difference, found)
+        if difference.is_split:
+            difference = replace(difference, remedy=_remedy_of_split(stores, batch.batch_id))
     findings.differences.append(difference)
 
 
@@ -184,8 +187,25 @@ def _sweep(stores: Stores) -> tuple[list[UUID], set[UUID]]:
 
 
 def _described(stores: Stores, batch_ids: Sequence[UUID]) -> Iterator[UnknownBatch]:
-    for rows in unknown_rows(stores.client, batch_ids) if batch_ids else ():
-        yield UnknownBatch(**vars(rows), copies=count_copies(stores.client, rows))
+    if not batch_ids:
+        return
+    found = find_copies(stores, batch_ids)
+    for rows in unknown_rows(stores.client, batch_ids):
+        copies = found.get(rows.batch_id, Copies())
+        yield UnknownBatch(
+            **vars(rows),
+            copies=copies.delivered,
+            elsewhere=copies.sentence,
+            removal=removal(stores.client, rows.batch_id, copies) if copies.batches else "",
+        )
+
+
+def _remedy_of_split(stores: Stores, batch_id: UUID) -> str:
+    copies = find_copies(stores, [batch_id]).get(batch_id, Copies())
+    said = f"the batch was split, so its events come in other batches, and {copies.sentence}"
+    if not copies.batches:
+        return f"{said}: leave these rows, and compare again when nothing is on its way"
+    return f"{said}; this removes rows with such a copy alone: {removal(stores.client, batch_id, copies)}"
 
 
 def _days(stores: Stores, result: Reconciled, findings: _Findings) -> tuple[DayTotals, ...]:

@@ -9,10 +9,6 @@ from outbox_pipeline.batches import Batch, BatchStatus, Proof
 from outbox_pipeline.counts import counted
 from outbox_pipeline.days import UntrackedEvents, Window
 
-_SPLIT = (
-    "the batch was split, so its events are in other batches and these rows are doubles: remove them with "
-    "ALTER TABLE … DELETE WHERE batch_id = '{batch_id}'"
-)
 _PRUNED = "its events are pruned, so it cannot be sent again: restore its rows in ClickHouse from a backup"
 
 
@@ -22,7 +18,8 @@ class Difference:
 
     `missing`: events without a row. `doubled`: rows that stand there once more. `misplaced`: rows of positions that
     are not the batch's. `other_generation`: rows of an earlier or later sending. `altered`: what was changed in rows
-    that are all there. The five are known once the batch is examined; `found` minus `expected` always is.
+    that are all there. The five are known once the batch is examined; `found` minus `expected` always is. `remedy` says
+    of a batch that was split what may be done with rows of it.
     """
 
     batch: Batch
@@ -34,6 +31,7 @@ class Difference:
     misplaced: int = 0
     other_generation: int = 0
     altered: str = ""
+    remedy: str = ""
 
     @property
     def day(self) -> date:
@@ -62,9 +60,7 @@ class Difference:
         parts = [f"{count:,} {what}" for what, count in counted.items() if count]
         if self.altered:
             parts.append(f"{self.altered} altered")
-        remedy = f"; {_PRUNED}" if self.is_pruned else ""
-        if self.is_split:
-            remedy = f"; {_SPLIT.format(batch_id=self.batch.batch_id)}"
+        remedy = f"; {_PRUNED if self.is_pruned else self.remedy}" if self.is_pruned or self.remedy else ""
         return f"{self.found:,} rows instead of {self.expected:,}: {', '.join(parts) or 'not examined'}{remedy}"
 
 
@@ -72,8 +68,9 @@ class Difference:
 class UnknownBatch:
     """Rows of one UTC day under a batch id that the ledger does not know.
 
-    `copies` of a sample of them stand under another batch too. Nothing here deletes them: after a restore they may be
-    the only copy of events that this ledger has lost.
+    `copies` of a sample of them stand under batches that the ledger has delivered; `elsewhere` says that and more, and
+    `removal`, empty without copies, is the statement that deletes rows of which there is one. Nothing here deletes
+    them: after a restore they may be the only copy of events that this ledger has lost.
     """
 
     batch_id: UUID
@@ -82,23 +79,22 @@ class UnknownBatch:
     first_position: int
     last_position: int
     copies: int
+    elsewhere: str
+    removal: str
 
-    def sentence(self, table: str, source: str) -> str:
+    @property
+    def sentence(self) -> str:
         """Say what they are and the exact next step."""
-        what = (
-            f"at least {self.copies:,} of them are doubles of rows under other batches"
-            if self.copies
-            else "the events looked at stand under no other batch"
-        )
-        of_source = f" AND source = '{source}'" if source else ""
-        remedy = f"ALTER TABLE {table} DELETE WHERE batch_id = '{self.batch_id}'{of_source}"
-        whose = "Others may be" if self.copies else "These are"
-        return (
+        said = (
             f"{counted(self.row_count, 'row')} of {self.day} under batch {self.batch_id}, which the ledger does not "
-            f"know; {what}. {whose} rows of another outbox, or events that were published after the backup this ledger "
-            "was restored from: then they exist nowhere else. Only if you are sure that nobody needs them, remove "
-            f"them: {remedy}"
+            f"know; {self.elsewhere}. "
         )
+        if not self.removal:
+            return (
+                f"{said}They are rows of another outbox, or of another instance of this ledger from before a restore "
+                "or a failover: leave them, because they may be the only copy."
+            )
+        return f"{said}Rows without such a copy may be the only one; this removes the others alone: {self.removal}"
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _beyond_repair(stores: Stores, found: Reconciled) -> Iterator[str]:
     for late in found.late:
         yield late.sentence
     for rows in found.unknown:
-        yield rows.sentence(stores.client.table, stores.client.source)
+        yield rows.sentence
     more = found.unknown_batches - len({rows.batch_id for rows in found.unknown})
     if more:
         yield f"{more:,} more unknown batches: does another outbox write into {stores.client.table}?"
