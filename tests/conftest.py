@@ -33,6 +33,8 @@ pytest_plugins = [
     "tests.fixtures.owners",
     "tests.fixtures.clock",
     "tests.fixtures.next_release",
+    "tests.fixtures.nodes",
+    "tests.fixtures.rehearsal",
 ]
 
 
