@@ -13,7 +13,7 @@ ACTIONLINT := .venv/actionlint
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo demo-check test test-postgres15 test-old-clickhouse examples lint lint-workflows format real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check test test-postgres15 test-failover test-old-clickhouse examples lint lint-workflows format real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -31,6 +31,9 @@ test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers giv
 test-postgres15: $(INSTALLED)  ## Run what depends on PostgreSQL on version 15, the oldest that is supported (Debian's package postgresql-15)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
 	  --postgres=$(POSTGRES15) tests/integration tests/acceptance
+
+test-failover: $(INSTALLED)  ## Rehearse restores and failovers as docs/restore.md tells them, on servers of PostgreSQL 15
+	POSTGRES15=$(POSTGRES15) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m failover tests/failover
 
 test-old-clickhouse: $(INSTALLED)  ## Run what depends on ClickHouse on 25.8, the oldest that is supported (a wheel in an environment of its own)
 	@$(MAKE) --no-print-directory $(OLD_CLICKHOUSE)/installed || [ -z "$$CI" ] || exit 1

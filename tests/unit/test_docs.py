@@ -204,3 +204,16 @@ def test_linger_table_is_arithmetic() -> None:
     assert len(table) > 3
     for linger, most in table:
         assert int(most.replace(",", "")) == 86_400 // max(int(linger), tick)
+
+
+def test_every_path_of_a_restore_is_rehearsed() -> None:
+    """Each row of the table in restore.md leads to a section that a rehearsal compares with what was printed."""
+    page = ROOT / "docs" / "restore.md"
+    sections = re.findall(r"^## (.+)\n((?:(?!## ).*\n)+)", read(page), re.MULTILINE)
+    shown = {heading for heading, text in sections if "```console" in text}
+    rehearsals = "".join(read(path) for path in (ROOT / "tests" / "failover").glob("test_*.py"))
+    rows = table_under(page, "What happened, and what to do")
+    linked = {anchor for row in rows for anchor in re.findall(r"\]\(#([\w-]+)\)", row[0])}
+
+    assert shown == set(re.findall(r'assert_told\("([^"]+)"\)', rehearsals))
+    assert {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in shown} == linked
