@@ -13,7 +13,7 @@ from outbox_pipeline import publish_event
 from outbox_pipeline.batches import BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
 from outbox_pipeline.clickhouse.deadline import read_deadline
-from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError, TransientError
+from outbox_pipeline.errors import BatchDataError, FencedError, LeaseLostError, ProofError, TransientError
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
 from outbox_pipeline.postgres.leases import read_batch
@@ -285,7 +285,7 @@ def test_marking_never_trusts(stores: Stores, delivery: Delivery) -> None:
     delivery.validate()
     second = again(stores, delivery)
 
-    with pytest.raises(Exception, match="row_count 0 instead of 100"):
+    with pytest.raises(ProofError, match="row_count 0 instead of 100"):
         second.mark()
     second.close()
 
@@ -306,6 +306,7 @@ def test_a_run_that_lost_its_batch_stops_before_it_sends(stores: Stores, deliver
     with stores.engine.begin() as connection:
         connection.execute(text("UPDATE outbox.batch SET attempt = 9"))
     delivery._heartbeat._thread.join(timeout=5)
+    assert not delivery._heartbeat._thread.is_alive(), "the heartbeat goes on without its lease"
 
     with pytest.raises(LeaseLostError, match="Nothing was written"):
         delivery.load()

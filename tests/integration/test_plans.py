@@ -153,9 +153,10 @@ def test_no_statement_of_a_tick_scans_the_events_or_the_ledger(fragmented: Engin
     plans: list[dict[str, Any]] = []
 
     def explain(connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        with connection.connection.cursor() as cursor:
+        driver: Any = connection.connection
+        with driver.cursor() as cursor:
             cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
-            plans.append(cursor.fetchone()[0][0]["Plan"])  # type: ignore[index]
+            plans.append(cursor.fetchone()[0][0]["Plan"])
 
     with fragmented.connect() as slow:
         publish_in(slow)
@@ -217,9 +218,10 @@ def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -
     plans: list[dict[str, Any]] = []
 
     def explain(connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        with connection.connection.cursor() as cursor:
+        driver: Any = connection.connection
+        with driver.cursor() as cursor:
             cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
-            plans.append(cursor.fetchone()[0][0]["Plan"])  # type: ignore[index]
+            plans.append(cursor.fetchone()[0][0]["Plan"])
 
     move_by_hand(outbox_engine, _PRUNED_LEDGER)
     with outbox_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from outbox_pipeline import publish_event
 from outbox_pipeline.cli.main import app
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.monitoring.status import read_status
@@ -237,7 +237,7 @@ def fail(here: Stores) -> None:
     def work(connection: Connection) -> None:
         connection.execute(text("SELECT 1 / 0"))
 
-    with pytest.raises(Exception, match="DivisionByZero"), ledger_transaction(here.engine) as connection:
+    with pytest.raises(LedgerError, match="DivisionByZero"), ledger_transaction(here.engine) as connection:
         work(connection)
 
 

@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from outbox_pipeline.errors import ConfigurationError, SettingsError
 from outbox_pipeline.postgres.conninfo import conninfo_of
@@ -163,7 +164,7 @@ def test_both_look_for_a_socket_in_the_same_place(monkeypatch: pytest.MonkeyPatc
     """Where a URL names no host, the folder is the one that psycopg was built with, unless the environment says it."""
     engine = create_outbox_engine(Settings(postgres_url=SecretStr("postgresql+psycopg:///shop?port=1")), pooled=False)
 
-    with pytest.raises(Exception, match=r"\.s\.PGSQL\.1") as ledger:
+    with pytest.raises(OperationalError, match=r"\.s\.PGSQL\.1") as ledger:
         engine.connect()
 
     assert f"{conninfo_to_dict(conninfo_of(engine))['host']}/.s.PGSQL.1" in str(ledger.value)

@@ -300,7 +300,7 @@ def test_a_requeue_waits_before_it_locks_anything_else(stores: Stores, postgres_
     with ThreadPoolExecutor(1) as pool, other.connect() as cutting:
         cutting.execute(text("SELECT is_only_row FROM outbox.unclaimed FOR UPDATE"))
         waiting = pool.submit(requeue, stores.engine, ALL, lock_timeout_seconds=20)
-        wait_until(lambda: bool(read(other, _WAITING)), seconds=20, pause=0.01)
+        assert wait_until(lambda: bool(read(other, _WAITING)), seconds=20, pause=0.01), "the requeue waits for nothing"
 
         cutting.execute(text("SELECT batch_id FROM outbox.batch FOR UPDATE NOWAIT"))
         cutting.execute(text("SELECT position FROM outbox.quarantined_event FOR UPDATE NOWAIT"))
@@ -414,7 +414,7 @@ def test_a_wrong_word_is_named(words: dict[str, str], said: str) -> None:
         parse_filter(**words)  # type: ignore[arg-type]
 
     given = [word for value in words.values() for word in (value if isinstance(value, list) else [value])]
-    assert not any(repr(word) in str(refused.value) for word in given)
+    assert not any(word in str(refused.value).split() for word in given)
 
 
 def test_a_time_without_zone_is_utc() -> None:

@@ -1,12 +1,13 @@
 """What ClickHouse refuses of a batch, or as a table: named, quarantined, and nothing else is held up."""
 
-import json
+import re
 
 import pytest
 from sqlalchemy import text
 
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.clickhouse.table import table_problem
+from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.relay.attempts import end_failed
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.stores import Stores
@@ -20,12 +21,15 @@ def test_what_clickhouse_refuses_is_kept_and_named(stores: Stores) -> None:
     delivery = start(stores)
     stores.client.run("DROP TABLE {table:Identifier}")
 
-    with pytest.raises(Exception, match="outbox init") as raised:
+    with pytest.raises(ConfigurationError, match="outbox init") as raised:
         deliver(delivery)
     end_failed(delivery, raised.value)
 
-    assert json.dumps(delivery.batch().last_error) != "null"
-    assert delivery.batch().status == BatchStatus.FAILED
+    batch = delivery.batch()
+    assert (batch.status, batch.last_error) == (BatchStatus.FAILED, str(raised.value))
+    assert re.fullmatch(
+        r"ClickHouse at \S+ refuses this: Table \S+ does not exist\. [^.\n]+ run 'outbox init'\.", batch.last_error
+    )
 
 
 def test_events_clickhouse_refuses_are_quarantined(stores: Stores) -> None:

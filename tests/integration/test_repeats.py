@@ -6,6 +6,7 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from outbox_pipeline import EventId, publish_event, publish_events
@@ -81,7 +82,7 @@ def test_a_caller_of_the_function_alone_is_warned_too(login: Callable[..., Engin
     warnings(kiosk, _PUBLISH, **given)
 
     assert len(warnings(kiosk, _PUBLISH, **given | {"event_type": "other"})) == 1
-    with kiosk.connect() as connection, pytest.raises(Exception, match="permission denied for function event_differs"):
+    with kiosk.connect() as connection, pytest.raises(DBAPIError, match="permission denied for function event_differs"):
         connection.execute(_DIFFERS, given)
 
 

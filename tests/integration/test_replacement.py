@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.errors import QuarantineError, TransientError
 from outbox_pipeline.events import EventRow, prepare_event
@@ -193,7 +194,7 @@ def test_a_replaced_event_may_be_deleted_and_a_held_one_not(stores: Stores) -> N
 
     with stores.engine.begin() as connection:
         assert connection.execute(delete, {"event_id": first}).rowcount == 1
-    with pytest.raises(Exception, match="not delivered yet"), stores.engine.begin() as connection:
+    with pytest.raises(DBAPIError, match="not delivered yet"), stores.engine.begin() as connection:
         connection.execute(delete, {"event_id": second})
 
 

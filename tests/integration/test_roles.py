@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from outbox_pipeline import publish_event, publish_events
 from outbox_pipeline.embedded.engines import embedded_engines
-from outbox_pipeline.monitoring.doctor import Check, examine
+from outbox_pipeline.monitoring.check import Check
+from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.operations import quarantine

@@ -6,13 +6,14 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from outbox_pipeline.batches import Batch, BatchStatus, Lease
 from outbox_pipeline.clickhouse import load
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.load import Body, as_arrow, insert_generation
-from outbox_pipeline.errors import FencedError, InDoubtError, LeaseLostError
+from outbox_pipeline.errors import ConfigurationError, FencedError, InDoubtError, LeaseLostError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.monitoring.status import read_status
@@ -117,6 +118,7 @@ def test_three_attempts_in_a_row_come_first(stores: Stores, starved: Stores) -> 
     (batch,) = batches_of(stores)
 
     assert (batch.status, batch.memory_failures, batch.attempt) == (BatchStatus.FAILED, 0, 3)
+    assert len(said) == 2
     assert all("After three such attempts in a row the batch is split" in sentence for sentence in said)
 
 
@@ -405,7 +407,7 @@ def test_every_procedure_knows_a_split_batch(stores: Stores) -> None:
     assert split_check.is_warning
     assert "8 events" in split_check.message
     assert (status, former) == ("processed", "{[1,9)}")
-    with pytest.raises(Exception, match="was split: its events are delivered in smaller batches"):
+    with pytest.raises(ConfigurationError, match="was split: its events are delivered in smaller batches"):
         resume(stores.engine, batch_id, lock_timeout_seconds=5)
     assert adopt(stores).was_own
     assert prune(stores).batches == 0
@@ -443,7 +445,7 @@ def test_a_release_that_does_not_know_it_takes_it_for_done(stores: Stores) -> No
             ),
             {"batch_id": batch_id},
         ).one()
-        with pytest.raises(Exception, match="batch_stays_processed_when_pruned"), connection.begin_nested():
+        with pytest.raises(IntegrityError, match="batch_stays_processed_when_pruned"), connection.begin_nested():
             connection.execute(text("UPDATE outbox.batch SET status = 'failed'"))
 
     assert tuple(row) == ("processed", "{}", 0, 0, "0", True, True)

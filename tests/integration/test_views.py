@@ -244,6 +244,7 @@ def test_memory_that_a_view_lacks_is_waited_for(stores: Stores, proxy: FaultyPro
     hungry.mend()
     recover(stores)
 
+    assert len(said) == 4
     assert all("memory" in each for each in said)
     assert set(stood) == committed_ids(stores.engine)
     assert (batch.status, batch.failures, batch.memory_failures) == (BatchStatus.FAILED, 0, 4)

@@ -424,7 +424,7 @@ def test_a_prune_at_the_same_moment_is_no_loss(stores: Stores, monkeypatch: pyte
     for _ in range(2):
         publish(stores.engine, 1)
         relay(stores, until_empty=True)
-    look = witness.cuts_since
+    look = cuts_since
 
     def look_after_a_prune(client: EventLogClient, number: int) -> Iterator[list[Cut]]:
         monkeypatch.setattr(witness, "cuts_since", look)

@@ -32,7 +32,8 @@ class Watched:
     """The sensor ticking on one instance, its cursor kept as the daemon keeps it."""
 
     def __init__(self, instance: dg.DagsterInstance, stores: Stores) -> None:
-        self.instance, self.stores, self.cursor = instance, stores, None
+        self.instance, self.stores = instance, stores
+        self.cursor: str | None = None
 
     def tick(self, *, postgres_url: str | None = None) -> str:
         """Evaluate once; return the skip reason."""

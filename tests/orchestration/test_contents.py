@@ -16,6 +16,7 @@ from outbox_pipeline.orchestration.delivery import run as runs
 from outbox_pipeline.orchestration.step_failures import one_sentence
 from outbox_pipeline.relay import delivery
 from outbox_pipeline.stores import Stores
+from outbox_pipeline.validation import validate_events
 from tests.fixtures.events import publish
 from tests.fixtures.runs import batch_row, execute, requested
 
@@ -108,7 +109,7 @@ def test_a_step_that_is_tried_again_stores_no_cause(
     """What a passing error was raised from stays out of Dagster's storage, whoever raised it."""
     publish(stores.engine, 3, context=CONTEXT)
     config = requested(stores)
-    judge, failures = delivery.validate_events, iter([True])
+    judge, failures = validate_events, iter([True])
 
     def fail_once(events: pa.Table, *rest: Any) -> Any:
         if next(failures, False):

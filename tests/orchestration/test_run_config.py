@@ -142,4 +142,5 @@ def test_a_failed_run_does_not_repeat_what_it_was_given(
     (record,) = instance.get_run_records(limit=1)
     events = [entry for entry in instance.all_logs(record.dagster_run.run_id) if entry.dagster_event is not None]
     assert record.dagster_run.status == dg.DagsterRunStatus.FAILURE
+    assert dg.DagsterEventType.STEP_FAILURE in {entry.dagster_event_type for entry in events}
     assert [entry.dagster_event_type for entry in events if SECRET in entry.to_json()] == []

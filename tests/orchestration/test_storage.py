@@ -191,7 +191,7 @@ def test_runs_are_kept_whatever_the_database_sets(
         before = datetime.now(UTC)
         instance.add_run(run)
         started = before.timestamp() + 0.123456
-        with instance.run_storage.connect() as connection:
+        with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
             connection.execute(
                 text("UPDATE runs SET start_time = :at WHERE run_id = :id"), {"at": started, "id": run.run_id}
             )
@@ -214,7 +214,7 @@ def test_the_webserver_has_the_same_sessions(instance: dg.DagsterInstance, dagst
     with database_with(dagster_url, UNLIKE[0]):
         instance.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=1)
 
-        with instance.run_storage.connect() as connection:
+        with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
             shown = [
                 connection.scalar(text(f"SHOW {name}")) for name in ("TimeZone", "client_encoding", "statement_timeout")
             ]

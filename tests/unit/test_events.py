@@ -230,7 +230,7 @@ def test_many_are_prepared_as_each_one() -> None:
     rows = prepare_events(events[:4], event_ids=[None] * 4, event_date_time=when, trace_context="t")
     mappings = prepare_events(events[4:], event_ids=[None, str(UUID(int=7))], event_type="t", metadata_version=3)
 
-    for row, event in zip(rows, events, strict=False):
+    for row, event in zip(rows, events[:4], strict=True):
         alone = prepare_event(event, event_id=row.event_id, event_date_time=when, trace_context="t")
         assert row == alone
     assert [(row.event_type, row.metadata_version, row.event_context) for row in mappings] == [

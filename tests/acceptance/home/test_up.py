@@ -98,8 +98,9 @@ def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Pa
     orphans = stack_processes(own_home)
     third = start(own_home)
 
-    assert all(not process.is_alive() for process in orphans.values())
-    assert all(process.is_alive() for process in stack_processes(own_home).values())
+    assert [name for name, process in orphans.items() if process.is_alive()] == []
+    again = stack_processes(own_home)
+    assert {name for name, process in again.items() if process.is_alive()} == set(orphans) != set()
 
     assert stop(third, signal.SIGTERM) == 0
     assert wait_until(lambda: not processes_of(own_home), seconds=20), processes_of(own_home)
