@@ -30,7 +30,7 @@ pytestmark = pytest.mark.embedded_only
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A folder of engines that this module may kill."""
-    return Home(tmp_path_factory.mktemp("mortal"))
+    return Home(tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from outbox_pipeline.postgres import gaps
 from outbox_pipeline.relay import cut
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
+from tests.fixtures.costs import event_rows_read
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.interleave import at_statement
-from tests.fixtures.measured import event_rows_read
 
 _PLACES = text(
     "SELECT event.position,"

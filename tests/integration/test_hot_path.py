@@ -24,8 +24,8 @@ from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
+from tests.fixtures.costs import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
 from tests.fixtures.events import publish, publish_sized
-from tests.fixtures.measured import arrow_bytes, count_calls, event_rows_read, peaks_of_relay, python_bytes, traffic
 
 #: PostgreSQL statements and ClickHouse requests of each step of a first attempt, whatever the size of the batch. Each
 #: transaction has one statement of its own (the guard); load is the witness's row, the look at it and, in PostgreSQL,

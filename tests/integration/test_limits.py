@@ -16,8 +16,8 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
+from tests.fixtures.costs import peaks_of_relay
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_unlimited
-from tests.fixtures.measured import peaks_of_relay
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, url_of
 

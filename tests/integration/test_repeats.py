@@ -14,7 +14,7 @@ from outbox_pipeline.processes import wait_until
 from outbox_pipeline.publish.steps import PAGE_ROWS
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.measured import traffic
+from tests.fixtures.costs import traffic
 
 _PUBLISH = text("SELECT outbox.publish(:event_type, CAST(:context AS json), event_id => :event_id)")
 _DIFFERS = text("SELECT outbox.event_differs(:event_id, :event_type, :context, 1)")

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.relay.points import Point
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.mortal import RUN_STARTED
+from tests.fixtures.kill_orders import RUN_STARTED
 from tests.fixtures.stack import Running
 
 #: Where a run is killed: before its first op, with the lease, with the rows sent, in the transaction of the mark.

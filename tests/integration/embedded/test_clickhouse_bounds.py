@@ -12,8 +12,8 @@ from outbox_pipeline.embedded.chdb_engine import MAX_SESSIONS
 from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.processes import wait_until
-from tests.fixtures.peaks import peak_bytes
 from tests.fixtures.plain_http import Ask, Connect
+from tests.fixtures.relay_memory import peak_bytes
 
 if sys.version_info >= (3, 14):
     from compression import zstd
