@@ -37,6 +37,8 @@ EVENTS = frozenset(
         "lease_given_up",
         "lease_not_renewed",
         "ledger_adopted",
+        "log_move_waits",
+        "log_moved",
         "looked_again",
         "metrics_unavailable",
         "process_killed",

@@ -74,6 +74,8 @@ def init(
             f"ClickHouse {server}: table {settings.clickhouse_table} at version {made.version} in "
             f"{shown_url(settings.clickhouse_url)}"
         )
+        if made.old_key is not None:
+            typer.echo(made.old_key)
         _tell_lost(made)
 
 

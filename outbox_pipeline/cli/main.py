@@ -13,6 +13,7 @@ from outbox_pipeline.cli import (
     env,
     events,
     init,
+    log,
     metrics,
     prune,
     publish,
@@ -48,6 +49,7 @@ COMMANDS = (
     quarantine,
     prune,
     adopt,
+    log,
     sql,
 )
 

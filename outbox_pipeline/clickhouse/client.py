@@ -103,6 +103,12 @@ class EventLogClient:
         other.source = source
         return other
 
+    def of_table(self, name: str) -> "EventLogClient":
+        """Return this client with another table of the same database in the place of the event log."""
+        other = copy(self)
+        other.names = {**self.names, "table": name}
+        return other
+
     @contextmanager
     def _request(self, query_id: object = None) -> Iterator[None]:
         seconds = self._request_seconds

@@ -5,7 +5,8 @@ for longer than that would no longer be refused; its rows stand under an attempt
 finds them.
 """
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -19,6 +20,8 @@ HAVING max(fenced_at) < least(now64(6, 'UTC'), {now:DateTime64(6, 'UTC')}) - toI
 ORDER BY batch_id
 LIMIT {limit:UInt32}
 """
+
+_ADD = "INSERT INTO {fence:Identifier} (source, batch_id, attempt) FORMAT JSONEachRow"
 
 #: Below every id that a batch can have.
 FIRST = UUID(int=0)
@@ -41,3 +44,12 @@ def drop_fences(client: EventLogClient, batch_ids: Collection[UUID]) -> None:
             "DELETE FROM {fence:Identifier} WHERE source = {source:String} AND batch_id IN {batch_ids:Array(UUID)}",
             {"batch_ids": [str(batch_id) for batch_id in some]},
         )
+
+
+def add_fences(client: EventLogClient, attempts: Mapping[UUID, int]) -> None:
+    """Refuse inserts of lower attempts than these on each of the batches from now on; what already runs goes on."""
+    rows = (
+        json.dumps({"source": client.source, "batch_id": str(batch_id), "attempt": attempt})
+        for batch_id, attempt in attempts.items()
+    )
+    client.run(_ADD, body=["\n".join(rows).encode()])

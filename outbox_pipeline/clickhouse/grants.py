@@ -21,6 +21,8 @@ class Duty(StrEnum):
     PIPELINE = "pipeline"
     #: To run `outbox init`.
     INIT = "init"
+    #: To run `outbox log move`.
+    MOVE = "move"
     #: To read what was delivered, and how far each day is.
     READER = "reader"
 
@@ -36,27 +38,35 @@ class _Rights:
     pipeline: tuple[str, ...] = ()
     init: tuple[str, ...] = ()
     reader: tuple[str, ...] = ()
+    move: tuple[str, ...] = ()
     before: Version | None = None
 
 
 _WRITE = ("SELECT", "INSERT", "ALTER DELETE")
 
+#: Of two tables that exchange their names each is made and dropped.
+_EXCHANGE = ("SELECT", "INSERT", "CREATE TABLE", "DROP TABLE")
+
 _RIGHTS = (
-    _Rights("table", _WRITE, ("SELECT", "CREATE TABLE", "ALTER ADD COLUMN"), ("SELECT",)),
-    _Rights("fence", _WRITE, ("SELECT", "CREATE TABLE", "ALTER ADD COLUMN")),
+    _Rights("table", _WRITE, ("SELECT", "CREATE TABLE", "ALTER ADD COLUMN"), ("SELECT",), _EXCHANGE),
+    _Rights("fence", _WRITE, ("SELECT", "CREATE TABLE", "ALTER ADD COLUMN"), move=("SELECT", "INSERT")),
     # Who reads the view reads the table below it.
-    _Rights("completeness", _WRITE, ("SELECT", "CREATE TABLE", "ALTER ADD COLUMN"), ("SELECT",)),
-    _Rights("delivered", ("SELECT",), ("CREATE VIEW", "DROP VIEW"), ("SELECT",)),
-    _Rights("sources", _WRITE, (*_WRITE, "CREATE TABLE")),
-    _Rights("ledger", _WRITE, ("SELECT", "CREATE TABLE")),
+    _Rights("completeness", _WRITE, ("SELECT", "CREATE TABLE", "ALTER ADD COLUMN"), ("SELECT",), _EXCHANGE),
+    _Rights("delivered", ("SELECT",), ("CREATE VIEW", "DROP VIEW"), ("SELECT",), ("SELECT",)),
+    _Rights("sources", _WRITE, (*_WRITE, "CREATE TABLE"), move=("SELECT",)),
+    _Rights("ledger", _WRITE, ("SELECT", "CREATE TABLE"), move=("SELECT",)),
     # `outbox init` sends a row as a delivery does, which reads the two tables above as well.
-    _Rights("known_bytes", ("SELECT", "INSERT"), ("SELECT", "INSERT", "CREATE TABLE")),
-    _Rights("migrations", ("SELECT",), ("SELECT", "INSERT", "CREATE TABLE")),
+    _Rights("known_bytes", ("SELECT", "INSERT"), ("SELECT", "INSERT", "CREATE TABLE"), move=("SELECT",)),
+    _Rights("migrations", ("SELECT",), ("SELECT", "INSERT", "CREATE TABLE"), move=("SELECT",)),
+    # The new table while it is filled, and the old one under its last name.
+    _Rights("moving_*", move=("SELECT", "INSERT", "ALTER DELETE", "CREATE TABLE", "DROP TABLE")),
+    _Rights("before_move_*", move=("INSERT", "CREATE TABLE")),
+    _Rights("completeness_moving_*", move=_EXCHANGE),
     # For the events of a batch that ClickHouse refuses; with it comes what `input()` takes before 26.5, which is CREATE
     # TEMPORARY TABLE ON *.*
     _Rights("probe_*", ("INSERT", "CREATE TABLE", "DROP TABLE")),
     # Whether an insert of an earlier attempt still runs.
-    _Rights("system.processes", ("SELECT",)),
+    _Rights("system.processes", ("SELECT",), move=("SELECT",)),
     # Under this name older servers make the view that takes another's place.
     _Rights("._tmp_replace_*", init=("SELECT", "DROP TABLE"), before=(26, 9)),
 )

@@ -2,7 +2,7 @@
 
 Invariant: a table whose sorting key does not begin with `source` stays one source's, whichever claims it first. In such
 a log the proofs of two sources would read each other's rows, and of the days one source's would replace the other's. A
-key can be changed by a new table only, so nothing changes it here.
+key can be changed by a new table only, which `outbox log move` makes.
 """
 
 from outbox_pipeline.clickhouse.client import ONLY_SOURCE, EventLogClient
@@ -31,7 +31,18 @@ def crowded_problem(client: EventLogClient) -> str | None:
     return (
         f"Table {client.table} was made before one could be shared (its sorting key, or that of "
         f"{client.names['completeness']}, does not begin with source), so it serves one outbox, and that is {other}: "
-        "give this outbox a table of its own with OUTBOX_CLICKHOUSE_TABLE (or another database) and run 'outbox init'."
+        "run 'outbox log move' as that outbox, which gives the log a table that can be shared, or give this outbox a "
+        "table of its own with OUTBOX_CLICKHOUSE_TABLE (or another database) and run 'outbox init'."
+    )
+
+
+def key_sentence(client: EventLogClient, found: LogState) -> str | None:
+    """Say that the log can be one source's only, and what changes that; None for a log that can be shared."""
+    if not serves_one(found):
+        return None
+    return (
+        f"Table {client.table} has the key of an earlier version, so it can serve one outbox only: 'outbox log move' "
+        "gives it a new table while events are delivered ('outbox log move --dry-run' says what that takes)."
     )
 
 

@@ -15,7 +15,7 @@ from outbox_pipeline.clickhouse.grants import grants_problem
 from outbox_pipeline.clickhouse.known_bytes import known_bytes_problem
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import latest_version, read_log
-from outbox_pipeline.clickhouse.sources import crowded_problem, serves_one
+from outbox_pipeline.clickhouse.sources import crowded_problem, key_sentence
 from outbox_pipeline.clickhouse.table import durability_problem, projection_problem, table_problem
 from outbox_pipeline.clickhouse.versions import old_server_problem
 from outbox_pipeline.clickhouse.views import doubling_views
@@ -137,8 +137,10 @@ def _check_log(settings: Settings, client: EventLogClient) -> Check:
         return Check("clickhouse table", False, told(error))
     if found != own:
         return newer_by_one("clickhouse table", what, found, own)
-    key = "; its sorting key does not begin with source, so it can serve one outbox only" if serves_one(log) else ""
-    return Check("clickhouse table", True, f"{what} has version {own} and the expected columns{key}.")
+    key = key_sentence(client, log)
+    return Check(
+        "clickhouse table", True, " ".join(filter(None, [f"{what} has version {own} and the expected columns.", key]))
+    )
 
 
 def _log_problem(settings: Settings, client: EventLogClient) -> str | None:

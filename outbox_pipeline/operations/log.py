@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.owner import holding, read_claims
 from outbox_pipeline.clickhouse.schema import read_log
+from outbox_pipeline.clickhouse.sources import key_sentence
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.clickhouse.versions import require_version
 from outbox_pipeline.counts import counted
@@ -44,10 +45,12 @@ class LostEvents:
 class MadeLog:
     """The version of a log that was made or was there, and of one that was lost what it held.
 
-    `repairable` can be sent again; of what is `pruned` the outbox has no events any more.
+    `repairable` can be sent again; of what is `pruned` the outbox has no events any more. `old_key`: that a table which
+    was there has the key of an earlier version, and what changes that.
     """
 
     version: str
+    old_key: str | None = None
     repairable: LostEvents | None = None
     pruned: LostEvents | None = None
 
@@ -62,7 +65,7 @@ def make_log(engine: Engine, client: EventLogClient, *, recreate: bool = False, 
     if not take:
         _require_no_other(engine, client)
     if not is_lost(engine, client):
-        return MadeLog(create_table(client))
+        return MadeLog(create_table(client), old_key=key_sentence(client, read_log(client)))
     if not recreate:
         raise ConfigurationError(lost_sentence(client))
     with ledger_transaction(engine) as connection:

@@ -139,3 +139,11 @@ delivered_elsewhere = Table(
     Column("position", BigInteger, nullable=False),
     Column("adopted_at", DateTime(timezone=True), nullable=False),
 )
+
+log_move = Table(
+    "log_move",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True),
+    Column("run", BigInteger, nullable=False),
+    Column("exchange_at", DateTime(timezone=True)),
+)

@@ -285,7 +285,7 @@ _COPY_OF_PUBLISH = (
         (ADDITIONS, None),
         ("ALTER TABLE outbox.batch DROP COLUMN lasting", "column batch.lasting is not what it was"),
         ("ALTER TABLE outbox.batch RENAME COLUMN lasting TO lasts", "column batch.lasting is not what it was"),
-        ("ALTER TABLE outbox.batch ALTER attempt TYPE bigint", "column batch.attempt is not what it was"),
+        ("ALTER TABLE outbox.batch ALTER failures TYPE bigint", "column batch.failures is not what it was"),
         ("ALTER TABLE outbox.batch ALTER run_id SET NOT NULL", "column batch.run_id is not what it was"),
         ("ALTER TABLE outbox.event ALTER metadata_version DROP DEFAULT", "column event.metadata_version is not"),
         ("ALTER TABLE outbox.gap ADD added text NOT NULL", "column gap.added has no default"),

@@ -16,7 +16,7 @@ NEWEST = (26, 9)
 #: The newest, and the last of those that need more, down to the oldest.
 VERSIONS = (NEWEST, (26, 8), (26, 6), (25, 8))
 #: Who has each duty in the docs' example.
-USERS = {Duty.PIPELINE: "outbox", Duty.INIT: "outbox_init", Duty.READER: "analyst"}
+USERS = {Duty.PIPELINE: "outbox", Duty.INIT: "outbox_init", Duty.MOVE: "outbox_init", Duty.READER: "analyst"}
 
 
 def rights_of(duty: Duty) -> dict[str, tuple[str, ...]]:

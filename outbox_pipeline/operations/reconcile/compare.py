@@ -104,7 +104,7 @@ def reconcile(stores: Stores, window: Window = ALL_DAYS, *, by_type: bool = Fals
 def _compare(stores: Stores, batch_ids: list[UUID], *, astray: set[UUID], findings: _Findings) -> None:
     batches = {batch.batch_id: batch for batch in _read(stores, batch_ids)}
     proofs = shown_proofs(stores.client, list(batches.values()), everywhere=astray)
-    suspects = [batch_id for batch_id, batch in batches.items() if _differs(batch, proofs)]
+    suspects = [batch_id for batch_id, batch in batches.items() if differs(batch, proofs)]
     if suspects:
         fresh = {batch.batch_id: batch for batch in _read(stores, suspects)}
         again = shown_proofs(stores.client, list(fresh.values()), everywhere=astray)
@@ -114,7 +114,7 @@ def _compare(stores: Stores, batch_ids: list[UUID], *, astray: set[UUID], findin
         _note(stores, batch, proofs.get(batch.batch_id, {}), findings)
     findings.late += late_events(stores, [batch for batch in batches.values() if batch.pruned_at is not None])
     with ledger_transaction(stores.engine) as connection:
-        note_proved(connection, [batch_id for batch_id in batches if not _differs(batches[batch_id], proofs)])
+        note_proved(connection, [batch_id for batch_id in batches if not differs(batches[batch_id], proofs)])
 
 
 def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Findings) -> None:
@@ -123,7 +123,7 @@ def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Find
     findings.batches[day] += batch.status != BatchStatus.SPLIT
     findings.expected[day] = findings.expected.get(day, NOTHING).plus(batch.proof)
     findings.found[day] = findings.found.get(day, NOTHING).plus(found.as_of(batch.proof.version))
-    if not _differs(batch, {batch.batch_id: shown}):
+    if not differs(batch, {batch.batch_id: shown}):
         if batch.status != BatchStatus.SPLIT:
             findings.whole.append((batch.batch_id, found.row_count))
         return
@@ -135,7 +135,8 @@ def _note(stores: Stores, batch: Batch, shown: dict[int, Proof], findings: _Find
     findings.differences.append(difference)
 
 
-def _differs(batch: Batch, proofs: dict[UUID, dict[int, Proof]]) -> bool:
+def differs(batch: Batch, proofs: dict[UUID, dict[int, Proof]]) -> bool:
+    """Tell whether what the rows of a processed batch add up to, by `shown_proofs`, is not its proof."""
     shown = {generation: proof for generation, proof in proofs.get(batch.batch_id, {}).items() if proof.row_count}
     assert batch.proof is not None
     batch.proof.require_known()
