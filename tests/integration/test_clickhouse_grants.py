@@ -24,6 +24,8 @@ from outbox_pipeline.clickhouse.fences import FIRST, drop_fences, old_fences
 from outbox_pipeline.clickhouse.grants import Duty, Grant, grants_of, grants_problem
 from outbox_pipeline.clickhouse.known_bytes import known_bytes_problem
 from outbox_pipeline.clickhouse.load import as_arrow, delete_older_generations, insert_generation, raise_fence
+from outbox_pipeline.clickhouse.log_move.shape import shape_of
+from outbox_pipeline.clickhouse.log_move.tables import make_like, prefix_of_moving
 from outbox_pipeline.clickhouse.owner import add_claims, confirm_claim, drop_claim, new_claim, read_claims
 from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
@@ -36,6 +38,8 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.log import make_log
+from outbox_pipeline.operations.log_move.move import move_log
+from outbox_pipeline.operations.log_move.plan import plan_move
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.repair import repair
 from outbox_pipeline.operations.retention import prune
@@ -49,6 +53,7 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.granted import Case, granted
+from tests.fixtures.old_log import turn_into_log_of_before
 from tests.fixtures.proofs import Odd, batch_of, table_of
 from tests.fixtures.retained import age
 from tests.fixtures.servers import Servers
@@ -90,6 +95,20 @@ def with_a_constraint(client: EventLogClient) -> None:
     client.run("ALTER TABLE {table:Identifier} ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 
 
+def with_a_move_begun(client: EventLogClient) -> None:
+    """Make a log with the key of before, and the new table of a move that was killed with other rows in it."""
+    migrate_log(client)
+    turn_into_log_of_before(client, with_owner=True)
+    create_table(client)
+    insert = "INSERT INTO {table:Identifier} (event_type, position) SELECT 'known', number FROM numbers(5)"
+    client.run(insert)
+    log = shape_of(client, client.table)
+    assert log is not None
+    make_like(client, log, f"{prefix_of_moving(client)}1")
+    client.of_table(f"{prefix_of_moving(client)}1").run(insert)
+    client.run(insert)
+
+
 def empty(_: EventLogClient) -> None:
     """Make nothing."""
 
@@ -100,6 +119,7 @@ def cases(version: Version) -> dict[str, Case]:
     return {
         "pipeline": Case(delivering, with_a_constraint),
         "init": Case(making, empty),
+        "move": Case(partial(lines, Duty.MOVE, version), with_a_move_begun),
         "reader": Case(partial(lines, Duty.READER, version), migrate_log),
         "hidden": Case(partial(nothing_of_the_table, version), migrate_log),
         "lost": Case(delivering, empty),
@@ -238,6 +258,18 @@ def test_exactly_these_rights_make_a_log(stores: Stores, urls: dict[str, str]) -
             require_known_bytes(here)
 
         check_table(here.client)
+
+
+def test_exactly_these_rights_move_a_log(stores: Stores, urls: dict[str, str]) -> None:
+    """`outbox log move` goes on with a move that was killed, by a user that may do no more."""
+    with as_user(stores, urls["move"]) as here:
+        assert plan_move(here).copied_rows == 5
+
+        moved = move_log(here)
+
+        assert (moved.was_moved, moved.row_count) == (False, 10)
+        assert moved.before is not None
+        assert move_log(here).was_moved
 
 
 def test_exactly_these_rights_read_what_was_delivered(urls: dict[str, str]) -> None:

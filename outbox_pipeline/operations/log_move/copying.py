@@ -37,7 +37,7 @@ class Progress:
 class Copying:
     """The new table, and which batches of it were compared, as the log showed them then.
 
-    `differing`: batches whose proof does not hold in the new table, nor in the log, which it equals.
+    `row_count`: of the log, at the latest pass. `differing`: batches whose proof does not hold in the new table, nor in the log, which it equals.
     """
 
     stores: Stores
@@ -47,6 +47,7 @@ class Copying:
     on_progress: Callable[[Progress], None]
     before_each: Callable[[], None]
     passes: int = 0
+    row_count: int = 0
     differing: set[UUID] = field(default_factory=set)
     _compared: _Batches = field(default_factory=dict)
     _suspects: set[UUID] = field(default_factory=set)
@@ -66,7 +67,7 @@ class Copying:
             drop_rows(client, self.name, some, self.run)
         self._compared = {batch_id: shown for batch_id, shown in self._compared.items() if log.get(batch_id) == shown}
         due = {batch_id: shown for batch_id, shown in log.items() if self._is_due(batch_id, shown, new)}
-        total = sum(shown.row_count for shown in log.values())
+        self.row_count = total = sum(shown.row_count for shown in log.values())
         done = total - sum(shown.row_count for shown in due.values())
         self.on_progress(Progress(done, total, self.passes))
         is_whole = True

@@ -218,7 +218,7 @@ class _Move:
     def _result(self, tries: int) -> Moved:
         return Moved(
             self._client.table,
-            row_count=read_log_shape(self._client).rows,
+            row_count=self._copying.row_count,
             differing=tuple(map(str, sorted(self._copying.differing))),
             passes=self._copying.passes,
             tries=tries,
