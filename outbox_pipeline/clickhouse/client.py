@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.httpclient import HttpClient
 
 from outbox_pipeline.clickhouse.address import read_url
-from outbox_pipeline.clickhouse.driver import Driver
 from outbox_pipeline.clickhouse.errors import translated
 from outbox_pipeline.clickhouse.pool import answering_server, close_pool, make_pool
 from outbox_pipeline.clickhouse.statement_settings import STATEMENT
@@ -150,7 +150,7 @@ class EventLogClient:
         `{known_bytes:Identifier}` rows that are sent to be read back.
         """
         with self._request():
-            result = self.driver.query(statement, parameters=self._parameters(parameters))
+            result = self.driver.query(statement, parameters=self._parameters(statement, parameters))
             return list(result.named_results())
 
     def value(self, statement: str) -> Any:
@@ -161,7 +161,7 @@ class EventLogClient:
     def blocks(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Iterator[list[Sequence[Any]]]:
         """Yield a query's rows block by block as they arrive; for answers too large to be held at once."""
         with translated(self.where):
-            stream = self.driver.query_row_block_stream(statement, parameters=self._parameters(parameters))
+            stream = self.driver.query_row_block_stream(statement, parameters=self._parameters(statement, parameters))
             self._note_server()
             with stream:
                 for block in stream:
@@ -179,15 +179,17 @@ class EventLogClient:
 
         Without a body long parameters travel as a form; with one they stand in the address, so none may be a list.
         """
-        named, own = self._parameters(parameters), self.known(settings or {})
+        named, own = self._parameters(statement, parameters), self.known(settings or {})
         with self._request((settings or {}).get("query_id")):
             if body is None:
                 self.driver.raw_query(statement, parameters=named, settings=own)
             else:
                 self.driver.command(statement, parameters=named, data=_Data(b"".join(body)), settings=own)
 
-    def _parameters(self, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {**self.names, "source": self.source, **(parameters or {})}
+    def _parameters(self, statement: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = {**self.names, "source": self.source}
+        named = {name: value for name, value in given.items() if f"{{{name}:" in statement}
+        return {**named, **(parameters or {})}
 
     def known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return *settings* without those this server's version does not have."""
@@ -219,11 +221,12 @@ def open_client(
         )
     where = f"ClickHouse at {shown_url(settings.clickhouse_url)}"
     address = read_url(settings.clickhouse_url.get_secret_value())
-    pool = make_pool(address)
+    # Handed on to urllib3, which takes parts of a second.
+    limits: dict[str, Any] = {"connect_timeout": min(timeout_seconds, 10), "send_receive_timeout": timeout_seconds}
+    pool = make_pool(address, {} if under_profile else STATEMENT)
     try:
         with translated(where), limited(min(timeout_seconds * 3, OPEN_SECONDS)):
-            client = Driver(
-                {} if under_profile else STATEMENT,
+            client = HttpClient(
                 interface=address.interface,
                 host=address.host,
                 port=address.port,
@@ -234,8 +237,7 @@ def open_client(
                 client_cert=address.client_cert,
                 tls_mode=address.tls_mode,
                 pool_mgr=pool,
-                connect_timeout=min(timeout_seconds, 10),
-                send_receive_timeout=timeout_seconds,
+                **limits,
                 query_limit=0,
                 autogenerate_session_id=False,
                 client_name="outbox-pipeline",

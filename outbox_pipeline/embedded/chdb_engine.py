@@ -87,11 +87,9 @@ class Engine:
     def connection(self, scope: Scope) -> Iterator[Any]:
         """Lend a connection set up for *scope*; afterwards only a session's own changes stay with it."""
         with self._lend(scope) as connection:
-            run(connection, f"SET {REQUEST_SETTING} = {quoted(scope.request_id)}")
             if scope.database:
                 run(connection, f"USE {_identifier(scope.database)}")
-            if scope.settings:
-                run(connection, f"SET {_assignments(scope.settings)}")
+            run(connection, f"SET {_assignments({**scope.settings, REQUEST_SETTING: scope.request_id})}")
             yield connection
 
     def ask(self, query: str, parameters: dict[str, str] | None = None) -> bytes:
