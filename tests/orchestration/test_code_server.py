@@ -100,8 +100,9 @@ def test_the_stack_says_where_it_listens(tmp_path: Path) -> None:
 
 def test_a_second_code_server_on_a_port_does_not_start(tmp_path: Path) -> None:
     """The command itself waits before it imports anything."""
-    listener, (_, port) = listen_on("port")
+    listener, _ = listen_on("port")
     with listener:
+        port = listener.getsockname()[1]
         command = [sys.executable, "-m", "outbox_pipeline.orchestration.code_server", "api", "grpc", "-m", "x"]
         with subprocess.Popen([*command, "-p", str(port)], stderr=subprocess.PIPE, text=True) as second:
             assert second.stderr is not None

@@ -37,7 +37,8 @@ class Progress:
 class Copying:
     """The new table, and which batches of it were compared, as the log showed them then.
 
-    `row_count`: of the log, at the latest pass. `differing`: batches whose proof does not hold in the new table, nor in the log, which it equals.
+    `row_count`: of the log, at the latest pass. `differing`: batches whose proof does not hold in the new table, nor in
+    the log, which it equals.
     """
 
     stores: Stores
