@@ -34,6 +34,7 @@ EVENTS = frozenset(
         "events_discarded",
         "events_requeued",
         "failure_not_written",
+        "hidden_events_moved",
         "lease_given_up",
         "lease_not_renewed",
         "ledger_adopted",

@@ -87,11 +87,17 @@ def _findings(result: "Adoption") -> list[tuple[str, object]]:
         ("ids kept of other instances", result.kept_ids),
         ("in ClickHouse twice", _events(result.doubled_events)),
         ("processed here, not whole there", _incomplete(result.incomplete_batches)),
+        ("hidden in old batches", f"{_events(result.hidden_events)}, to get new positions and be delivered"),
+        ("untracked", f"{_events(result.untracked_events)}, put back"),
         ("gaps to settle", result.gap_count),
         ("sequence", f"{result.sequence_before:,} → {result.sequence_after:,}"),
         ("newest row of the old instance", result.last_loaded_at),
     ]
     facts += [("  e.g. only in ClickHouse", f"{row.event_id} at {row.position:,}") for row in result.strange_samples]
+    facts += [
+        ("  e.g. hidden", f"{row.event_id} at {row.position:,} of batch {row.batch_id}")
+        for row in result.hidden_samples
+    ]
     facts += [("  e.g. twice", event_id) for event_id in result.doubled_samples]
     return facts
 

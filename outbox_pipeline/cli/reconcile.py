@@ -82,6 +82,8 @@ def _facts(found: "Reconciled", repaired: "Repaired | None") -> list[tuple[str, 
     ]
     if repaired is not None:
         facts += [("delivered again", len(repaired.redelivered)), ("put back", repaired.put_back)]
+        if repaired.moved:
+            facts.append(("moved to new positions", repaired.moved))
     return facts
 
 
@@ -98,6 +100,7 @@ def _as_plain(found: "Reconciled", repaired: "Repaired | None", left: list[str])
         "types": [vars(item) for item in found.types],
         "repaired": None if repaired is None else [vars(item) for item in repaired.batches],
         "put_back": None if repaired is None else repaired.put_back,
+        "moved": None if repaired is None else repaired.moved,
         "left": left,
     }
 

@@ -30,13 +30,15 @@ from outbox_pipeline.clickhouse.proof import proof_in_clickhouse
 from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, count_rows_since, highest_number
 from outbox_pipeline.errors import InDoubtError, LedgerError
 from outbox_pipeline.logs import log
+from outbox_pipeline.operations.hidden import find_hidden, put_back_untracked, set_forward
 from outbox_pipeline.operations.running_inserts import wait_for_inserts
 from outbox_pipeline.postgres import adopt as adoption
-from outbox_pipeline.postgres import cut, elsewhere
+from outbox_pipeline.postgres import cut, elsewhere, hidden
 from outbox_pipeline.postgres.conditions import LedgerConditions, read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.errors import hidden_sentence
 from outbox_pipeline.postgres.leases import read_batch
+from outbox_pipeline.postgres.quoting import quoted_name
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.relay.lost_log import require_log
 from outbox_pipeline.relay.owner import require_owner
@@ -54,7 +56,7 @@ _STOP_THE_OTHER = (
 
 @dataclass(frozen=True)
 class UnmatchedRow:
-    """A row in ClickHouse that no event here answers for."""
+    """A row in ClickHouse that no event here answers for, or an event here at a position of that batch."""
 
     position: int
     event_id: UUID
@@ -72,8 +74,10 @@ class Adoption:
     again. `strange_*`: rows of unknown batches whose events are not here. `repeated_events`: events here that stand
     there at another position, because they were published again; they are held. `kept_ids`: ids of events there that
     are not here at the same position, which the ledger keeps from now on. `doubled_*`: events that another batch here
-    delivers as well. `gap_count`: gaps that later cuts settle. `sequence_*`: where the sequence stood and stands.
-    `last_loaded_at`: the newest row of an unknown batch.
+    delivers as well. `hidden_*`: events at positions of old batches, which were drawn once more after the sequence had
+    gone back; they get new positions. `untracked_events`: events at positions that are in no place of the ledger, which
+    become unclaimed. `gap_count`: gaps that later cuts settle. `sequence_*`: where the sequence stood
+    and stands. `last_loaded_at`: the newest row of an unknown batch.
     """
 
     was_own: bool = False
@@ -91,6 +95,9 @@ class Adoption:
     kept_ids: int = 0
     doubled_events: int = 0
     doubled_samples: list[UUID] = field(default_factory=list)
+    hidden_events: int = 0
+    hidden_samples: list[UnmatchedRow] = field(default_factory=list)
+    untracked_events: int = 0
     gap_count: int = 0
     sequence_before: int = 0
     sequence_after: int = 0
@@ -136,6 +143,7 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
             raise LedgerError(hidden_sentence(conditions.role_name, conditions.hidden_tables))
         if conditions.is_own_cluster and not foreign_cuts(connection, suspects):
             return Adoption(was_own=True, is_dry_run=dry_run)
+        _refuse_subscribed(connection)
         require_owner(stores.client.table, claims, conditions.ledger_id)
         # Not after the gaps, as elsewhere: a cut, which waits for `unclaimed` now, is all that locks those.
         adoption.lock_open(connection)
@@ -150,6 +158,18 @@ def adopt(stores: Stores, *, dry_run: bool = False) -> Adoption:
         adoption.adopt_cluster(connection, floor=floor)
     log().info("ledger_adopted", batches=result.adopted_batches, events=result.adopted_events)
     return result
+
+
+def _refuse_subscribed(connection: Connection) -> None:
+    """Raise LedgerError while another server still writes into the outbox's tables: nothing settled would stay so."""
+    names = [quoted_name(name) for name in hidden.read_subscriptions(connection)]
+    if names:
+        raise LedgerError(
+            f"Tables of the outbox are still fed by logical replication (subscription {', '.join(names)}), so what is "
+            "learned now would be overwritten: end all writing on the server that it comes from, wait until everything "
+            f"has arrived, run {' '.join(f'DROP SUBSCRIPTION {name};' for name in names)} as its owner, then repeat "
+            "'outbox adopt'."
+        )
 
 
 def _refuse_others(client: EventLogClient, conditions: LedgerConditions, floor: int) -> None:
@@ -178,6 +198,8 @@ def _require_alone(client: EventLogClient, floor: int) -> None:
 
 def _adopt(connection: Connection, stores: Stores, conditions: LedgerConditions, *, dry_run: bool) -> Adoption:
     adoption.create_stage(connection)
+    find_hidden(connection, stores, looks_at_all=conditions.may_have_gone_back)
+    hidden_count, hidden_samples = hidden.read_hidden(connection, limit=MAX_SAMPLES)
     scan = _scan(connection, stores.client)
     result = _stage_unknown(connection, stores.client, scan)
     withdrawn_count = _withdraw(connection, stores.client, scan, dry_run=dry_run)
@@ -187,7 +209,12 @@ def _adopt(connection: Connection, stores: Stores, conditions: LedgerConditions,
     raised_count = _catch_up(connection, stores.client, scan)
     staged = adoption.read_staged(connection)
     unfinished = [one for one in staged if not _insert(connection, stores, scan, staged=one, dry_run=dry_run)]
+    untracked_count = put_back_untracked(connection) if conditions.may_have_gone_back else 0
     before = cut.read_last_drawn(connection)
+    highest = max(scan.highest_position, conditions.last_known, adoption.highest_position(connection))
+    after = set_forward(connection, before, highest, dry_run=dry_run)
+    if hidden_count and not dry_run:
+        hidden.move_hidden(connection)
     return replace(
         result,
         is_dry_run=dry_run,
@@ -200,9 +227,12 @@ def _adopt(connection: Connection, stores: Stores, conditions: LedgerConditions,
         kept_ids=elsewhere.count_new(connection) if dry_run else elsewhere.keep(connection),
         doubled_events=len(doubled),
         doubled_samples=[event_id for _, event_id in doubled[:MAX_SAMPLES]],
+        hidden_events=hidden_count,
+        hidden_samples=[UnmatchedRow(*sample) for sample in hidden_samples],
+        untracked_events=untracked_count,
         gap_count=gap_count,
         sequence_before=before,
-        sequence_after=_set_sequence(connection, before, scan.highest_position, dry_run=dry_run),
+        sequence_after=after,
     )
 
 
@@ -311,14 +341,3 @@ def _changing(batch_id: UUID) -> InDoubtError:
     return InDoubtError(
         f"Batch {batch_id} changes in ClickHouse while it is adopted: the old instance still works. {_STOP_THE_OTHER}"
     )
-
-
-def _set_sequence(connection: Connection, before: int, highest_position: int, *, dry_run: bool) -> int:
-    """Keep new events off positions under which ClickHouse has other ones: a position then names one event for ever."""
-    highest = max(highest_position, adoption.highest_position(connection))
-    if highest <= before:
-        return before
-    target = highest + adoption.SEQUENCE_MARGIN
-    if not dry_run:
-        adoption.set_sequence(connection, target)
-    return target

@@ -218,7 +218,8 @@ def _after_repair(totals: DayTotals, found: Reconciled, repaired: Repaired | Non
     done = {item.batch_id for item in repaired.redelivered}
     left = [item for item in found.differences if item.day == totals.day and item.batch.batch_id not in done]
     beyond = sum(item.is_pruned for item in left)
-    return replace(totals, differing=len(left), differing_pruned=beyond, stray_events=0)
+    late = 0 if repaired.moved else totals.late_events
+    return replace(totals, differing=len(left), differing_pruned=beyond, stray_events=0, late_events=late)
 
 
 def _severity(totals: DayTotals) -> dg.AssetCheckSeverity:
@@ -318,5 +319,7 @@ def _summary(found: Reconciled, repaired: Repaired | None) -> str:
     lines += [f"- {day.day}: {day.sentence}" for day in found.days[-ROWS_SHOWN:]]
     if repaired is not None:
         lines += ["", f"Delivered again: {len(repaired.redelivered)} batches. Put back: {repaired.put_back} events."]
+        if repaired.moved:
+            lines.append(f"Moved to new positions: {repaired.moved} events.")
         lines += [f"- {sentence}" for sentence in repaired.left[:ROWS_SHOWN]]
     return "\n".join(lines)

@@ -40,17 +40,19 @@ class StagedBatch:
     position_sum: int
 
 
-def create_stage(connection: Connection) -> None:
-    """Create temporary tables for this transaction, and lift the limits that a sensor's tick needs and this does not.
-
-    The transaction waits for ClickHouse, and its sets grow with what the old instance delivered.
-    """
+def lift_limits(connection: Connection) -> None:
+    """Lift this transaction's limits, which a sensor's tick needs: this one waits for ClickHouse, and may be long."""
     connection.execute(
         text(
             "SELECT set_config('statement_timeout', '0', true),"
             " set_config('idle_in_transaction_session_timeout', '0', true)"
         )
     )
+
+
+def create_stage(connection: Connection) -> None:
+    """Create temporary tables for this transaction, and lift its limits: sets grow with what the others delivered."""
+    lift_limits(connection)
     connection.execute(
         text(
             "CREATE TEMPORARY TABLE shown_row (batch_id uuid NOT NULL, position bigint NOT NULL, is_ours boolean"

@@ -24,7 +24,8 @@ class LedgerConditions:
 
     `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
     `has_former`: some of the unclaimed positions were in a batch that was split. `has_elsewhere`: ids are kept of
-    events that another instance delivered.
+    events that another instance delivered. `is_own_database`: of the cluster's identity all but the timeline is
+    right, so its files are this server's or copies of them.
     """
 
     unclaimed: str
@@ -36,6 +37,7 @@ class LedgerConditions:
     has_former: bool
     has_elsewhere: bool
     is_own_cluster: bool
+    is_own_database: bool
     can_read_sequence: bool
     last_drawn: int
     last_known: int
@@ -47,6 +49,11 @@ class LedgerConditions:
     is_subscribed: bool
     role_name: str
     hidden_tables: list[str]
+
+    @property
+    def may_have_gone_back(self) -> bool:
+        """True when the sequence stands too low, or was set by whatever copied the rows from another server."""
+        return not self.is_own_database or self.last_drawn < self.last_known
 
     @property
     def identity(self) -> LedgerIdentity:
@@ -103,8 +110,8 @@ def ledger_problem(conditions: LedgerConditions) -> str | None:
     if conditions.last_drawn < conditions.last_known:
         return (
             f"The sequence of outbox.event stands at {conditions.last_drawn}, below position {conditions.last_known} "
-            "that the ledger knows: new events would hide in old batches. Set it forward with "
-            f"SELECT setval('outbox.event_position_seq', {conditions.last_known}); as the owner of outbox.event."
+            "that the ledger knows, so new events hide in old batches. Run 'outbox reconcile --repair', which sets it "
+            "forward and has those that were published meanwhile delivered."
         )
     if conditions.identity_kind != "a" or conditions.sequence_cache != 1:
         return (

@@ -59,13 +59,14 @@ def gather_foreign(connection: Connection, batch_id: UUID, rows: Sequence[tuple[
 
 
 def find_repeated(connection: Connection) -> None:
-    """List in a temporary table the events here that have one of the gathered ids."""
+    """List in a temporary table the events here that have one of the gathered ids, and are not to be moved."""
     connection.execute(text("ANALYZE pg_temp.elsewhere"))
     connection.execute(
         text(
             "CREATE TEMPORARY TABLE repeated ON COMMIT DROP AS"
             " SELECT DISTINCT event.position, event.event_id"
             " FROM pg_temp.elsewhere JOIN outbox.event ON event.event_id = elsewhere.event_id"
+            " WHERE NOT EXISTS (SELECT FROM pg_temp.hidden WHERE hidden.position = event.position)"
         )
     )
     connection.execute(text("CREATE INDEX ON pg_temp.repeated (position)"))

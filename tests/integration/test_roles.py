@@ -155,8 +155,15 @@ def test_the_function_holds_the_lock_that_a_cut_looks_for(producer: Engine, outb
         "SELECT currval('outbox.event_position_seq')",
         "SELECT last_value FROM outbox.event_position_seq",
         "SELECT outbox.advance_positions(1000000)",
-        *(f"SELECT * FROM outbox.{table}" for table in ("batch", "unclaimed", "gap", "quarantined_event")),
-        *(f"DELETE FROM outbox.{table}" for table in ("batch", "unclaimed", "gap", "quarantined_event")),
+        "SELECT outbox.move_events('{1}')",
+        *(
+            f"SELECT * FROM outbox.{table}"
+            for table in ("batch", "unclaimed", "gap", "quarantined_event", "delivered_elsewhere")
+        ),
+        *(
+            f"DELETE FROM outbox.{table}"
+            for table in ("batch", "unclaimed", "gap", "quarantined_event", "delivered_elsewhere")
+        ),
         "UPDATE outbox.batch SET status = 'processed'",
         "UPDATE outbox.unclaimed SET positions = '{}'",
         "INSERT INTO outbox.gap (positions, holders) VALUES ('{[1,2)}', '{}')",
@@ -311,6 +318,7 @@ def test_the_pipeline_deletes_processed_events_only(stores: Stores, pipeline: St
     publish(stores.engine, 1)
 
     assert refusal(pipeline.engine, "DELETE FROM outbox.event") == "23001"
+    assert refusal(pipeline.engine, "SELECT outbox.move_events('{4}')") == "23001"
 
 
 def test_the_pipeline_adopts(stores: Stores, pipeline: Stores) -> None:
@@ -387,6 +395,8 @@ def grants(settings: Settings) -> Check:
         ("EXECUTE ON FUNCTION outbox.publish", "(EXECUTE on function outbox.publish)"),
         ("EXECUTE ON FUNCTION outbox.advance_positions", "(EXECUTE on function outbox.advance_positions)"),
         ("EXECUTE ON FUNCTION outbox.told_timeline", "(EXECUTE on function outbox.told_timeline)"),
+        ("EXECUTE ON FUNCTION outbox.move_events", "(EXECUTE on function outbox.move_events)"),
+        ("INSERT ON outbox.delivered_elsewhere", "(INSERT on outbox.delivered_elsewhere)"),
         ("UPDATE ON outbox.watermark", "(UPDATE on outbox.watermark)"),
         ("USAGE ON SCHEMA outbox", "(USAGE on schema outbox)"),
     ],

@@ -29,7 +29,16 @@ from tests.fixtures.roles import LoginUrl
 ALL_DAYS = (date.min, date.max)
 
 #: Every table of the outbox whose rows mean something to a delivery.
-TABLES = ("batch", "event", "gap", "quarantined_event", "schema_version", "unclaimed", "watermark")
+TABLES = (
+    "batch",
+    "delivered_elsewhere",
+    "event",
+    "gap",
+    "quarantined_event",
+    "schema_version",
+    "unclaimed",
+    "watermark",
+)
 
 _LEDGER = """
 SELECT (SELECT jsonb_agg(batch ORDER BY batch_id) FROM outbox.batch)::text,

@@ -110,8 +110,9 @@ class LateEvents:
         """Say why they were never delivered and the exact next step."""
         return (
             f"{counted(self.event_count, 'event')} recorded at positions of batch {self.batch_id} after it was cut: "
-            "the sequence of outbox.event went back, and nothing delivered them. Publish them again with new ids, and "
-            "look for what calls setval on outbox.event_position_seq."
+            "the sequence of outbox.event went back, and nothing delivered them. 'outbox reconcile --repair' gives "
+            "them new positions, from which they are delivered; look for what calls setval on "
+            "outbox.event_position_seq."
         )
 
 
@@ -169,7 +170,7 @@ class DayTotals:
     @property
     def is_repairable(self) -> bool:
         """True when there is something that sending batches again or putting events back would repair."""
-        return bool(self.differing > self.differing_pruned or self.stray_events)
+        return bool(self.differing > self.differing_pruned or self.stray_events or self.late_events)
 
     @property
     def sentence(self) -> str:

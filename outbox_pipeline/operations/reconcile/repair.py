@@ -1,7 +1,7 @@
 """Repair what a comparison found, by the protocol of any delivery: lease, fence, new generation, proof, mark.
 
 Invariant: only batches that were found to differ are touched, and no row is deleted but older generations of theirs.
-What cannot be repaired from here (pruned events, rows of unknown batches, a sequence that went back) is left and named.
+What cannot be repaired from here (pruned events, rows of unknown batches) is left and named.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.counts import counted
 from outbox_pipeline.days import Window
+from outbox_pipeline.operations.hidden import deliver_hidden
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import Difference, Reconciled
 from outbox_pipeline.operations.reconcile.untracked import put_back
 from outbox_pipeline.operations.replay import Outcome, Replayed, batches_of_days, left_alone, redeliver
+from outbox_pipeline.postgres.conditions import read_conditions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.reconcile import read_processed
 from outbox_pipeline.stores import Stores
@@ -25,6 +27,7 @@ class Repaired:
 
     batches: tuple[Replayed, ...] = ()
     put_back: int = 0
+    moved: int = 0
     left: tuple[str, ...] = ()
 
     @property
@@ -41,13 +44,16 @@ class Repaired:
 def repair(
     stores: Stores, found: Reconciled, *, run_id: str | None = None, on_batch: Callable[[], None] = lambda: None
 ) -> Repaired:
-    """Deliver each differing batch again and put untracked events back; what was put back waits for the next cut.
+    """Deliver each differing batch again, put untracked events back and move hidden ones, which the next cut takes.
 
-    *on_batch* is called after each batch.
+    Hidden events stand at positions of old batches; where the sequence is behind it is set forward. *on_batch* is
+    called after each batch.
     """
+    # First: a batch with another event at one of its positions cannot be sent as it was.
+    moved = deliver_hidden(stores) if found.late or _is_behind(stores) else 0
     batches = tuple(_redelivered(stores, found.differences, run_id, on_batch))
     count = put_back(stores, found.window) if found.untracked else 0
-    return Repaired(batches, count, tuple(_left(stores, found, batches)))
+    return Repaired(batches, count, moved, tuple(_left(stores, found, batches)))
 
 
 def differences_left(stores: Stores, found: Reconciled) -> list[str]:
@@ -60,6 +66,7 @@ def differences_left(stores: Stores, found: Reconciled) -> list[str]:
     ]
     if found.untracked or not all(item.is_pruned for item in found.differences):
         said.append("Run 'outbox reconcile --repair' to repair this.")
+    said += [late.sentence for late in found.late]
     return said + list(_beyond_repair(stores, found))
 
 
@@ -88,6 +95,12 @@ def _redelivered(
         on_batch()
 
 
+def _is_behind(stores: Stores) -> bool:
+    with ledger_transaction(stores.engine) as connection:
+        conditions = read_conditions(connection)
+    return conditions.last_drawn < conditions.last_known
+
+
 def _redeliver(stores: Stores, difference: Difference, run_id: str | None) -> Replayed:
     batch_id = difference.batch.batch_id
     with ledger_transaction(stores.engine) as connection:
@@ -105,8 +118,6 @@ def _left(stores: Stores, found: Reconciled, batches: tuple[Replayed, ...]) -> I
 
 
 def _beyond_repair(stores: Stores, found: Reconciled) -> Iterator[str]:
-    for late in found.late:
-        yield late.sentence
     for rows in found.unknown:
         yield rows.sentence
     more = found.unknown_batches - len({rows.batch_id for rows in found.unknown})

@@ -21,6 +21,7 @@ SELECT (SELECT range_agg(stretch)::text
            AND unclaimed.database_oid = database.oid
            -- Where the server does not tell its timeline, or did not when the ledger was made, ClickHouse is the witness.
            AND (unclaimed.timeline = server.timeline OR 0 IN (unclaimed.timeline, server.timeline)) AS is_own_cluster,
+       unclaimed.system_identifier = control.system_identifier AND unclaimed.database_oid = database.oid AS is_own_database,
        has_sequence_privilege('outbox.event_position_seq', 'USAGE, SELECT') AS can_read_sequence,
        -- Without the right, versions before 17 raise, and later ones have NULL.
        CASE WHEN has_sequence_privilege('outbox.event_position_seq', 'USAGE, SELECT')

@@ -15,7 +15,29 @@ COMMENT ON COLUMN outbox.delivered_elsewhere.batch_id IS 'The batch under whose 
 COMMENT ON COLUMN outbox.delivered_elsewhere.position IS 'The position of that row; another event may have it here.';
 COMMENT ON COLUMN outbox.delivered_elsewhere.adopted_at IS 'When the ledger was adopted. A prune takes ids that are older than the retention and of which no event is here.';
 
--- outbox_pipeline also needs to write delivered_elsewhere.
+-- An event row never changes, so one that stands at a position of another event is written again at a new one. By the names
+-- that the columns have then: a later migration may have added some.
+CREATE FUNCTION outbox.move_events(moved bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    kept text;
+    written bigint;
+BEGIN
+    SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) INTO kept
+    FROM pg_attribute
+    WHERE attrelid = 'outbox.event'::regclass AND attnum > 0 AND NOT attisdropped
+        AND attidentity = '' AND attgenerated = '';
+    EXECUTE format(
+        'WITH gone AS (DELETE FROM outbox.event WHERE position = ANY ($1) RETURNING *),'
+        ' again AS (INSERT INTO outbox.event (%1$s) SELECT %1$s FROM gone ORDER BY position RETURNING 1)'
+        ' SELECT count(*) FROM again', kept)
+    INTO written USING moved;
+    RETURN written;
+END $$;
+
+COMMENT ON FUNCTION outbox.move_events IS 'Give events at positions of processed batches, or of events that were given up, new positions; all else of them stays. For events that hide there since the sequence went back. Returns how many.';
+
+-- outbox_pipeline also needs to write delivered_elsewhere and to call move_events.
 CREATE OR REPLACE FUNCTION outbox.grant_roles() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     role_name text;
@@ -55,7 +77,8 @@ BEGIN
         GRANT INSERT, DELETE ON outbox.gap, outbox.delivered_elsewhere TO outbox_pipeline;
         GRANT INSERT, UPDATE, DELETE ON outbox.batch TO outbox_pipeline;
         GRANT INSERT, UPDATE ON outbox.quarantined_event TO outbox_pipeline;
-        GRANT EXECUTE ON FUNCTION outbox.advance_positions, outbox.told_timeline TO outbox_pipeline;
+        GRANT EXECUTE ON FUNCTION outbox.advance_positions, outbox.told_timeline, outbox.move_events
+            TO outbox_pipeline;
     END IF;
 END $$;
 
