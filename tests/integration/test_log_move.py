@@ -32,6 +32,7 @@ from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.replay import replay
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
+from outbox_pipeline.postgres.leases import resume_parked
 from outbox_pipeline.postgres.log_move import read_move, take_move, wait_alone
 from outbox_pipeline.relay.attempts import end_failed, request_batches, start_requested
 from outbox_pipeline.relay.cut import cut_batches
@@ -319,10 +320,8 @@ def test_what_cannot_be_moved_is_refused_first(old: Stores) -> None:
     delivery.load()
     assert end_failed(delivery, ConfigurationError("told to")) == BatchStatus.PARKED
     assert "is parked and has rows in the log" in refusal(old)
-    with old.engine.begin() as connection:
-        connection.execute(
-            text("UPDATE outbox.batch SET status = 'failed', next_attempt_at = now() WHERE status = 'parked'")
-        )
+    with ledger_transaction(old.engine) as connection:
+        resume_parked(connection)
     relay(old, until_empty=True)
     with ledger_transaction(old.engine) as connection:
         assert take_move(connection)

@@ -1,13 +1,7 @@
 """Retention: what a prune deletes, what it never deletes, and what is left afterwards on both sides."""
 
-import json
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
-from dataclasses import replace as changed
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -18,49 +12,25 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox_pipeline.clickhouse.fences import FIRST, old_fences
 from outbox_pipeline.clickhouse.load import raise_fence
-from outbox_pipeline.errors import BatchDataError, LedgerError
+from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.events import prepare_event
-from outbox_pipeline.monitoring.trace import trace_event
 from outbox_pipeline.operations import quarantine
-from outbox_pipeline.operations.replay import Outcome, batches_of_days, rechecks_due, replay
-from outbox_pipeline.operations.retention import MAX_REFUSED, Pruned, Reason, prune
+from outbox_pipeline.operations.replay import rechecks_due
+from outbox_pipeline.operations.retention import MAX_REFUSED, Reason, prune
 from outbox_pipeline.postgres import retention as store
 from outbox_pipeline.postgres.leases import read_batch
 from outbox_pipeline.quarantined import Filter
-from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.loop import deliver as deliver_batch
 from outbox_pipeline.relay.loop import relay
-from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
-from tests.fixtures.retained import age
+from tests.fixtures.retained import age, batch_facts, deliver, with_settings
 
 HOUR = timedelta(hours=1)
 ROOT = Path(__file__).parents[2]
-
-
-def deliver(stores: Stores, count: int = 10) -> list[UUID]:
-    """Publish events and deliver them, DAYS ago."""
-    ids = publish(stores.engine, count)
-    relay(stores, until_empty=True)
-    age(stores)
-    return ids
-
-
-def batch_facts(stores: Stores) -> list[tuple[str, bool]]:
-    """Return status and whether it is pruned of each batch, in the order they were cut."""
-    with stores.engine.begin() as connection:
-        rows = connection.execute(text("SELECT status, pruned_at IS NOT NULL FROM outbox.batch ORDER BY batch_id"))
-        return [(row[0], row[1]) for row in rows]
-
-
-def with_settings(stores: Stores, **values: object) -> Stores:
-    """Return the same stores under other settings."""
-    return changed(stores, settings=Settings(**{**dict(stores.settings), **values}))  # type: ignore[arg-type]
 
 
 def test_a_clock_that_is_ahead_deletes_nothing_young(stores: Stores) -> None:
@@ -272,86 +242,6 @@ def test_a_batch_that_clickhouse_does_not_show_is_refused(stores: Stores, break_
     assert len(committed_ids(stores.engine)) == 10
 
 
-def sent_meanwhile(stores: Stores) -> Callable[[], None]:
-    """Return what lets somebody take the batch over under another attempt."""
-    return lambda: move_by_hand(
-        stores.engine,
-        "UPDATE outbox.batch SET status = 'delivering', holder = 'x', lease_until = now(), attempt = attempt + 1",
-    )
-
-
-def test_a_batch_sent_again_after_the_proof_is_left_alone(stores: Stores) -> None:
-    """Between the look at ClickHouse and the delete somebody takes the batch over: it is skipped, not pruned."""
-    deliver(stores)
-
-    with before_words(stores.engine, "SKIP LOCKED", sent_meanwhile(stores)):
-        done = prune(stores)
-
-    assert [item.reason for item in done.skipped] == [Reason.IN_USE]
-    assert batch_facts(stores) == [("delivering", False)]
-    assert len(committed_ids(stores.engine)) == 10
-
-
-def test_a_batch_reloaded_after_the_proof_is_left_alone(stores: Stores) -> None:
-    """A whole redelivery between the look and the delete counts as well: the batch is younger and was sent anew."""
-    deliver(stores)
-
-    def reload() -> None:
-        delivery = start_unrequested(stores, batch_id(stores))
-        deliver_batch(delivery, reload=True)
-        age(stores)
-
-    with before_words(stores.engine, "SKIP LOCKED", reload):
-        done = prune(stores)
-
-    assert [item.reason for item in done.skipped] == [Reason.IN_USE]
-    assert prune(stores).events == 10
-
-
-def batch_id(stores: Stores) -> UUID:
-    """Return the id of the only batch."""
-    with stores.engine.begin() as connection:
-        found = connection.scalar(text("SELECT batch_id FROM outbox.batch"))
-    assert isinstance(found, UUID)
-    return found
-
-
-def test_a_replay_that_comes_first_keeps_the_events(stores: Stores) -> None:
-    """While a replay's transaction holds the batch's row, a prune passes it by and does not wait."""
-    deliver(stores)
-    with stores.engine.begin() as replaying:
-        replaying.execute(text("SELECT FROM outbox.batch FOR UPDATE"))
-
-        done = prune(stores)
-
-    assert [item.reason for item in done.skipped] == [Reason.IN_USE]
-    assert len(committed_ids(stores.engine)) == 10
-
-
-def test_a_pruned_batch_is_never_taken_up_again(stores: Stores) -> None:
-    """A replay that saw the batch before it was pruned is refused; the ledger keeps it processed."""
-    deliver(stores)
-    prune(stores)
-
-    with pytest.raises(BatchDataError, match="can be proved but not sent again"):
-        start_unrequested(stores, batch_id(stores))
-    assert batch_facts(stores) == [("processed", True)]
-
-
-def test_a_replay_proves_what_was_pruned_meanwhile(stores: Stores) -> None:
-    """A long replay may come to a batch that a prune was at first: it is whole, and that is no failure."""
-    deliver(stores)
-    listed = batches_of_days(stores.engine, today(), today())
-    list(replay(stores, listed, reload=True))
-    age(stores)
-    prune(stores)
-
-    (done,) = replay(stores, listed, reload=True)
-
-    assert (done.outcome, done.row_count) == (Outcome.PROVEN, 10)
-    assert "pruned" in done.detail
-
-
 def test_a_pruned_batch_has_no_second_look(stores: Stores) -> None:
     """It could not be sent again: looking would fail again and again, and keep others from theirs."""
     deliver(stores)
@@ -371,62 +261,6 @@ def test_the_table_refuses_to_let_a_pruned_batch_go(stores: Stores) -> None:
 
     with pytest.raises(IntegrityError, match="batch_stays_processed_when_pruned"):
         execute(stores.engine, "UPDATE outbox.batch SET status = 'failed'")
-
-
-@pytest.mark.parametrize(("words", "nth"), [("DELETE FROM outbox.event", 2), ("SET pruned_at", 1), ("COMMIT", 6)])
-def test_a_killed_prune_leaves_each_batch_whole_or_pruned(stores: Stores, words: str, nth: int) -> None:
-    """Kill -9 between any two statements: a batch has all its events or is pruned, and the next prune ends it."""
-    for _ in range(3):
-        deliver(stores)
-
-    kill_prune_before(stores, words, nth)
-
-    with stores.engine.begin() as connection:
-        left = connection.execute(text(_EVENTS_OF_BATCHES)).all()
-    assert {(row.is_pruned, row.event_count) for row in left} <= {(True, 0), (False, 10)}
-    assert any(not row.is_pruned for row in left)
-    assert prune(stores).refused == ()
-    assert committed_ids(stores.engine) == set()
-    assert len(delivered_ids(stores.client)) == 30
-
-
-_EVENTS_OF_BATCHES = """
-SELECT pruned_at IS NOT NULL AS is_pruned,
-       (SELECT count(*) FROM outbox.event WHERE batch.positions @> position) AS event_count
-FROM outbox.batch
-"""
-
-
-def kill_prune_before(stores: Stores, words: str, nth: int) -> None:
-    """Prune in another process that dies just before the nth such statement."""
-    settings = stores.settings
-    assert settings.postgres_url is not None
-    assert settings.clickhouse_url is not None
-    orders = {
-        "postgres_url": settings.postgres_url.get_secret_value(),
-        "clickhouse_url": settings.clickhouse_url.get_secret_value(),
-        "words": words,
-        "nth": nth,
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fixtures.pruner"], input=json.dumps(orders), text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-
-
-def test_two_prunes_at_once_prune_each_batch_once(stores: Stores) -> None:
-    """Two processes share the work: nobody waits, nothing is counted twice."""
-    for _ in range(5):
-        deliver(stores)
-    done: list[Pruned] = []
-    threads = [threading.Thread(target=lambda: done.append(prune(stores))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert sum(one.events for one in done) == 50
-    assert committed_ids(stores.engine) == set()
 
 
 def test_a_prune_stops_when_its_time_is_over(stores: Stores) -> None:
@@ -519,81 +353,6 @@ def test_a_ledger_of_another_cluster_is_not_pruned(stores: Stores) -> None:
     assert len(committed_ids(stores.engine)) == 10
 
 
-def given_up(stores: Stores) -> None:
-    """Publish events that are refused and discarded, in a batch that is pruned already."""
-    held(stores)
-    prune(stores)
-    quarantine.discard(stores.engine, Filter(), note="nobody needs it")
-    age(stores)
-
-
-@pytest.mark.parametrize("kind", [deliver, given_up])
-def test_a_failover_during_a_prune_stops_it(stores: Stores, kind: Callable[[Stores], object]) -> None:
-    """Each step asks whose ledger it is, so no event goes after a failover that the prune began before."""
-    kind(stores)
-    before = committed_ids(stores.engine)
-    failover = "UPDATE outbox.unclaimed SET timeline = timeline + 1"
-
-    with (
-        before_words(stores.engine, "SELECT outbox.batch.processed_at", lambda: execute(stores.engine, failover)),
-        pytest.raises(LedgerError, match="another cluster"),
-    ):
-        prune(stores)
-
-    assert before
-    assert committed_ids(stores.engine) == before
-
-
-def test_a_pruned_event_can_still_be_traced(stores: Stores) -> None:
-    """Its row in ClickHouse names its batch, and the batch says when it was delivered and pruned."""
-    event_id, *_ = deliver(stores)
-    prune(stores)
-
-    found = trace_event(stores.engine, stores.settings, event_id)
-
-    assert found.status == "gone"
-    assert "pruned on" in found.explanation
-    assert found.batch is not None
-    assert (found.batch.batch_id, found.batch.status) == (batch_id(stores), "processed")
-    assert len(found.rows or []) == 1
-    with stores.engine.begin() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM outbox.event_status")) == 0
-
-
-def test_a_refused_event_is_known_after_its_row_was_pruned(stores: Stores) -> None:
-    """What was discarded or replaced is told from quarantine: nobody must think that it never existed."""
-    ids = publish(stores.engine, 2, context="[1]")
-    relay(stores, until_empty=True)
-    given_up, corrected = (Filter(event_ids=frozenset({event_id})) for event_id in ids)
-    quarantine.discard(stores.engine, given_up, note="nobody needs it")
-    quarantine.replace(stores.engine, corrected, prepare_event({"n": 1}, event_type="order_placed"))
-    age(stores)
-    prune(stores)
-
-    found = [trace_event(stores.engine, stores.settings, event_id) for event_id in ids]
-
-    assert [trace.status for trace in found] == ["discarded", "replaced"]
-    assert all(trace.is_known and "pruned" in trace.explanation for trace in found)
-    assert found[0].reasons == ["context_not_object"]
-
-
-def test_a_repeated_id_is_a_new_event_once_the_first_is_pruned(stores: Stores) -> None:
-    """The idempotency key reaches as far back as the retention: documented, and this is what happens beyond it."""
-    (event_id,) = deliver(stores, 1)
-    again = text("SELECT outbox.publish('order_placed', '{}', event_id => :event_id)")
-    with stores.engine.begin() as connection:
-        connection.execute(again, {"event_id": event_id})
-    assert committed_ids(stores.engine) == {event_id}
-    assert relay(stores, until_empty=True).batch_count == 0
-    prune(stores)
-
-    with stores.engine.begin() as connection:
-        connection.execute(again, {"event_id": event_id})
-    relay(stores, until_empty=True)
-
-    assert delivered_ids(stores.client) == [event_id, event_id]
-
-
 def test_deleting_by_hand_is_refused_for_each_kind_but_delivered_ones(stores: Stores) -> None:
     """The trigger is the last guard: no statement removes what is not processed or discarded."""
     deliver(stores, 3)
@@ -619,3 +378,28 @@ def test_a_batch_that_can_never_be_whole_is_pruned_by_hand(stores: Stores) -> No
 
     assert committed_ids(stores.engine) == set(other)
     assert prune(stores).refused == ()
+
+
+def given_up(stores: Stores) -> None:
+    """Publish events that are refused and discarded, in a batch that is pruned already."""
+    held(stores)
+    prune(stores)
+    quarantine.discard(stores.engine, Filter(), note="nobody needs it")
+    age(stores)
+
+
+@pytest.mark.parametrize("kind", [deliver, given_up])
+def test_a_failover_during_a_prune_stops_it(stores: Stores, kind: Callable[[Stores], object]) -> None:
+    """Each step asks whose ledger it is, so no event goes after a failover that the prune began before."""
+    kind(stores)
+    before = committed_ids(stores.engine)
+    failover = "UPDATE outbox.unclaimed SET timeline = timeline + 1"
+
+    with (
+        before_words(stores.engine, "SELECT outbox.batch.processed_at", lambda: execute(stores.engine, failover)),
+        pytest.raises(LedgerError, match="another cluster"),
+    ):
+        prune(stores)
+
+    assert before
+    assert committed_ids(stores.engine) == before
