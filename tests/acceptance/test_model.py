@@ -24,7 +24,8 @@ from outbox_pipeline.relay.delivery import Delivery
 from outbox_pipeline.relay.results import Loaded, Marked
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
-from tests.fixtures.model import OutboxMachine, World, machine_settings, unreachable
+from tests.fixtures.model import OutboxMachine
+from tests.fixtures.model_world import World, machine_settings, unreachable
 
 _EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 
