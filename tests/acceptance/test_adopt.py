@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli import main
 from outbox_pipeline.clickhouse.batch_contents import fenced_attempts
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.load import seconds_of_insert
@@ -33,6 +31,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, publish_in
 from tests.fixtures.interleave import before_words
 from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives, value, whole_ledger
@@ -269,7 +268,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, st
         for name, url in urls.items():
             assert url
             monkeypatch.setenv(f"OUTBOX_{name}_URL", url.get_secret_value())
-        result = CliRunner().invoke(main.app, ["adopt", *arguments])
+        result = run_outbox("adopt", *arguments)
         return result.exit_code, result.stdout, result.stderr
 
     return run

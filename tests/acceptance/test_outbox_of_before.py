@@ -7,10 +7,8 @@ from contextlib import contextmanager
 import pytest
 import structlog
 from sqlalchemy import create_engine, text
-from typer.testing import CliRunner
 
 from outbox_pipeline.batches import BatchStatus
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.postgres.engine import create_outbox_engine
@@ -19,6 +17,7 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.before import make_ledger_of_before, make_log_of_before
 from tests.fixtures.children import recover
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids
 from tests.fixtures.lives import all_batches
 from tests.fixtures.owners import ledger_id_of, owners_of
@@ -92,12 +91,12 @@ def test_an_outbox_of_before_is_migrated_while_it_is_published_into(before: Stor
     assert before.settings.postgres_url
     with publishing(before.settings.postgres_url.get_secret_value()) as counts:
         assert wait_until(lambda: min(counts) > 0, seconds=60)
-        refused = CliRunner().invoke(app, ["relay"])
-        migrated = CliRunner().invoke(app, ["init"])
+        refused = run_outbox("relay")
+        migrated = run_outbox("init")
         after = list(counts)
         assert wait_until(lambda: min(counts) > max(after), seconds=60)
     statuses = {batch.status for batch in all_batches(before)}
-    resumed = CliRunner().invoke(app, ["resume"])
+    resumed = run_outbox("resume")
     recover(before)
 
     assert (refused.exit_code, migrated.exit_code, resumed.exit_code) == (1, 0, 0), migrated.output

@@ -8,9 +8,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError
@@ -21,6 +19,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, url_of
@@ -92,7 +91,7 @@ def test_a_database_without_an_encoding_is_refused_with_a_sentence(
         monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", clickhouse_url)
         monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
 
-        result = CliRunner().invoke(app, [command])
+        result = run_outbox(command)
     structlog.reset_defaults()
 
     assert result.exit_code == 1

@@ -5,9 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.health import judge_gaps, judge_lag, read_health
 from outbox_pipeline.monitoring.metrics import metrics_text
@@ -16,6 +14,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 AHEAD = timedelta(days=400)
@@ -97,9 +96,9 @@ def test_status_shows_them_to_a_person(
     monkeypatch.setenv("OUTBOX_POSTGRES_URL", ahead.settings.postgres_url.get_secret_value())
     monkeypatch.setenv("OUTBOX_HOME", str(tmp_path_factory.mktemp("home")))
 
-    before = CliRunner().invoke(app, ["status"]).output
+    before = run_outbox("status").output
     relay(ahead, until_empty=True)
-    after = CliRunner().invoke(app, ["status"]).output
+    after = run_outbox("status").output
 
     assert f"2 undelivered, recorded up to {(datetime.now(UTC) + AHEAD):%Y}" in before
     assert "in the future" not in after

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse import load
 from outbox_pipeline.clickhouse.client import clickhouse_client
 from outbox_pipeline.errors import ConfigurationError
@@ -24,6 +22,7 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.owners import ledger_id_of
 from tests.fixtures.proxy import Change, FaultyProxy, through
@@ -270,11 +269,11 @@ def test_the_doctor_and_init_say_it_too(
         monkeypatch.setenv(f"OUTBOX_{name.upper()}", url.get_secret_value())
 
     assert finding(behind).ok is True
-    assert CliRunner().invoke(app, ["init"]).exit_code == 0
+    assert run_outbox("init").exit_code == 0
     assert proxy.count(KNOWN) == 2
     proxy.change(ANY, altering("position"))
     said = finding(behind)
-    init = CliRunner().invoke(app, ["init"])
+    init = run_outbox("init")
 
     sentence = "shows other known bytes than were sent (position)"
     assert (said.ok, sentence in said.message) == (False, True)

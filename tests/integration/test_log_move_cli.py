@@ -1,38 +1,27 @@
 """What `outbox log move` says and asks; and who says that a log can be moved."""
 
 import json
-from collections.abc import Callable, Iterator
 
 import pytest
-import structlog
-from click.testing import Result
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.log_move import plan as plans
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.old_log import turn_into_log_of_before
 
-Outbox = Callable[..., Result]
-
 
 @pytest.fixture
-def outbox(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
+def outbox(outbox: Outbox, stores: Stores) -> Outbox:
     """Run a command on a log of before with one batch."""
-    assert stores.settings.postgres_url
-    assert stores.settings.clickhouse_url
-    monkeypatch.setenv("OUTBOX_POSTGRES_URL", stores.settings.postgres_url.get_secret_value())
-    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", stores.settings.clickhouse_url.get_secret_value())
     publish(stores.engine, 6)
     relay(stores, until_empty=True)
     turn_into_log_of_before(stores.client, with_owner=True)
     create_table(stores.client)
-    yield lambda *arguments: CliRunner().invoke(app, list(arguments))
-    structlog.reset_defaults()
+    return outbox
 
 
 def table_check(stores: Stores) -> str:

@@ -17,10 +17,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
-from typer.testing import CliRunner
 
 from outbox_pipeline import publish_event
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.errors import ConfigurationError, LedgerError
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.monitoring.metrics import metrics_text
@@ -39,6 +37,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores, open_stores
 from tests.fixtures import sessions
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 from tests.fixtures.lives import assert_whole, cloned
@@ -277,7 +276,7 @@ def without_transactions(
     monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", stores.settings.clickhouse_url.get_secret_value())
     monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
     line = json.dumps({"event_type": "t", "event_context": {}})
-    return lambda *arguments: CliRunner().invoke(app, list(arguments), input=f"{line}\n" * 3)
+    return lambda *arguments: run_outbox(*arguments, given=f"{line}\n" * 3)
 
 
 def test_statement_pooling_is_refused(without_transactions: Callable[..., Any], stores: Stores) -> None:
@@ -321,7 +320,7 @@ def test_a_file_is_published_through_a_pooler(
     event_ids = [uuid4() for _ in range(3 * OFTEN)]
     for some in (event_ids[:OFTEN], event_ids[OFTEN:]):
         lines = [json.dumps({"event_type": "t", "event_context": {}, "event_id": str(one)}) for one in some]
-        result = CliRunner().invoke(app, ["publish", "-"], input="\n".join(lines))
+        result = run_outbox("publish", "-", given="\n".join(lines))
         assert result.exit_code == 0, result.output
 
     assert committed_ids(stores.engine) == set(event_ids)

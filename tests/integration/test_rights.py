@@ -11,9 +11,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, make_url
-from typer.testing import CliRunner
 
-from outbox_pipeline.cli.main import app
 from outbox_pipeline.clickhouse.client import clickhouse_client
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.errors import ConfigurationError
@@ -23,6 +21,7 @@ from outbox_pipeline.postgres.schema import check_version, latest_version, migra
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.proxy import FaultyProxy, through
@@ -130,14 +129,14 @@ def test_an_owner_who_may_not_create_roles_is_told(
     monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", clickhouse_url)
     place.execute(f"ALTER ROLE outbox_pipeline RENAME TO {hidden}")
     try:
-        done = CliRunner().invoke(app, ["init"])
+        done = run_outbox("init")
     finally:
         place.execute(f"ALTER ROLE {hidden} RENAME TO outbox_pipeline")
 
     assert done.exit_code == 0
     assert "Missing, because this role may not create roles: outbox_pipeline." in done.stderr
     assert "CREATE ROLE outbox_pipeline; then SELECT outbox.grant_roles()" in done.stderr
-    assert "Missing" not in CliRunner().invoke(app, ["init"]).stderr
+    assert "Missing" not in run_outbox("init").stderr
 
 
 def test_the_schemas_owner_brings_an_older_schema_up_to_date(place: Place, tool: Tool) -> None:

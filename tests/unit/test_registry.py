@@ -16,6 +16,7 @@ from outbox_pipeline.errors import ConfigurationError, SettingsError
 from outbox_pipeline.monitoring.doctor import check_event_models
 from outbox_pipeline.registry import Registry, load_registry
 from outbox_pipeline.settings import Settings, load_settings
+from tests.fixtures.commands import run_outbox
 
 Write = Callable[[str], str]
 
@@ -209,7 +210,7 @@ def test_events_list_shows_models_and_fields(module: Write, monkeypatch: pytest.
     name = module(SHOP)
     monkeypatch.setenv("OUTBOX_EVENT_MODULES", name)
 
-    answer = CliRunner().invoke(app, ["events", "list", "--json"])
+    answer = run_outbox("events", "list", "--json")
     shown = CliRunner().invoke(app, ["events", "list"], env={"COLUMNS": "200"})
 
     _, first, second = json.loads(answer.stdout)
@@ -229,14 +230,14 @@ def test_events_list_shows_models_and_fields(module: Write, monkeypatch: pytest.
 
 def test_events_list_without_modules_is_empty() -> None:
     """Nothing registered is an empty list for a machine and a sentence for a person."""
-    assert CliRunner().invoke(app, ["events", "list", "--json"]).stdout == "[]\n"
-    assert "OUTBOX_EVENT_MODULES names no modules" in CliRunner().invoke(app, ["events", "list"]).stderr
+    assert run_outbox("events", "list", "--json").stdout == "[]\n"
+    assert "OUTBOX_EVENT_MODULES names no modules" in run_outbox("events", "list").stderr
 
 
 def test_events_list_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong module is exit code 1 and the same sentence."""
     monkeypatch.setenv("OUTBOX_EVENT_MODULES", "no_such_shop")
-    done = CliRunner().invoke(app, ["events", "list"])
+    done = run_outbox("events", "list")
 
     assert done.exit_code == 1
     assert "no_such_shop, which is not there" in done.stderr
