@@ -1,7 +1,7 @@
 """What a move of the event log keeps in the ledger: how often it has begun, its locks, and when it exchanges tables.
 
 Every attempt on a batch begins in a transaction that shares a lock of PostgreSQL's with all others (a trigger takes it,
-`0013_log_move.sql`), and stands as a lease from its commit on. Invariant: who has the lock alone sees every attempt
+`0014_log_move.sql`), and stands as a lease from its commit on. Invariant: who has the lock alone sees every attempt
 that has begun, and none begins until it lets go; from the commit of `begin_exchange` to that of `end_exchange` none
 begins either, whoever is alive. All locks are a transaction's, so a pooler may stand before PostgreSQL.
 """

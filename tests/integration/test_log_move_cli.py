@@ -15,13 +15,13 @@ from tests.fixtures.old_log import turn_into_log_of_before
 
 
 @pytest.fixture
-def outbox(outbox: Outbox, stores: Stores) -> Outbox:
-    """Run a command on a log of before with one batch."""
+def old(stores: Stores) -> Stores:
+    """A log of before with one batch."""
     publish(stores.engine, 6)
     relay(stores, until_empty=True)
     turn_into_log_of_before(stores.client, with_owner=True)
     create_table(stores.client)
-    return outbox
+    return stores
 
 
 def table_check(stores: Stores) -> str:
@@ -29,7 +29,7 @@ def table_check(stores: Stores) -> str:
     return next(check.message for check in examine(stores.settings) if check.name == "clickhouse table")
 
 
-def test_a_log_is_moved_by_the_command(outbox: Outbox, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_moved_by_the_command(outbox: Outbox, old: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what it takes and asks for --yes; a disk that is too small is told first; then there is nothing to do."""
     made = outbox("init")
     looked = outbox("log", "move", "--dry-run")
@@ -40,7 +40,7 @@ def test_a_log_is_moved_by_the_command(outbox: Outbox, stores: Stores, monkeypat
     none_begun = outbox("log", "move", "--abandon", "--yes")
 
     assert "'outbox log move' gives it a new table" in made.stdout
-    assert "'outbox log move' gives it a new table" in table_check(stores)
+    assert "'outbox log move' gives it a new table" in table_check(old)
     assert looked.exit_code == 0
     for said in ("6 in 1 batch", "of unknown batches", "0 rows in 0 batches", "of disk beside the old one", "none"):
         assert said in looked.stdout
@@ -58,5 +58,5 @@ def test_a_log_is_moved_by_the_command(outbox: Outbox, stores: Stores, monkeypat
     assert (result["row_count"], result["was_moved"], result["differing"]) == (6, False, [])
     assert result["before"].startswith("event_log_before_move_")
     assert "there is nothing to move" in again.stdout
-    assert "log move" not in outbox("init").stdout + table_check(stores)
-    assert_each_exactly_once(stores.engine, stores.client)
+    assert "log move" not in outbox("init").stdout + table_check(old)
+    assert_each_exactly_once(old.engine, old.client)

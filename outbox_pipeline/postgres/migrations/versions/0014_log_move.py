@@ -2,10 +2,10 @@
 
 from outbox_pipeline.postgres.migrations.run import run_file
 
-revision = "0013"
-down_revision = "0012"
+revision = "0014"
+down_revision = "0013"
 
 
 def upgrade() -> None:
     """Add what a move keeps in the ledger, and the lock that it takes alone at its end."""
-    run_file("0013_log_move.sql")
+    run_file("0014_log_move.sql")

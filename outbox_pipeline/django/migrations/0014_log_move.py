@@ -1,4 +1,4 @@
-"""Runs 0013_log_move.sql."""
+"""Runs 0014_log_move.sql."""
 
 from outbox_pipeline.django.numbered import numbered_migration
 
