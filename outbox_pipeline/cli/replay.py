@@ -10,6 +10,7 @@ from outbox_pipeline.cli.support.days import FirstDay, LastDay, window_of
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
+from outbox_pipeline.cli.support.texts import in_utf8
 from outbox_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def replay(
     last_day: LastDay = None,
     event_type: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--type", help="Only batches with events of this type; they are replayed whole."),
+        typer.Option(
+            "--type", help="Only batches with events of this type; they are replayed whole.", callback=in_utf8
+        ),
     ] = None,
     batch_id: Annotated[
         Optional[UUID],  # noqa: UP045 - typer shows the bare type in its usage line

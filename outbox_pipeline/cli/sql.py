@@ -11,6 +11,7 @@ import typer
 
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.output import AsJson, copy_to_terminal, print_table
+from outbox_pipeline.cli.support.texts import in_utf8
 from outbox_pipeline.errors import OutboxError, PermanentError, first_line
 
 if TYPE_CHECKING:
@@ -27,12 +28,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def sql(
-    query: Annotated[str, typer.Argument(help="A query in ClickHouse's SQL.")],
+    query: Annotated[str, typer.Argument(help="A query in ClickHouse's SQL.", callback=in_utf8)],
     as_json: AsJson = False,
     output_format: Annotated[
         Optional[str],  # noqa: UP045 - typer shows the bare type in its usage line
         typer.Option(
-            "--format", help="Any output format of ClickHouse, such as CSVWithNames or Parquet.", metavar="NAME"
+            "--format",
+            help="Any output format of ClickHouse, such as CSVWithNames or Parquet.",
+            metavar="NAME",
+            callback=in_utf8,
         ),
     ] = None,
 ) -> None:

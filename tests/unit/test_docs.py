@@ -217,3 +217,17 @@ def test_every_path_of_a_restore_is_rehearsed() -> None:
 
     assert shown == set(re.findall(r'assert_told\("([^"]+)"\)', rehearsals))
     assert {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in shown} == linked
+
+
+#: Days that follow the time zone of a session, or of a server.
+_LOCAL_DAY = re.compile(r"\b(?:today|yesterday)\(|\btoDate\(now\(\)|\bcurrent_date\b", re.IGNORECASE)
+
+
+def test_statements_ask_for_days_of_utc() -> None:
+    """What a reader copies, a board or an alert asks means the same day everywhere: the days of the log are UTC's."""
+    statements = {page.name: fences(page, "sql", "sh") for page in PAGES}
+    files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    statements |= {path.name: [path.read_text(encoding="utf-8")] for path in files}
+
+    assert [name for name, asked in statements.items() if any(_LOCAL_DAY.search(one) for one in asked)] == []
+    assert any("toDate(now('UTC'))" in one for asked in statements.values() for one in asked)

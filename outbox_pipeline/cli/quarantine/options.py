@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
+from outbox_pipeline.cli.support.texts import in_utf8
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 # Optional[] and not `| None`: typer then shows the bare type in its usage line.
-EventType = Annotated[Optional[str], typer.Option("--type", help="Only events of this type.")]  # noqa: UP045
-Reason = Annotated[Optional[str], typer.Option("--reason", help="Only events refused for this reason.")]  # noqa: UP045
+EventType = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--type", help="Only events of this type.", callback=in_utf8),
+]
+Reason = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--reason", help="Only events refused for this reason.", callback=in_utf8),
+]
 Since = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--since", help="Only events held since this UTC date or time or later."),

@@ -11,6 +11,7 @@ from outbox_pipeline.cli.quarantine.options import OPTIONS, BatchId, EventType, 
 from outbox_pipeline.cli.support.asking import ask, has_terminal, require_agreement
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown
+from outbox_pipeline.cli.support.texts import in_utf8
 from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import UsageError
 
@@ -65,7 +66,9 @@ def discard(
     note: Annotated[
         str,
         typer.Option(
-            "--note", help="Why they are given up; kept with each event. Required, or asked for on a terminal."
+            "--note",
+            help="Why they are given up; kept with each event. Required, or asked for on a terminal.",
+            callback=in_utf8,
         ),
     ] = "",
     event_type: EventType = None,
