@@ -1,4 +1,4 @@
-"""Runs 0013_capture.sql."""
+"""Runs 0015_capture.sql."""
 
 from outbox_pipeline.django.numbered import numbered_migration
 

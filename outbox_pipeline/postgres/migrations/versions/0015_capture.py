@@ -2,10 +2,10 @@
 
 from outbox_pipeline.postgres.migrations.run import run_file
 
-revision = "0013"
-down_revision = "0012"
+revision = "0015"
+down_revision = "0014"
 
 
 def upgrade() -> None:
     """Replace the function that captures a table."""
-    run_file("0013_capture.sql")
+    run_file("0015_capture.sql")
