@@ -10,6 +10,7 @@ from sqlalchemy import text
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.partitions import deliverable_days
+from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
@@ -30,7 +31,12 @@ def test_a_pending_event_becomes_one_run_request(
     (request,) = result.run_requests or []
     config = request.run_config["ops"]["event_log"]["config"]
     assert request.run_key == f"{config['batch_id']}:1"
-    assert request.tags == {"outbox/batch_id": config["batch_id"], "outbox/attempt": "1", "dagster/priority": "1"}
+    assert request.tags == {
+        "outbox/batch_id": config["batch_id"],
+        "outbox/attempt": "1",
+        "dagster/priority": "1",
+        **settings_tag(pipeline(stores).settings),
+    }
     assert request.partition_key is not None
     assert deliverable_days()[0].isoformat() <= request.partition_key <= deliverable_days()[1].isoformat()
     assert dg.validate_run_config(definitions.resolve_job_def("deliver_batch"), request.run_config)
