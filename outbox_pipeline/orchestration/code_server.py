@@ -1,9 +1,10 @@
 """Dagster's command line for a code server that shares its address with no other, and whose runs start quickly.
 
 Dagster starts each run in a fresh interpreter, which spends most of a small batch's latency, and of its processor time,
-on imports. Here runs are forked from a process that has done them once. Invariant: that process opens no connection and
-starts no Python thread, so a run shares nothing with another but code. (NumPy's OpenBLAS and Arrow's jemalloc each have
-a thread there; both libraries end theirs for a fork and start it again in the child.)
+on imports. Here runs are forked from a process that has done them once: it is forked itself, from the code server as
+soon as that has imported what both of them need. Invariant: until then nothing opens a connection or starts a Python
+thread, so a run shares nothing with another but code. (NumPy's OpenBLAS and Arrow's jemalloc each have a thread there;
+both libraries end theirs for a fork and start it again in the child.)
 
 Only on Linux: elsewhere forking after such imports is unsafe, and runs start the slow way.
 
@@ -12,14 +13,18 @@ another one could start beside it, and both would answer ticks in turn, the old 
 """
 
 import argparse
+import gc
+import importlib
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
 
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
 from outbox_pipeline.processes import wait_until
@@ -38,19 +43,58 @@ _PRELOADED = [
 
 
 def fork_runs() -> None:
-    """Let this process fork where Dagster asks for a fresh interpreter, and start importing for that at once.
+    """Import what a run needs, and let runs be forked where Dagster asks for a fresh interpreter.
 
     Dagster's server has no setting for it: it asks `multiprocessing` for "spawn". Its multiprocess executor does offer
     "forkserver", so its code is fit to be forked.
     """
+    for name in _PRELOADED:
+        # Dagster loads the definitions once more, and shows what is wrong with them.
+        with suppress(Exception):
+            importlib.import_module(name)
+    # What was imported stays: a run that looks through it for garbage would copy it.
+    gc.collect()
+    gc.freeze()
+    _fork_the_server()
     get_context = multiprocessing.get_context
 
     def get_forking_context(method: str | None = None) -> BaseContext:
         return get_context("forkserver" if method == "spawn" else method)
 
-    multiprocessing.set_forkserver_preload(_PRELOADED)
     multiprocessing.get_context = get_forking_context  # type: ignore[assignment]
-    forkserver.ensure_running()
+
+
+def _fork_the_server() -> None:
+    """Start multiprocessing's fork server as a copy of this process; one that has to follow it imports for itself."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    resource_tracker.ensure_running()
+    start = util.spawnv_passfds
+    util.spawnv_passfds = _fork  # type: ignore[assignment]
+    try:
+        forkserver.ensure_running()
+    finally:
+        util.spawnv_passfds = start
+
+
+def _fork(_interpreter: bytes, arguments: Sequence[Any], kept: Iterable[int]) -> int:
+    """Run the program that ends *arguments* in a copy of this process, with the files *kept* open; return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _close_files({0, 1, 2, *kept})
+        with suppress(SystemExit):
+            exec(arguments[-1], {})
+    except BaseException:  # noqa: BLE001 - what called here belongs to the other process
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(0)
+
+
+def _close_files(kept: set[int]) -> None:
+    for number in {int(file.name) for file in Path("/proc/self/fd").iterdir()} - kept:
+        with suppress(OSError):
+            os.close(number)
 
 
 def keep_python_path() -> None:

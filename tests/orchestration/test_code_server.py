@@ -12,33 +12,38 @@ from outbox_pipeline.orchestration.code_server import address_of, require_free
 from outbox_pipeline.orchestration.host.stack import StackPlan
 
 _PROGRAM = """
-import multiprocessing, sys
+import multiprocessing, sys, threading
 from outbox_pipeline.orchestration import code_server
 
-def loaded(answer):
-    answer.put(set(code_server._PRELOADED) <= set(sys.modules))
+def look(answer):
+    preloaded = set(code_server._PRELOADED) <= set(sys.modules)
+    answer.put((preloaded, hasattr(sys, "before_the_fork"), hasattr(sys, "after_the_fork")))
 
 if __name__ == "__main__":
+    sys.before_the_fork = True
     code_server.fork_runs()
+    sys.after_the_fork = True
+    print(threading.active_count())
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
-    run = context.Process(target=loaded, args=(answer,))
+    run = context.Process(target=look, args=(answer,))
     run.start()
-    print(answer.get(timeout=60), "dagster" in sys.modules)
+    print(*answer.get(timeout=60))
     run.join()
+    print(run.exitcode)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere runs start in a fresh interpreter")
 def test_run_starts_with_everything_imported(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """A process asked for as Dagster asks for a run's has all that is preloaded before it does anything."""
+    """A process asked for as Dagster asks for a run's has what the code server had when it forked, and no more."""
     for name, url in (("POSTGRES", "postgresql+psycopg://nobody@127.0.0.1:1/db"), ("CLICKHOUSE", "http://127.0.0.1:1")):
         monkeypatch.setenv(f"OUTBOX_{name}_URL", url)
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM, encoding="utf-8")
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=90, check=True)
 
-    assert done.stdout.split() == ["True", "False"], done.stderr
+    assert done.stdout.split() == ["1", "True", "True", "False", "0"], done.stderr
 
 
 def listen_on(place: str) -> tuple[socket.socket, tuple[str, int] | str]:
