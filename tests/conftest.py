@@ -2,14 +2,20 @@
 
 import os
 
+import pytest
+
 from outbox_pipeline.embedded.postgres import remove_orphans
 from tests.fixtures.folders import fast_folder
 
+#: What the process that hands the tests to several workers needs too; all else would only be imported there.
 pytest_plugins = [
     "pytester",
     "tests.fixtures.selection",
     "tests.fixtures.servers",
     "tests.fixtures.moves",
+]
+
+_FOR_TESTS = [
     "tests.fixtures.stores",
     "tests.fixtures.commands",
     "tests.fixtures.roles",
@@ -38,12 +44,15 @@ pytest_plugins = [
 ]
 
 
-def pytest_configure() -> None:
-    """Keep the engines' data in memory where there is room."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the engines' data in memory where there is room, and load the fixtures where tests run."""
     memory = fast_folder()
     if memory is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
         os.environ["OUTBOX_SERVER_FOLDER"] = str(memory / "outbox-tests")
+    if getattr(config.option, "dist", "no") == "no":
+        for name in _FOR_TESTS:
+            config.pluginmanager.import_plugin(name)
 
 
 def pytest_unconfigure() -> None:
