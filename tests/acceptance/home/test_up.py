@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,13 +20,14 @@ from tests.fixtures.accounts import (
     OWNER,
     as_owner,
     as_stranger,
+    is_root,
     needs_root,
     open_to_strangers,
     stranger_connects,
 )
 from tests.fixtures.homes import processes_of
 
-pytestmark = [pytest.mark.embedded_only, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.embedded_only
 
 _START_SECONDS = 90
 
@@ -88,25 +90,6 @@ def stack_processes(home: Path) -> dict[str, ProcessIdentity]:
     return {name: ProcessIdentity(**recorded) for name, recorded in state["processes"].items()}
 
 
-def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(own_home: Path) -> None:
-    """A second start joins; after kill -9 the next start ends what was left; SIGTERM leaves no process and no lock."""
-    first = start(own_home)
-    second = start(own_home)
-    assert second.wait(timeout=_START_SECONDS) == 0, "the second start says it runs already and ends"
-
-    stop(first, signal.SIGKILL)
-    orphans = stack_processes(own_home)
-    third = start(own_home)
-
-    assert [name for name, process in orphans.items() if process.is_alive()] == []
-    again = stack_processes(own_home)
-    assert {name for name, process in again.items() if process.is_alive()} == set(orphans) != set()
-
-    assert stop(third, signal.SIGTERM) == 0
-    assert wait_until(lambda: not processes_of(own_home), seconds=20), processes_of(own_home)
-    assert not (own_home / "stack.json").exists()
-
-
 def listening(home: Path) -> set[str]:
     """Return the addresses on which a home's processes wait for connections of the network."""
     return {ip for process in processes_of(home) for ip in _addresses(process)}
@@ -120,31 +103,72 @@ def _addresses(process: psutil.Process) -> set[str]:
     return set()
 
 
-@needs_root
-@pytest.mark.parametrize(("owner", "name"), [("root", LONG), ("another", "home")])
-def test_no_other_account_can_read_it_or_make_it_act(owner: str, name: str, open_folder: Path) -> None:
-    """Neither by the files of the home, nor the code server, PostgreSQL or ClickHouse, nor a module where it starts."""
-    home = open_folder / "of the owner" / name
+def clickhouse_code(port: int) -> int:
+    """Return the error code with which ClickHouse answers somebody who shows no token."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", "/", body=b"SELECT 1")
+    return int(connection.getresponse().headers.get("X-ClickHouse-Exception-Code", "0"))
+
+
+@pytest.fixture
+def open_home(open_folder: Path) -> Iterator[Path]:
+    """A home with a long name that lies where every account may enter; what a failing test leaves running is ended."""
+    home = open_folder / "of the owner" / LONG
     home.parent.mkdir()
-    if owner == "another":
-        os.chown(home.parent, OWNER, OWNER)
     for name in ("dagster", "gql", "numpy", "psycopg2", "upath"):
         (open_folder / f"{name}.py").write_text(PLANTED)
-    up = start(home, UP if owner == "root" else as_owner(*UP), folder=open_folder)
+    yield home
+    for process in processes_of(open_folder):
+        process.kill()
+
+
+def assert_closed_to_others(home: Path, open_folder: Path) -> None:
+    """Check that a running home lets no other account read it, connect, or have it run what lies in the folder."""
     sockets = [*(home / "run").glob("*"), *(home / "run-elsewhere").glob("*"), *(home / "server" / "socket").glob("*")]
     port = json.loads((home / "clickhouse.json").read_text())["port"]
-
-    def ask() -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("POST", "/", body=b"SELECT 1")
-        answer = connection.getresponse()
-        return int(answer.headers.get("X-ClickHouse-Exception-Code", "0"))
 
     assert {"code.sock", ".s.PGSQL.5432"} <= {path.name for path in sockets}
     assert {stranger_connects(path) for path in sockets if path.is_socket()} == {"PermissionError"}
     assert open_to_strangers(home) == []
     assert listening(home) == {"127.0.0.1"}
     assert not (open_folder / "ran").exists()
-    assert as_stranger(ask) == 516
+    assert as_stranger(partial(clickhouse_code, port)) == 516
+
+
+def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(open_home: Path, open_folder: Path) -> None:
+    """A second start joins; after kill -9 the next start ends what was left; SIGTERM leaves no process and no lock.
+
+    Root's is closed to every other account, though its home is not hidden from them and its path is a long one.
+    """
+    first = start(open_home, folder=open_folder)
+    second = start(open_home, folder=open_folder)
+    assert second.wait(timeout=_START_SECONDS) == 0, "the second start says it runs already and ends"
+
+    stop(first, signal.SIGKILL)
+    orphans = stack_processes(open_home)
+    third = start(open_home, folder=open_folder)
+
+    assert [name for name, process in orphans.items() if process.is_alive()] == []
+    again = stack_processes(open_home)
+    assert {name for name, process in again.items() if process.is_alive()} == set(orphans) != set()
+    if is_root:
+        assert_closed_to_others(open_home, open_folder)
+
+    assert stop(third, signal.SIGTERM) == 0
+    assert wait_until(lambda: not processes_of(open_home), seconds=20), processes_of(open_home)
+    assert not (open_home / "stack.json").exists()
+
+
+@needs_root
+def test_no_other_account_can_read_it_or_make_it_act(open_home: Path, open_folder: Path) -> None:
+    """Neither by the files of the home, nor the code server, PostgreSQL or ClickHouse, nor a module where it starts.
+
+    So it is with the home of an ordinary account; root's is looked at where a killed stack is replaced.
+    """
+    os.chown(open_home.parent, OWNER, OWNER)
+    home = open_home.with_name("home")
+    up = start(home, as_owner(*UP), folder=open_folder)
+
+    assert_closed_to_others(home, open_folder)
     assert stop(up, signal.SIGTERM) == 0
     assert wait_until(lambda: not processes_of(home), seconds=20), processes_of(home)
