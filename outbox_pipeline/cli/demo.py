@@ -25,7 +25,7 @@ _LABELS = {
     "misjudged": "wrongly accepted or refused",
     "suspects": "events to look at",
 }
-#: Pause between two lines of progress where no terminal can show a live one.
+#: Pause between two lines of progress of one phase, where no terminal can show a live one.
 _LINE_SECONDS = 5.0
 
 
@@ -95,12 +95,12 @@ def _display(event_count: int) -> "Iterator[Callable[[Look], None]]":
 
 
 def _line_by_line() -> "Callable[[Look], None]":
-    last = time.monotonic()
+    last, phase = time.monotonic(), ""
 
     def show(seen: "Look") -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LINE_SECONDS:
-            last = time.monotonic()
+        nonlocal last, phase
+        if seen.phase != phase or time.monotonic() - last >= _LINE_SECONDS:
+            last, phase = time.monotonic(), seen.phase
             counts = ", ".join(f"{name} {value}" for name, value in _fields(seen).items())
             typer.echo(f"{seen.phase}: {counts}", err=True)
 
