@@ -59,6 +59,11 @@ def take_move(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_MOVE_KEY))))
 
 
+def require_alive(connection: Connection) -> None:
+    """Raise what the driver does when the session, and with it its locks, is gone."""
+    connection.execute(text("SELECT 1"))
+
+
 def read_move(connection: Connection) -> LogMove:
     """Return what the ledger keeps of moves. Changes nothing."""
     return LogMove(*connection.execute(select(log_move.c.run, log_move.c.exchange_at)).one())

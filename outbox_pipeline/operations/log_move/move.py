@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from outbox_pipeline.clickhouse.client import EventLogClient
 from outbox_pipeline.clickhouse.load import seconds_of_insert
@@ -125,11 +125,7 @@ def _only_move(stores: Stores) -> Iterator[Callable[[], None]]:
             raise ConfigurationError(
                 f"Another 'outbox log move' is at work on table {stores.client.table}: wait for it, or end it first."
             )
-        yield partial(_ask_alive, connection)
-
-
-def _ask_alive(connection: Connection) -> None:
-    connection.execute(text("SELECT 1"))
+        yield partial(ledger.require_alive, connection)
 
 
 def _begin(stores: Stores) -> int:
