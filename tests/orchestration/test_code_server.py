@@ -28,7 +28,7 @@ if __name__ == "__main__":
     answer = context.Queue()
     run = context.Process(target=look, args=(answer,))
     run.start()
-    print(*answer.get(timeout=60))
+    print(*answer.get(timeout=180))
     run.join()
     print(run.exitcode)
 """
@@ -41,7 +41,7 @@ def test_run_starts_with_everything_imported(tmp_path, monkeypatch) -> None:  # 
         monkeypatch.setenv(f"OUTBOX_{name}_URL", url)
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM, encoding="utf-8")
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=240, check=True)
 
     assert done.stdout.split() == ["1", "True", "True", "False", "0"], done.stderr
 
