@@ -13,7 +13,7 @@ ACTIONLINT := .venv/actionlint
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo demo-check test test-postgres15 test-failover test-old-clickhouse examples lint lint-workflows format real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-postgres15 test-failover test-old-clickhouse examples lint lint-workflows format real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -24,6 +24,9 @@ demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagst
 demo-check: $(INSTALLED)  ## Run the shop demo once, in a home of its own, and compare both sides
 	@home=$$(mktemp -d) && trap 'rm -rf "$$(readlink "$$home/home/server")" "$$home"' EXIT && \
 	  OUTBOX_HOME="$$home/home" $(BIN)/outbox demo --events 2000 --exit --json
+
+check:  ## Run all that CI runs, one after the other, and install the packages of Debian that it needs
+	bash .ci/run
 
 test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder

@@ -41,6 +41,13 @@ def test_each_step_is_a_target_and_a_job() -> None:
     assert "bash .ci/run test" in [step.get("run") for step in ci["test"]["steps"]]
 
 
+def test_make_check_is_what_ci_runs() -> None:
+    """A contributor types one word for every step."""
+    done = subprocess.run(["make", "-n", "check"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert "bash .ci/run" in done.stdout.splitlines()
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / ".github" / "workflows").glob("*.yml")))
 def test_no_job_hangs_for_hours(name: str) -> None:
     """GitHub's own limit is six hours; each job has one of its own."""
