@@ -1,4 +1,4 @@
-"""The command `log move`: give the event log a new table with the key of today, while events are delivered."""
+"""The command `log move`: give the event log a new table with the current sorting key, while events are delivered."""
 
 import sys
 import time
@@ -52,11 +52,11 @@ def move(
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the event log into a new table with the key of today, prove the copy, and let it take the log's place.
+    """Copy the event log into a new table with the current sorting key, prove it, and let it take the log's place.
 
     For a table that an earlier version made, which serves one outbox only; `outbox doctor` names it. Deliveries and
     reads go on; only for the last pass deliveries wait, and where that takes longer than --max-pause they go on and it
-    is tried again. Every row is copied, also of batches that the ledger does not know. The table of before stays under
+    is tried again. Every row is copied, also of batches that the ledger does not know. The old table stays under
     another name until you drop it. A move that was ended, or killed, goes on when the command is repeated. It says
     first what it needs and asks; without a terminal it wants --yes. Run it as the users that run `outbox init`.
 
@@ -110,7 +110,7 @@ def _move(stores: "Stores", plan: "Plan", *, is_confirmed: bool, max_pause: floa
 @contextmanager
 def _telling() -> "Iterator[Callable[[Progress], None]]":
     """Yield what shows the progress: a live display on a terminal, else a line now and then."""
-    told = 0.0
+    told = time.monotonic()
     with progress("rows") as display:
         task = display.add_task("Copying", total=None, rows="0")
 
@@ -129,7 +129,7 @@ def _tell_plan(plan: "Plan", *, as_json: bool) -> None:
     if as_json:
         print_json(plan)
     elif plan.is_moved:
-        typer.echo(f"Table {plan.table} has the key of today: there is nothing to move.")
+        typer.echo(f"Table {plan.table} has the current sorting key: there is nothing to move.")
     else:
         print_facts([("dry run", "nothing was changed"), *_facts(plan)])
 
@@ -137,7 +137,7 @@ def _tell_plan(plan: "Plan", *, as_json: bool) -> None:
 def _facts(plan: "Plan") -> list[tuple[str, object]]:
     from outbox_pipeline.operations.log_move.plan import megabytes
 
-    free = "not to be seen by this user" if plan.free_bytes is None else megabytes(plan.free_bytes)
+    free = "not visible to this user" if plan.free_bytes is None else megabytes(plan.free_bytes)
     facts: list[tuple[str, object]] = [
         ("table", plan.table),
         ("rows", f"{plan.row_count:,} in {counted(plan.batch_count, 'batch', 'batches')}"),
@@ -156,17 +156,17 @@ def _facts(plan: "Plan") -> list[tuple[str, object]]:
 
 def _policies(plan: "Plan") -> str:
     if plan.policies is None:
-        return "not to be seen by this user; they stay with the table's name"
+        return "not visible to this user; they stay with the table's name"
     if not plan.policies:
         return "none"
-    return f"{', '.join(plan.policies)}; they stay with the table's name, so the table of before will have none"
+    return f"{', '.join(plan.policies)}; they stay with the table's name, so the old table will have none"
 
 
 def _tell_moved(moved: "Moved", *, as_json: bool) -> None:
     if as_json:
         print_json(moved)
     elif moved.was_moved:
-        typer.echo(f"Table {moved.table} has the key of today: there is nothing to move.")
+        typer.echo(f"Table {moved.table} has the current sorting key: there is nothing to move.")
     else:
         facts: list[tuple[str, object]] = [
             ("moved", f"table {moved.table}, {counted(moved.row_count, 'row')}"),
@@ -174,9 +174,9 @@ def _tell_moved(moved: "Moved", *, as_json: bool) -> None:
             ("seconds", f"{moved.seconds:.1f}"),
         ]
         if moved.before:
-            facts.append(("table of before", f"{moved.before}; when you need it no more: DROP TABLE {moved.before}"))
+            facts.append(("old table", f"{moved.before}; when you no longer need it: DROP TABLE {moved.before}"))
         print_facts(facts)
     for batch_id in moved.differing[:_MAX_NAMED]:
-        complain(f"Batch {batch_id} is not what the ledger expects, in the table of before neither.")
+        complain(f"Batch {batch_id} differs from what the ledger expects, in the old table too.")
     if moved.differing:
         complain("Run 'outbox reconcile', which says what differs.")

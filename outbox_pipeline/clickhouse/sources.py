@@ -41,8 +41,9 @@ def key_sentence(client: EventLogClient, found: LogState) -> str | None:
     if not serves_one(found):
         return None
     return (
-        f"Table {client.table} has the key of an earlier version, so it can serve one outbox only: 'outbox log move' "
-        "gives it a new table while events are delivered ('outbox log move --dry-run' says what that takes)."
+        f"Table {client.table} has the sorting key of an earlier version, so it can serve one outbox only: "
+        "'outbox log move' gives it a new table while events are delivered ('outbox log move --dry-run' says what that "
+        "takes)."
     )
 
 

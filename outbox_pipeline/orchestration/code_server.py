@@ -9,7 +9,7 @@ both libraries end theirs for a fork and start it again in the child.)
 Only on Linux: elsewhere forking after such imports is unsafe, and runs start the slow way.
 
 A code server that was asked to end goes on for as long as its runs work, and then for a minute. On the same port
-another one could start beside it, and both would answer ticks in turn, the old one with the settings of before.
+another one could start beside it, and both would answer ticks in turn, the old one with the old settings.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How long each kind of run may be at work, after which Dagster counts it as failed and gives its place back.
 
-A run whose machine, container or code server is gone stays among those at work: Dagster's own launcher tells nobody of
+A run whose machine, container or code server is gone stays among those at work: Dagster's own launcher does not report
 it. `delivery.overtaken` ends those whose batch the ledger has given to another attempt; of all others nothing is known
 but how long they may take. Invariant: each run of ours has a limit from its first step on, also one of the asset's
 page, which has no job's tags; and no limit ends a run that works, because what has no bound of its own (batches that

@@ -1,6 +1,6 @@
 """Whether a run goes by the same settings as the process that asked for it: code location, container or worker.
 
-Each reads its own environment, and a code server that outlives its end answers ticks with the settings of before. So a
+Each reads its own environment, and a code server that outlives its end answers ticks with the old settings. So a
 digest of the settings that both must share travels with the run as a tag. Invariant: no secret can be guessed from it,
 because no password, user or token goes into it, of a URL only the place that it leads to; and a difference stops
 nothing, since either side is right for itself.

@@ -3,7 +3,7 @@
 Every attempt on a batch begins in a transaction that shares a lock of PostgreSQL's with all others (a trigger takes it,
 `0014_log_move.sql`), and stands as a lease from its commit on. Invariant: who has the lock alone sees every attempt
 that has begun, and none begins until it lets go; from the commit of `begin_exchange` to that of `end_exchange` none
-begins either, whoever is alive. All locks are a transaction's, so a pooler may stand before PostgreSQL.
+begins either, also when the process has died. All locks are a transaction's, so a pooler may stand before PostgreSQL.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`outbox log move`: the log gets a table with the key of today, and every row of before is in it, once.
+"""`outbox log move`: the log gets a table with the current sorting key, and every row of before is in it, once.
 
 Runs on a server that is given by URL as well.
 """

@@ -27,7 +27,7 @@ def list_events(
     until: Until = None,
     batch_id: BatchId = None,
     status: Annotated[str, typer.Option("--status", help="held, requeued, discarded or replaced.")] = "held",
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Most events to list.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Limit of events to list.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List held events, latest first: number, id, type, reasons, and since when.

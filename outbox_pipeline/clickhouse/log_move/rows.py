@@ -1,7 +1,7 @@
 """The rows of two tables of the log, by batch: what each has, copied from one to the other, and compared.
 
-Invariant: nothing is copied on trust. A comparison goes over every column that holds what was inserted, whoever added
-it, and no order of rows or merges changes it.
+Invariant: nothing is copied on trust. A comparison goes over every column that holds what was inserted, users' own
+too, and no order of rows or merges changes it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the table of the event log is made of, and the statement that makes another one like it with the key of today.
+"""What the table of the event log is made of, and the statement that makes another one like it, sorted as today.
 
 Invariant: whatever a person has added to the table (columns, defaults, codecs, indices, projections, constraints,
 settings, comments) stands in the new one as well; what cannot be taken along is named before anything is made.
@@ -46,7 +46,7 @@ _EXCHANGING = frozenset({"Atomic", "Replicated", "Shared", "Overlay"})
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.)*`")
 _TTL = re.compile(r"\bTTL\b")
 
-#: What stands first in the key of today.
+#: What stands first in the current sorting key.
 KEY_BEGINS = "source"
 
 

@@ -36,7 +36,7 @@ def take_over(client: EventLogClient, run: int, role: str = "table") -> None:
 
 
 def make_like(client: EventLogClient, shape: Shape, name: str) -> None:
-    """Make an empty table like this one, with the key of today."""
+    """Make an empty table like this one, with the current sorting key."""
     database = str(client.rows("SELECT currentDatabase() AS name")[0]["name"])
     client.run(statement_like(shape, name, database))
 

@@ -12,7 +12,7 @@ _COPY = "INSERT INTO {into:Identifier} SELECT * FROM {name:Identifier}"
 
 
 def move_days(client: EventLogClient, run: int) -> None:
-    """Give the days a table with the key of today, or end what an earlier run has begun; the table of before goes."""
+    """Give the days a table with the current sorting key, or end what an earlier run has begun; the old table goes."""
     name, moving = client.names["completeness"], f"{tables.prefix_of_moving(client, 'completeness')}{run}"
     tables.take_over(client, run, "completeness")
     shape = shape_of(client, name)

@@ -2,8 +2,8 @@
 
 Each run has a number, draws it first and gives the new table a name with it, so what an earlier run may still send
 names a table that there is not. Where a move stands is read from the tables themselves: their keys tell which one is
-the log of before. Invariant: between the moment from which no attempt begins and the exchange nothing changes a row of
-the log; whoever finds that moment on record (a process was killed in it) looks first which table has which name.
+the old log. Invariant: between the moment from which no attempt begins and the exchange nothing changes a row of the
+log; a run that finds that moment on record (a process was killed in it) looks first which table has which name.
 """
 
 import time
@@ -49,7 +49,7 @@ Listener = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Moved:
-    """What a move did: the new table's rows, where the table of before stands, for how long deliveries waited.
+    """What a move did: the new table's rows, where the old table stands, for how long deliveries waited.
 
     `was_moved`: there was nothing to do. `differing`: batches whose rows were not what the ledger expects, before and
     after.
@@ -76,7 +76,7 @@ class _Blocked:
 def move_log(
     stores: Stores, *, max_pause_seconds: float = MAX_PAUSE_SECONDS, on_progress: Listener = lambda _: None
 ) -> Moved:
-    """Move the log to a table with the key of today, or go on with a move that was begun; safe to repeat.
+    """Move the log to a table with the current sorting key, or go on with a move that was begun; safe to repeat.
 
     Deliveries go on but for a last pass, of which none lasts longer than *max_pause_seconds*. Raises ConfigurationError
     when the log cannot be moved or another process moves it, TransientError when no last pass came to an end or a
@@ -155,7 +155,7 @@ def _let_attempts_begin(stores: Stores, run: int) -> None:
 
 
 def _tidy_up(stores: Stores, run: int) -> str | None:
-    """Give the table of before its last name; move the days' table. Return that name, None where there is none."""
+    """Give the old table its last name; move the days' table. Return that name, None where there is none."""
     client = stores.client
     move_days(client, run)
     if shape_of(client, _moving_name(client, run)) is None:

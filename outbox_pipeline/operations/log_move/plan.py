@@ -35,7 +35,7 @@ _MERGES = 0.2
 class Plan:
     """What a move would do.
 
-    `is_moved`: the log has the key of today already. `is_begun`: an earlier run has made the new table, with
+    `is_moved`: the log has the current sorting key already. `is_begun`: an earlier run has made the new table, with
     `copied_rows` so far. `unknown_*`: under batch ids that the ledger does not know. `needed_bytes` on ClickHouse's
     disk, of which `free_bytes` are free, None where this user may not see it. `views`, `policies`: what stands on the
     log's table and stays with its name; `policies` None where this user may not see them. `before`: tables that were
