@@ -169,7 +169,7 @@ def test_rows_of_an_unknown_batch_are_named_and_never_deleted(stores: Stores, ba
     assert (found.days[0].is_whole, found.days[0].is_clean, found.days[0].unknown_rows) == (True, False, 20)
     assert done.batches == ()
     (left,) = done.left
-    assert "of 20 events looked at 18 stand under batches that it has delivered as well" in left
+    assert "of 20 events looked at, 18 also stand under batches that this ledger has delivered" in left
     change(stores.client, left.rpartition(": ")[2].replace("event_log", "{table:Identifier}"), unknown)
     (only,) = reconcile(stores).unknown
     assert (only.row_count, only.copies, only.removal) == (2, 0, "")

@@ -40,11 +40,11 @@ class Copies:
     def sentence(self) -> str:
         """Say where else the events are."""
         count = "none" if not self.delivered else "all" if self.delivered == self.looked_at else f"{self.delivered:,}"
-        verb = "stands" if self.delivered == 1 else "stand"
+        verb = "stands" if self.delivered <= 1 else "stand"
         looked_at = counted(self.looked_at, "event")
-        said = f"of {looked_at} looked at {count} {verb} under batches that it has delivered as well"
+        said = f"of {looked_at} looked at, {count} also {verb} under batches that this ledger has delivered"
         if self.unknown:
-            said += f", {self.unknown:,} only under other batches that it does not know either"
+            said += f", {self.unknown:,} only under other batches that it does not know"
         if self.here:
             said += f", and {self.here:,} were published here again and not delivered"
         return said
