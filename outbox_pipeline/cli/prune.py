@@ -32,8 +32,8 @@ def prune(
     """Delete events that were delivered OUTBOX_RETENTION_DAYS ago; ClickHouse must show each batch whole first.
 
     What is not delivered, or held in quarantine, is never deleted, and the ledger's rows stay. In ClickHouse it deletes
-    fences of pruned batches and old numbers of event_log_ledger. Exit code 1 when a batch was refused because
-    ClickHouse shows it differently.
+    fences of pruned batches and old numbers of event_log_ledger. Ids that an adoption kept of events of other instances
+    are forgotten after the same time. Exit code 1 when a batch was refused because ClickHouse shows it differently.
 
     Example: `outbox prune --dry-run`
     """

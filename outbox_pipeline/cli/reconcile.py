@@ -38,7 +38,9 @@ def reconcile(
     """Compare PostgreSQL and ClickHouse batch by batch; with --repair leave exactly the ledger's rows.
 
     All days unless told otherwise. Rows under batch ids the ledger does not know are looked for in the whole table,
-    reported and never deleted. Exit code 0 when both sides agree or were repaired, 1 when differences remain.
+    reported and never deleted. Where the sequence of positions went back, --repair sets it forward, and gives events at
+    positions of old batches new ones, from which they are delivered. Exit code 0 when both sides agree or were
+    repaired, 1 when differences remain.
 
     Example: `outbox reconcile --from 2026-03-01 --to 2026-03-07 --repair`
     """
