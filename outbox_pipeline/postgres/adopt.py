@@ -12,9 +12,12 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, text, update
 
 from outbox_pipeline.batches import BatchStatus, Proof
-from outbox_pipeline.postgres import cut, elsewhere
+from outbox_pipeline.postgres import cut, elsewhere, watchdog
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import batch, event
+
+#: Longest statement of a transaction whose limits are lifted: it may read every event.
+_MAX_STATEMENT_SECONDS = 86_400
 
 #: Room above the highest position seen, so that publishers that draw while the sequence is set cannot be ahead of it.
 SEQUENCE_MARGIN = 1_000_000
@@ -41,12 +44,17 @@ class StagedBatch:
 
 
 def lift_limits(connection: Connection) -> None:
-    """Lift this transaction's limits, which a sensor's tick needs: this one waits for ClickHouse, and may be long."""
+    """Lift this transaction's limits, which a sensor's tick needs: this one waits for ClickHouse, and may be long.
+
+    Of the server and of this side, which would close the connection.
+    """
+    watchdog.allow(connection, _MAX_STATEMENT_SECONDS)
     connection.execute(
         text(
-            "SELECT set_config('statement_timeout', '0', true),"
+            "SELECT set_config('statement_timeout', :limit, true),"
             " set_config('idle_in_transaction_session_timeout', '0', true)"
-        )
+        ),
+        {"limit": f"{_MAX_STATEMENT_SECONDS}s"},
     )
 
 

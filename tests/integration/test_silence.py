@@ -21,6 +21,7 @@ from outbox_pipeline.clickhouse.client import open_client
 from outbox_pipeline.errors import InDoubtError, LeaseLostError, TransientError
 from outbox_pipeline.limits import StepLimits
 from outbox_pipeline.postgres import watchdog
+from outbox_pipeline.postgres.adopt import lift_limits
 from outbox_pipeline.postgres.conninfo import conninfo_of
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.extract import extract_events
@@ -114,6 +115,13 @@ def test_a_stopped_backend_is_given_up(outbox_engine: Engine) -> None:
 
     with ledger_transaction(outbox_engine) as connection:
         assert connection.scalar(text("SELECT 1")) == 1
+
+
+def test_what_may_be_long_is_waited_for(outbox_engine: Engine) -> None:
+    """An adoption of very much is ended neither by the server nor from here, where other statements would be."""
+    with ledger_transaction(outbox_engine, statement_timeout_seconds=1) as connection:
+        lift_limits(connection)
+        assert connection.scalar(text("SELECT 1 FROM pg_sleep(2.3)")) == 1
 
 
 def test_no_end_of_a_transaction_is_waited_for_in_vain(far_engine: Engine, quiet_network: QuietNetwork) -> None:
