@@ -11,6 +11,7 @@ from uuid import UUID
 
 from outbox_pipeline.clickhouse.batch_contents import which_shown
 from outbox_pipeline.clickhouse.client import EventLogClient
+from outbox_pipeline.clickhouse.reconcile import batches_with
 from outbox_pipeline.postgres.elsewhere import find_in_batch
 from outbox_pipeline.relay.witness import LedgerTransaction
 
@@ -22,8 +23,18 @@ def find_already_delivered(client: EventLogClient, transaction: LedgerTransactio
     """Return the positions of a batch whose events ClickHouse has from another instance, each with the reason."""
     with transaction() as connection:
         found = find_in_batch(connection, batch_id)
-    there = which_shown(client, [(item.batch_id, item.there, item.event_id) for item in found]) if found else set()
-    return {item.position: _reason(item.batch_id) for item in found if item.event_id in there}
+    if not found:
+        return {}
+    there = which_shown(client, [(item.batch_id, item.there, item.event_id) for item in found])
+    # A row that is gone may stand under another batch: by hand, or since a later failover.
+    moved = {item.event_id for item in found} - there
+    others = batches_with(client, moved) if moved else {}
+    holding = {item.event_id: sorted(others.get(item.event_id, set()) - {batch_id}) for item in found}
+    return {
+        item.position: _reason(item.batch_id if item.event_id in there else holding[item.event_id][0])
+        for item in found
+        if item.event_id in there or holding[item.event_id]
+    }
 
 
 def _reason(batch_id: UUID) -> str:

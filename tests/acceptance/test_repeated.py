@@ -28,7 +28,7 @@ from tests.fixtures.children import recover
 from tests.fixtures.crew import AGE
 from tests.fixtures.events import committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import before_words
-from tests.fixtures.lives import Restore, all_batches, mixed_lives, value
+from tests.fixtures.lives import Restore, all_batches, back_up, mixed_lives, value
 
 pytestmark = pytest.mark.embedded_only
 
@@ -183,6 +183,27 @@ def test_an_event_whose_row_is_gone_is_delivered(stores: Stores, copy: Stores) -
 
     assert_once(copy, lost)
     assert {event.event_id for event in held(copy)} == set(lost[2:])
+
+
+def test_an_event_whose_row_stands_elsewhere_by_now_is_held(
+    stores: Stores, copy: Stores, restore: Restore, backup: Path
+) -> None:
+    """The row that was kept is gone, the event was delivered once more and lost once more: it is there, once."""
+    lost = lose(stores, 1)
+    adopt(copy)
+    back_up(copy, backup)
+    change(copy.client, f"DELETE FROM {{table:Identifier}} WHERE event_id = '{lost[0]}'", UUID(int=0))
+    repeat(copy.engine, lost)
+    relay(copy, until_empty=True)
+    third = restore(backup)
+
+    adopt(third)
+    repeat(third.engine, lost)
+    relay(third, until_empty=True)
+
+    assert_once(third, lost)
+    (event,) = held(third)
+    assert f"in batch {all_batches(copy)[-1].batch_id}, delivered by another instance" in event.reasons[0]
 
 
 def test_rows_beside_those_of_an_adopted_batch_are_kept_too(stores: Stores, restore: Restore, backup: Path) -> None:
