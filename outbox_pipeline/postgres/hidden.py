@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from outbox_pipeline.errors import LedgerError
 from outbox_pipeline.postgres.queries import query
 
 
@@ -80,10 +81,21 @@ def read_hidden(connection: Connection, *, limit: int) -> tuple[int, list[tuple[
 def move_hidden(connection: Connection) -> int:
     """Give the events on the list new positions, which are unclaimed; return how many.
 
-    The sequence must stand above every position that is in use.
+    The sequence must stand above every position that is in use. Raises LedgerError when not all can be written again;
+    the caller's transaction must end then.
     """
-    statement = text("SELECT outbox.move_events(ARRAY(SELECT position FROM pg_temp.hidden ORDER BY position))")
-    return connection.scalar(statement) or 0
+    statement = text(
+        "SELECT outbox.move_events(ARRAY(SELECT position FROM pg_temp.hidden ORDER BY position)) AS moved,"
+        " (SELECT count(*) FROM pg_temp.hidden) AS hidden"
+    )
+    row = connection.execute(statement).one()
+    if row.moved != row.hidden:
+        raise LedgerError(
+            f"Only {row.moved:,} of {row.hidden:,} events at positions of old batches could be written again under new "
+            "positions, so the ledger is unchanged: look for triggers of outbox.event that are not the outbox's own "
+            "and hold rows back, switch them off, then repeat this command."
+        )
+    return int(row.moved)
 
 
 def read_subscriptions(connection: Connection) -> list[str]:

@@ -136,6 +136,29 @@ def test_an_adoption_that_was_killed_moves_nothing(stores: Stores) -> None:
     assert_delivered(stores, pruned)
 
 
+def test_an_event_that_cannot_be_written_again_stays(stores: Stores) -> None:
+    """A trigger of the user swallows what is inserted: the ledger is unchanged, and goes on when it is gone."""
+    pruned = deliver(stores, 3, is_pruned=True)
+    set_back(stores, 0)
+    hidden = publish(stores.engine, 2)
+    move_elsewhere(stores)
+    execute(
+        stores,
+        "CREATE FUNCTION public.swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER swallow BEFORE INSERT ON outbox.event FOR EACH ROW EXECUTE FUNCTION public.swallow()",
+    )
+
+    with pytest.raises(LedgerError, match=r"0 of 2 events .* triggers of outbox\.event"):
+        adopt(stores)
+    kept = committed_ids(stores.engine)
+    execute(stores, "DROP TRIGGER swallow ON outbox.event", "DROP FUNCTION public.swallow()")
+    adopt(stores)
+    relay(stores, until_empty=True)
+
+    assert kept == set(hidden)
+    assert_delivered(stores, pruned)
+
+
 def test_every_place_that_is_done_is_looked_at(stores: Stores) -> None:
     """Positions of events that were deleted by hand, of one that was given up, and of one that never was."""
     with stores.engine.connect() as rolled_back:
