@@ -99,6 +99,11 @@ def highest_number(client: EventLogClient) -> int:
     return int(client.rows(_HIGHEST)[0]["highest"])
 
 
+def latest_adoption(client: EventLogClient) -> int:
+    """Return the number of the latest adoption on record, 0 for none."""
+    return int(client.rows(f"SELECT ({ADOPTED_AT}) AS adopted")[0]["adopted"])
+
+
 def count_rows_since(client: EventLogClient, number: int) -> int:
     """Return how many rows there are from a number on; each attempt and each adoption has written one."""
     return int(client.rows(_ROWS_SINCE, {"since": number})[0]["row_count"])

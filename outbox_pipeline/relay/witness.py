@@ -27,6 +27,8 @@ from outbox_pipeline.clickhouse.witness import (
     Cut,
     add_cuts,
     cuts_since,
+    highest_number,
+    latest_adoption,
     look_before_sending,
     newest_cuts,
 )
@@ -204,11 +206,16 @@ def missing_cuts(stores: Stores) -> list[ledger.DeliveredCut]:
 
 
 def put_on_record(stores: Stores, proved: Collection[UUID]) -> None:
-    """Write the cuts of these batches, which ClickHouse has just shown whole, where it has them no longer on record."""
+    """Write the cuts of these batches, which ClickHouse has just shown whole, where it has them no longer on record.
+
+    And the adoption of this instance, without which ClickHouse would not refuse the old one.
+    """
     cuts = [Cut(cut.cut_number, cut.batch_id) for cut in missing_cuts(stores) if cut.batch_id in proved]
+    with ledger_transaction(stores.engine) as connection:
+        ledger_id, floor = read_ledger_id(connection), ledger.read_cuts(connection, []).floor
+    if latest_adoption(stores.client) < floor and highest_number(stores.client):
+        cuts.append(Cut(floor, ADOPTION))
     if cuts:
-        with ledger_transaction(stores.engine) as connection:
-            ledger_id = read_ledger_id(connection)
         add_cuts(stores.client, cuts, ledger_id)
 
 

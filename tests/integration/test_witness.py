@@ -360,6 +360,26 @@ def test_a_record_that_was_lost_alone_comes_back(stores: Stores) -> None:
     assert cuts(stores) == before
 
 
+def test_an_adoption_that_clickhouse_has_lost_comes_back(stores: Stores, copy: Stores) -> None:
+    """ClickHouse was restored from a backup of before it: a comparison has the old instance refused again."""
+    relay(stores, until_empty=True)
+    adopt(copy)
+    wanted = cuts(copy)
+    stores.client.run(
+        "DELETE FROM {ledger:Identifier} WHERE batch_id = {batch_id:UUID}",
+        {"batch_id": str(ADOPTION)},
+        settings={"lightweight_deletes_sync": 2},
+    )
+
+    reconcile(copy)
+
+    publish(stores.engine, 2)
+    with pytest.raises(WitnessError, match="was adopted"):
+        relay(stores, until_empty=True)
+    assert cuts(copy) == wanted
+    assert len(delivered_ids(stores.client)) == 5
+
+
 def test_a_batch_of_before_gets_its_number_at_its_next_attempt(stores: Stores) -> None:
     """What an earlier version has cut, or delivered, is put on record like any other when it is sent."""
     publish(stores.engine, 2)
