@@ -35,8 +35,9 @@ _ENCODING = (
     "or remove it, or move the outbox into a database with ENCODING 'UTF8'."
 )
 _LOCKED = (
-    "Another session keeps what is needed locked: SELECT pid, usename, query FROM pg_stat_activity WHERE pid IN "
-    "(SELECT pid FROM pg_locks WHERE granted AND relation::regclass::text LIKE 'outbox.%') shows which."
+    "Another session keeps what is needed locked: SELECT pid, usename, wait_event, query FROM pg_stat_activity WHERE "
+    "pid IN (SELECT pid FROM pg_locks WHERE granted AND relation::regclass::text LIKE 'outbox.%') shows which; one "
+    "with the wait_event SyncRep waits for a synchronous standby that is away."
 )
 _SETUP = "Set the server up as it says, then run 'outbox doctor'."
 _LIMIT = "A limit of the server is in the way: raise it."
