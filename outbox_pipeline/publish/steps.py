@@ -275,11 +275,16 @@ def give_up(error: Exception, event_type: str | None, event_count: int) -> None:
 
 
 def _told(error: Exception) -> tuple[str, str | None]:
-    if isinstance(error, OutboxError):
+    # Neither what an application's own error is nor what it holds may fail here.
+    if issubclass(type(error), OutboxError):
         return str(error), None
-    # SQLAlchemy has the driver's error in `orig`, Django as the cause.
-    cause = getattr(error, "orig", None) or error
-    return type(cause).__name__, getattr(cause, "sqlstate", None) or _sqlstate_of(cause.__cause__)
+    try:
+        # SQLAlchemy has the driver's error in `orig`, Django as the cause.
+        original = getattr(error, "orig", None)
+        cause = original if isinstance(original, BaseException) else error
+        return type(cause).__name__, getattr(cause, "sqlstate", None) or _sqlstate_of(cause.__cause__)
+    except Exception:  # noqa: BLE001 - code of the error's
+        return type(error).__name__, None
 
 
 def _sqlstate_of(cause: BaseException | None) -> str | None:

@@ -56,6 +56,32 @@ def _of_many(keywords: dict[str, Any]) -> Any:
     return keywords if event_id is None else {**keywords, "event_ids": [event_id] * 2}
 
 
+class OddError(Exception):
+    """An application's error with an attribute of the name under which SQLAlchemy has the driver's."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+
+    @property
+    def orig(self) -> Any:
+        """Return what the error holds, or fail."""
+        return self.original() if callable(self.original) else self.original
+
+
+@pytest.mark.parametrize("original", ["a text", {"a": "mapping"}, fail], ids=["text", "mapping", "raises"])
+def test_best_effort_passes_over_whatever_an_error_holds(original: Any) -> None:
+    """The error of the caller's own iterable is told by its class alone."""
+
+    def events() -> Iterator[dict[str, Any]]:
+        yield {}
+        raise OddError(original)
+
+    with capture_logs() as lines:
+        assert rows_of(events(), {"event_type": "t"}, is_required=False) is None
+
+    assert [line["error"] for line in lines] == ["OddError"]
+
+
 @pytest.mark.parametrize(
     ("when", "stored"),
     [
