@@ -58,7 +58,12 @@ def _keep_order(connection: Any, **_: Any) -> None:
 
 
 def entered_later(alias: str) -> str | None:
-    """Return the PostgreSQL database whose atomic block was entered last; None when it is *alias* or there is none."""
+    """Return the PostgreSQL database whose atomic block was entered last.
+
+    None when it is *alias*, when there is none, and when it is not known when the blocks of *alias* were entered.
+    """
+    if connections[alias].in_atomic_block and not isinstance(connections[alias].atomic_blocks, OrderedBlocks):
+        return None
     moments = {one.alias: _latest(one) for one in connections.all(initialized_only=True)}
     last = max(moments, key=lambda name: moments[name], default=alias)
     return last if moments.get(last, 0) > moments.get(alias, 0) else None

@@ -107,6 +107,20 @@ def test_the_order_outlives_a_connection(databases: Engine) -> None:
     assert types(databases) == ["after", "after"]
 
 
+def test_of_blocks_whose_order_is_not_known_nothing_is_refused(databases: Engine) -> None:
+    """A connection that an app has opened before ours was ready, and that is kept, has Django's own list."""
+    connection = connections["default"]
+    connection.ensure_connection()
+    connection.atomic_blocks = []
+
+    with transaction.atomic(using="shop"), transaction.atomic():
+        publish("inside of the shop's")
+    with transaction.atomic(), transaction.atomic(using="shop"):
+        publish("outside of it")
+
+    assert types(databases) == ["inside of the shop's", "outside of it"]
+
+
 def test_a_router_names_no_transaction(databases: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says where the outbox is, and not whether the event belongs to what is open elsewhere."""
 
