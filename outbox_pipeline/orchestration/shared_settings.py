@@ -65,9 +65,12 @@ def other_settings(digest: str, settings: Settings) -> list[str] | None:
 
 
 def tell_other_settings(run: dg.DagsterRun, settings: Settings, to: dg.DagsterLogManager) -> None:
-    """Warn in one sentence when the run was asked for by a process with other settings."""
+    """Warn in one sentence when the run was asked for by a process with other settings.
+
+    Not of a run that is executed again, whose tags are those of the run before, maybe of before a new deployment.
+    """
     digest = run.tags.get(SETTINGS_TAG)
-    others = [] if digest is None else other_settings(digest, settings)
+    others = [] if digest is None or run.parent_run_id else other_settings(digest, settings)
     if others == []:
         return
     which = "of another version of outbox-pipeline" if others is None else f"of {', '.join(others)}"
@@ -92,10 +95,11 @@ def _text(value: object) -> str:
 
 
 def _place(url: str) -> str:
-    """Return where a URL leads to: its servers and the database there."""
+    """Return where a URL leads to, however it is written: its servers and the database there."""
     if url.startswith("postgresql"):
         parts = make_url(url)
-        hosts = {name: parts.query[name] for name in ("host", "port") if name in parts.query}
-        return repr((parts.host, parts.port, parts.database, hosts))
+        host, port = parts.query.get("host", parts.host), parts.query.get("port", str(parts.port or 5432))
+        return repr((host, port, parts.database))
     http = urlsplit(url)
-    return repr((http.scheme, http.hostname, http.port, http.path))
+    served_on = http.port or (8443 if http.scheme == "https" else 8123)
+    return repr((http.scheme, http.hostname, served_on, http.path.strip("/") or "default"))

@@ -1,6 +1,7 @@
 """The digest of the settings that a run and what asked for it must share."""
 
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,7 @@ from outbox_pipeline.orchestration.shared_settings import (
     other_settings,
     settings_digest,
     settings_tag,
+    tell_other_settings,
 )
 from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
@@ -82,6 +84,32 @@ def test_no_secret_is_in_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "urls"),
+    [
+        (
+            "postgres_url",
+            [
+                "postgresql+psycopg://app@db/shop",
+                "postgresql+psycopg://app@db:5432/shop?connect_timeout=5",
+                "postgresql+psycopg:///shop?host=db",
+                "postgresql+psycopg://app@/shop?port=5432&host=db",
+            ],
+        ),
+        (
+            "clickhouse_url",
+            ["http://ch", "http://ch/", "http://CH:8123", "http://ch:8123/default", "http://ch/default/"],
+        ),
+        ("clickhouse_url", ["https://ch/events", "https://ch:8443/events"]),
+    ],
+)
+def test_a_place_that_is_written_otherwise_is_no_difference(name: str, urls: list[str]) -> None:
+    """A default that one side names leads to the same server and database."""
+    digests = {settings_digest(HERE.model_copy(update={name: SecretStr(url)})) for url in urls}
+
+    assert len(digests) == 1
+
+
 def test_a_digest_of_another_version_is_known() -> None:
     """One that has other settings is told as such, whatever their values."""
     assert other_settings("0000" + settings_digest(HERE)[4:], HERE) is None
@@ -122,3 +150,17 @@ def test_a_run_with_other_settings_says_so_and_goes_by_its_own(
 
     assert "had other values of OUTBOX_BATCH_MAX_EVENTS, OUTBOX_EVENT_TYPES: give" in said
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+def test_a_run_that_is_executed_again_has_the_tags_of_the_one_before() -> None:
+    """What its settings were then says nothing of what asks now."""
+    tags = settings_tag(HERE)
+    here = HERE.model_copy(update={"batch_max_events": 17})
+    said: list[str] = []
+    log: Any = SimpleNamespace(warning=said.append)
+
+    for parent in (None, "the run before"):
+        run = dg.DagsterRun(job_name="any", tags=tags, parent_run_id=parent, root_run_id=parent)
+        tell_other_settings(run, here, log)
+
+    assert len(said) == 1
