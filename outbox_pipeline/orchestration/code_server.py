@@ -110,25 +110,34 @@ def address_of(arguments: Sequence[str]) -> tuple[str, int] | str | None:
     if list(arguments[:2]) != ["api", "grpc"]:
         return None
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("-h", "--host", default=os.environ.get("DAGSTER_GRPC_HOST", "localhost"))
-    options.add_argument("-p", "--port", type=int, default=os.environ.get("DAGSTER_GRPC_PORT"))
-    options.add_argument("-s", "--socket", default=os.environ.get("DAGSTER_GRPC_SOCKET"))
+    # A variable that is empty counts as none.
+    options.add_argument("-h", "--host", default=os.environ.get("DAGSTER_GRPC_HOST") or "localhost")
+    options.add_argument("-p", "--port", type=int, default=os.environ.get("DAGSTER_GRPC_PORT") or None)
+    options.add_argument("-s", "--socket", default=os.environ.get("DAGSTER_GRPC_SOCKET") or None)
     found, _ = options.parse_known_args(arguments[2:])
     return found.socket or ((found.host, found.port) if found.port else None)
 
 
 def is_free(address: tuple[str, int] | str) -> bool:
-    """Tell whether no other process listens there; gRPC itself would share a port, and take a socket away."""
-    if isinstance(address, str):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1)
-            return probe.connect_ex(address) != 0
-    for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+    """Tell whether no other process listens there; gRPC itself would share a port, and take a socket away.
+
+    What is no address of this machine is free: Dagster says why it cannot listen there.
+    """
+    for family, kind, protocol, _, place in _places(address):
         with suppress(OSError), socket.socket(family, kind, protocol) as probe:
             probe.settimeout(1)
             if probe.connect_ex(place) == 0:
                 return False
     return True
+
+
+def _places(address: tuple[str, int] | str) -> Sequence[tuple[Any, ...]]:
+    if isinstance(address, str):
+        return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address)]
+    try:
+        return socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, OverflowError):
+        return []
 
 
 def require_free(address: tuple[str, int] | str, *, seconds: float = _WAIT_SECONDS) -> None:

@@ -96,6 +96,33 @@ def test_where_it_listens_is_read_as_dagster_does(arguments: list[str], address:
     assert address_of(arguments) == address
 
 
+def test_an_empty_variable_says_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster takes it for one that is not set, as a template of a deployment leaves it."""
+    for name in ("HOST", "PORT", "SOCKET"):
+        monkeypatch.setenv(f"DAGSTER_GRPC_{name}", "")
+
+    assert address_of(["api", "grpc", "-m", "x", "-s", "/run/code.sock"]) == "/run/code.sock"
+    assert address_of(["api", "grpc", "-m", "x", "-p", "4000"]) == ("localhost", 4000)
+    assert address_of(["api", "grpc", "-m", "x", "-p", "0"]) is None
+
+
+@pytest.mark.parametrize("left", ["a socket", "a file", "a long path", "no host", "nothing"])
+def test_what_nothing_listens_on_is_free(left: str, tmp_path: Path) -> None:
+    """Dagster takes the place of what a crash has left, and says of what is no address why it cannot listen there."""
+    place: tuple[str, int] | str = str(tmp_path / "code.sock")
+    if left == "a socket":
+        with listen_on(str(place))[0]:
+            pass
+    elif left == "a file":
+        Path(str(place)).touch()
+    elif left == "a long path":
+        place = f"{place}{'x' * 200}"
+    elif left == "no host":
+        place = ("no..host", 4000)
+
+    require_free(place, seconds=0)
+
+
 def test_the_stack_says_where_it_listens(tmp_path: Path) -> None:
     """The command of `outbox up` is one of those that are read."""
     plan = StackPlan(tmp_path, 3000, tmp_path / "code.sock")
