@@ -19,9 +19,10 @@ from typing import Any
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
-from sqlalchemy import Engine, event, make_url
+from sqlalchemy import Engine, event, inspect, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres.dagster_storage import is_missing_table, refuses_options, storage_url
@@ -76,12 +77,19 @@ class _Tables:
 
     def _make(self) -> None:
         try:
-            # It looks which of its parts lacks its tables, and begins again where another process makes them too.
+            before = self._names()
+            # It looks which of its parts lacks its tables, and begins again where another process makes them too. Of a
+            # part that lacks some of them it makes none: the doctor names those.
             DagsterPostgresStorage(self._url, True, None, self._provider)
+            is_made = before != self._names()
         except Exception as error:  # noqa: BLE001 - what is told is the error of the statement that missed a table
             log().warning("dagster_tables_not_made", error=type(error).__name__)
-        else:
+            return
+        if is_made:
             log().warning("dagster_tables_made")
+
+    def _names(self) -> set[str]:
+        return set(inspect(create_pg_engine(self._url, self._provider, poolclass=NullPool)).get_table_names())
 
 
 def _opened(url: str, provider: Any, makes_tables: bool) -> tuple[str, Engine]:

@@ -14,6 +14,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
+from structlog.testing import capture_logs
 
 from outbox_pipeline.monitoring.check import Check
 from outbox_pipeline.monitoring.doctor_dagster import check_storage, examine_dagster
@@ -103,12 +104,23 @@ def test_tables_that_were_dropped_are_made_again(own_instance: dg.DagsterInstanc
     own_instance.add_run(DagsterRun(job_name="before"))
     run_sql(os.environ["OUTBOX_DAGSTER_URL"], *DROP_ALL)
 
-    with pytest.raises(ProgrammingError, match="does not exist"):
+    with capture_logs() as lines, pytest.raises(ProgrammingError, match="does not exist"):
         own_instance.all_instigator_state()
     use_all_parts(own_instance)
 
     assert own_instance.get_runs_count() == 0
+    assert [line["event"] for line in lines] == ["dagster_tables_made"]
     assert speak.execute_in_process(instance=own_instance).success
+
+
+def test_a_single_table_is_not_made_again(own_instance: dg.DagsterInstance) -> None:
+    """Dagster makes all or none of a part's, so no line says that they are there again."""
+    run_sql(os.environ["OUTBOX_DAGSTER_URL"], "DROP TABLE job_ticks")
+
+    with capture_logs() as lines, pytest.raises(ProgrammingError, match="does not exist"):
+        own_instance.get_ticks("any", "any")
+
+    assert lines == []
 
 
 def found_by_doctor(stores: Stores, url: str) -> Check:
