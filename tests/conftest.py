@@ -35,7 +35,7 @@ _FOR_TESTS = [
     "tests.fixtures.contacts",
     "tests.fixtures.homes",
     "tests.fixtures.accounts",
-    "tests.fixtures.lives",
+    "tests.fixtures.instances",
     "tests.fixtures.owners",
     "tests.fixtures.clock",
     "tests.fixtures.next_release",

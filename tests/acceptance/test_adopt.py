@@ -33,8 +33,8 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.children import recover
 from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, publish_in
+from tests.fixtures.instances import Restore, assert_whole, back_up, everything, mixed_instances, value, whole_ledger
 from tests.fixtures.interleave import before_words
-from tests.fixtures.lives import Restore, assert_whole, back_up, everything, mixed_lives, value, whole_ledger
 from tests.fixtures.owners import ledger_id_of
 
 pytestmark = pytest.mark.embedded_only
@@ -56,7 +56,7 @@ def test_adopting_again_changes_nothing(stores: Stores, restore: Restore, backup
 
 def test_a_dry_run_changes_nothing_and_tells_the_same(stores: Stores, restore: Restore, backup: Path) -> None:
     """What a dry run says is what adopting then does."""
-    here, _ = mixed_lives(stores, restore, backup)
+    here, _ = mixed_instances(stores, restore, backup)
     before = everything(here)
 
     found = adopt(here, dry_run=True)
@@ -80,11 +80,11 @@ def test_a_dry_run_on_a_copy_changes_nothing_on_either_side(stores: Stores, copy
     assert found == replace(adopt(copy), is_dry_run=True)
 
 
-def start(life: Stores) -> Delivery:
+def start(instance: Stores) -> Delivery:
     """Cut what is pending and begin the first attempt."""
-    cut_batches(life.engine, life.settings, limit=1)
-    (request,) = request_batches(life.engine, life.settings, limit=1)
-    return start_requested(life, request.batch_id, request.attempt)
+    cut_batches(instance.engine, instance.settings, limit=1)
+    (request,) = request_batches(instance.engine, instance.settings, limit=1)
+    return start_requested(instance, request.batch_id, request.attempt)
 
 
 @pytest.mark.parametrize("own_count", [0, 2])
@@ -198,10 +198,10 @@ def test_an_adoption_that_breaks_off_is_repeated(stores: Stores, copy: Stores) -
     assert_whole(copy)
 
 
-def numbers_of(life: Stores) -> tuple[object, object]:
+def numbers_of(instance: Stores) -> tuple[object, object]:
     """Return the number of the ledger's adoption and its highest."""
     floor, last = (
-        value(life, f"SELECT {column} FROM outbox.unclaimed") for column in ("witness_floor", "last_cut_number")
+        value(instance, f"SELECT {column} FROM outbox.unclaimed") for column in ("witness_floor", "last_cut_number")
     )
     return floor, last
 
@@ -261,10 +261,13 @@ def test_a_ledger_that_got_another_id_learns_what_the_old_one_delivered(stores: 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """Run `outbox adopt` on a life and return exit code, stdout and stderr."""
+    """Run `outbox adopt` on an instance and return exit code, stdout and stderr."""
 
-    def run(life: Stores, *arguments: str, clickhouse_url: SecretStr | None = None) -> tuple[int, str, str]:
-        urls = {"POSTGRES": life.settings.postgres_url, "CLICKHOUSE": clickhouse_url or life.settings.clickhouse_url}
+    def run(instance: Stores, *arguments: str, clickhouse_url: SecretStr | None = None) -> tuple[int, str, str]:
+        urls = {
+            "POSTGRES": instance.settings.postgres_url,
+            "CLICKHOUSE": clickhouse_url or instance.settings.clickhouse_url,
+        }
         for name, url in urls.items():
             assert url
             monkeypatch.setenv(f"OUTBOX_{name}_URL", url.get_secret_value())

@@ -7,7 +7,7 @@ from outbox_pipeline.relay.points import Point
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.lives import cut_without_number
+from tests.fixtures.instances import cut_without_number
 from tests.fixtures.pgbouncer import Through, left_behind, url_to
 from tests.fixtures.too_large import let_be_too_large
 

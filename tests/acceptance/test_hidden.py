@@ -25,68 +25,68 @@ from outbox_pipeline.processes import wait_until
 from outbox_pipeline.quarantined import Filter
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import prune
+from tests.fixtures.broken_batches import prune
 from tests.fixtures.clusters import Cluster, running_cluster
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
+from tests.fixtures.instances import all_batches, everything, instance_at, run_tool, value
 from tests.fixtures.interleave import before_words
-from tests.fixtures.lives import all_batches, everything, life_at, run_tool, value
 
 pytestmark = pytest.mark.embedded_only
 
 
-def execute(life: Stores, *statements: str) -> None:
+def execute(instance: Stores, *statements: str) -> None:
     """Do what the owner of the schema does."""
-    with life.engine.begin() as connection:
+    with instance.engine.begin() as connection:
         for statement in statements:
             connection.execute(text(statement))
 
 
-def set_back(life: Stores, position: int) -> None:
+def set_back(instance: Stores, position: int) -> None:
     """Let the sequence draw positions again, from behind this one."""
-    execute(life, f"SELECT setval('outbox.event_position_seq', {max(position, 1)}, {position > 0})")
+    execute(instance, f"SELECT setval('outbox.event_position_seq', {max(position, 1)}, {position > 0})")
 
 
-def move_elsewhere(life: Stores) -> None:
+def move_elsewhere(instance: Stores) -> None:
     """Make the ledger another cluster's, as a copy on another server is."""
-    execute(life, "UPDATE outbox.unclaimed SET system_identifier = system_identifier + 1")
+    execute(instance, "UPDATE outbox.unclaimed SET system_identifier = system_identifier + 1")
 
 
-def publish_where_possible(life: Stores, count: int) -> list[UUID]:
+def publish_where_possible(instance: Stores, count: int) -> list[UUID]:
     """Publish one event after the other; where an event stands PostgreSQL refuses it, and draws the next position."""
     event_ids: list[UUID] = []
     while len(event_ids) < count:
         try:
-            event_ids += publish(life.engine, 1)
+            event_ids += publish(instance.engine, 1)
         except IntegrityError:
             continue
     return event_ids
 
 
-def deliver(life: Stores, count: int, *, is_pruned: bool = False) -> set[UUID]:
+def deliver(instance: Stores, count: int, *, is_pruned: bool = False) -> set[UUID]:
     """Deliver a batch of events, which are pruned then or not; return their ids."""
-    event_ids = set(publish(life.engine, count))
-    relay(life, until_empty=True)
+    event_ids = set(publish(instance.engine, count))
+    relay(instance, until_empty=True)
     if is_pruned:
-        prune(life.engine, all_batches(life)[-1].batch_id)
+        prune(instance.engine, all_batches(instance)[-1].batch_id)
     return event_ids
 
 
-def stories(life: Stores, event_ids: list[UUID]) -> list[tuple[object, ...]]:
+def stories(instance: Stores, event_ids: list[UUID]) -> list[tuple[object, ...]]:
     """Return what of events must stay as it is when they are moved."""
     statement = text(
         "SELECT event_id, event_type, event_date_time, environment, event_context::text, metadata_version, recorded_at,"
         " trace_context, published_by FROM outbox.event WHERE event_id = ANY (:ids) ORDER BY event_id"
     )
-    with life.engine.begin() as connection:
+    with instance.engine.begin() as connection:
         return [tuple(row) for row in connection.execute(statement, {"ids": event_ids})]
 
 
-def assert_delivered(life: Stores, pruned: set[UUID]) -> None:
+def assert_delivered(instance: Stores, pruned: set[UUID]) -> None:
     """Check that each event has one row, the pruned ones too, under a position that no other has."""
-    assert_each_exactly_once(life.engine, life.client, committed_ids(life.engine) | pruned)
-    (row,) = life.client.rows("SELECT count() AS n, uniqExact(position) AS u FROM {table:Identifier}")
+    assert_each_exactly_once(instance.engine, instance.client, committed_ids(instance.engine) | pruned)
+    (row,) = instance.client.rows("SELECT count() AS n, uniqExact(position) AS u FROM {table:Identifier}")
     assert row["n"] == row["u"]
-    found = reconcile(life, by_type=True)
+    found = reconcile(instance, by_type=True)
     assert (found.is_clean, found.late, found.untracked) == (True, (), ())
 
 
@@ -218,7 +218,7 @@ def cutover(cluster: Cluster, stores: Stores, folder: Path) -> Iterator[tuple[St
     """Copy an outbox by logical replication, as a role with no more than the pipeline's rights sees the copy."""
     cluster.create_database("source")
     cluster.create_database("target")
-    with life_at(cluster.url("source"), stores) as source, life_at(cluster.url("target"), stores) as owner:
+    with instance_at(cluster.url("source"), stores) as source, instance_at(cluster.url("target"), stores) as owner:
         migrate(source.engine)
         deliver(source, 5, is_pruned=True)
         deliver(source, 3)
@@ -236,14 +236,14 @@ def cutover(cluster: Cluster, stores: Stores, folder: Path) -> Iterator[tuple[St
             connection.execute("CREATE ROLE pipe LOGIN PASSWORD 'outbox' IN ROLE outbox_pipeline")
         assert wait_until(lambda: is_copied(owner), seconds=60)
         url = make_url(cluster.url("target")).set(username="pipe").render_as_string(hide_password=False)
-        with life_at(url, stores) as target:
+        with instance_at(url, stores) as target:
             yield owner, target
 
 
-def is_copied(life: Stores) -> bool:
+def is_copied(instance: Stores) -> bool:
     """Tell whether every table has arrived."""
     waiting = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'"
-    return value(life, waiting) == 0 and value(life, "SELECT count(*) FROM outbox.event") == 5
+    return value(instance, waiting) == 0 and value(instance, "SELECT count(*) FROM outbox.event") == 5
 
 
 def test_a_cutover_by_logical_replication(stores: Stores, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.fixtures.before import make_ledger_of_before, make_log_of_before
 from tests.fixtures.children import recover
 from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids
-from tests.fixtures.lives import all_batches
+from tests.fixtures.instances import all_batches
 from tests.fixtures.owners import ledger_id_of, owners_of
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_clickhouse, fresh_database, url_of

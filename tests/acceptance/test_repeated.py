@@ -23,12 +23,12 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.elsewhere import ALREADY_DELIVERED
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import change
+from tests.fixtures.broken_batches import change
 from tests.fixtures.children import recover
 from tests.fixtures.crew import AGE
 from tests.fixtures.events import committed_ids, delivered_ids, publish
+from tests.fixtures.instances import Restore, all_batches, back_up, mixed_instances, value
 from tests.fixtures.interleave import before_words
-from tests.fixtures.lives import Restore, all_batches, back_up, mixed_lives, value
 
 pytestmark = pytest.mark.embedded_only
 
@@ -53,17 +53,17 @@ def lose(stores: Stores, count: int) -> list[UUID]:
     return event_ids
 
 
-def held(life: Stores) -> list[QuarantinedEvent]:
+def held(instance: Stores) -> list[QuarantinedEvent]:
     """Return what quarantine holds."""
-    return quarantine.list_held(life.engine, Filter())
+    return quarantine.list_held(instance.engine, Filter())
 
 
-def assert_once(life: Stores, lost: Collection[UUID]) -> None:
+def assert_once(instance: Stores, lost: Collection[UUID]) -> None:
     """Check that each event of either instance has one row, and that a held one has it from the other."""
-    found = delivered_ids(life.client)
+    found = delivered_ids(instance.client)
     assert len(found) == len(set(found)), f"{len(found) - len(set(found))} events arrived twice"
-    assert set(found) == committed_ids(life.engine) | set(lost)
-    assert {event.event_id for event in held(life)} <= set(lost)
+    assert set(found) == committed_ids(instance.engine) | set(lost)
+    assert {event.event_id for event in held(instance)} <= set(lost)
 
 
 def test_events_repeated_under_their_ids_are_held(stores: Stores, copy: Stores) -> None:
@@ -96,9 +96,9 @@ def test_events_repeated_under_their_ids_are_held(stores: Stores, copy: Stores) 
     assert reconcile(copy).differences == ()
 
 
-def said_of(life: Stores, event_id: UUID) -> tuple[str, str, int]:
+def said_of(instance: Stores, event_id: UUID) -> tuple[str, str, int]:
     """Return status, sentence and number of rows of a trace."""
-    found = trace_event(life.engine, life.settings, event_id)
+    found = trace_event(instance.engine, instance.settings, event_id)
     return found.status, found.explanation, len(found.rows or [])
 
 
@@ -208,7 +208,7 @@ def test_an_event_whose_row_stands_elsewhere_by_now_is_held(
 
 def test_rows_beside_those_of_an_adopted_batch_are_kept_too(stores: Stores, restore: Restore, backup: Path) -> None:
     """Of a batch with events of both kinds the lost ones are; also where it was adopted by an earlier release."""
-    here, lost = mixed_lives(stores, restore, backup)
+    here, lost = mixed_instances(stores, restore, backup)
     first = adopt(here)
     with here.engine.begin() as connection:
         connection.execute(text("DELETE FROM outbox.delivered_elsewhere"))

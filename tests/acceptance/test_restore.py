@@ -1,6 +1,6 @@
 """After a restore or in a clone, nothing that the old instance delivered is delivered again, and nothing is lost.
 
-"There" is the life that went on after the backup, "here" the one that was restored from it.
+"There" is the instance that went on after the backup, "here" the one that was restored from it.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
-from tests.fixtures.lives import Restore, all_batches, assert_whole, back_up, cloned, mixed_lives, value
+from tests.fixtures.instances import Restore, all_batches, assert_whole, back_up, cloned, mixed_instances, value
 from tests.fixtures.owners import identity_of
 from tests.fixtures.servers import Servers
 
@@ -157,7 +157,7 @@ def test_a_batch_of_both_kinds_can_be_repaired(
 ) -> None:
     """Adopted events of a mixed batch are proven and redelivered as any others; lost events' rows are never touched."""
     monkeypatch.setattr(batch_rows, "MAX_FOREIGN_STRETCHES", max_stretches)
-    here, lost = mixed_lives(stores, restore, backup)
+    here, lost = mixed_instances(stores, restore, backup)
     kept = "SELECT * FROM {table:Identifier} WHERE position IN (1, 3, 5) ORDER BY position"
     before = here.client.rows(kept)
 
@@ -350,7 +350,7 @@ def test_an_event_requeued_by_the_other_life_is_not_delivered_again(
 
 
 def test_a_clone_stops_and_is_adopted_the_same_way(stores: Stores, servers: Servers) -> None:
-    """Two databases of one cluster are two lives: a copy beside the original stops, and can be adopted."""
+    """Two databases of one cluster are two instances: a copy beside the original stops, and can be adopted."""
     publish(stores.engine, 3)
     relay(stores, until_empty=True)
     publish(stores.engine, 4)
@@ -391,7 +391,7 @@ _COPY = (
 def test_events_delivered_twice_before_are_named(
     stores: Stores, restore: Restore, backup: Path, is_known: bool
 ) -> None:
-    """When two lives delivered before anybody adopted, one batch gets the events and the doubles are reported."""
+    """When two instances delivered before anybody adopted, one batch gets the events and the doubles are reported."""
     publish(stores.engine, 3)
     if not is_known:
         back_up(stores, backup)

@@ -15,38 +15,38 @@ from outbox_pipeline.operations.adopt import Adoption, adopt
 from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import refuse_wal_functions
-from tests.fixtures.copies import copy_running, copy_stopped, life_in, recover_to
+from tests.fixtures.broken_batches import refuse_wal_functions
+from tests.fixtures.copies import copy_running, copy_stopped, instance_in, recover_to
 from tests.fixtures.events import publish
-from tests.fixtures.lives import assert_whole, back_up, restore_in_place
+from tests.fixtures.instances import assert_whole, back_up, restore_in_place
 
 pytestmark = pytest.mark.embedded_only
 
 
-def prepare(life: Stores) -> None:
+def prepare(instance: Stores) -> None:
     """Deliver some events and leave others pending: what is copied then."""
-    publish(life.engine, 10)
-    relay(life, until_empty=True)
-    publish(life.engine, 5)
+    publish(instance.engine, 10)
+    relay(instance, until_empty=True)
+    publish(instance.engine, 5)
 
 
-def go_on(life: Stores) -> set[UUID]:
+def go_on(instance: Stores) -> set[UUID]:
     """Deliver what is pending, and events that no copy has; return those."""
-    relay(life, until_empty=True)
-    lost = set(publish(life.engine, 2))
-    relay(life, until_empty=True)
+    relay(instance, until_empty=True)
+    lost = set(publish(instance.engine, 2))
+    relay(instance, until_empty=True)
     return lost
 
 
-def assert_stopped_then_adopted(life: Stores) -> Adoption:
-    """Check that a life sends nothing before it is adopted; adopt it and deliver the rest."""
-    publish(life.engine, 3)
-    before = life.client.rows("SELECT count() FROM {table:Identifier}")
+def assert_stopped_then_adopted(instance: Stores) -> Adoption:
+    """Check that an instance sends nothing before it is adopted; adopt it and deliver the rest."""
+    publish(instance.engine, 3)
+    before = instance.client.rows("SELECT count() FROM {table:Identifier}")
     with pytest.raises(WitnessError, match="outbox adopt"):
-        relay(life, until_empty=True)
-    assert life.client.rows("SELECT count() FROM {table:Identifier}") == before
-    result = adopt(life)
-    relay(life, until_empty=True)
+        relay(instance, until_empty=True)
+    assert instance.client.rows("SELECT count() FROM {table:Identifier}") == before
+    result = adopt(instance)
+    relay(instance, until_empty=True)
     return result
 
 
@@ -70,28 +70,28 @@ def test_a_dump_restored_in_place(stores: Stores, backup: Path) -> None:
 def test_a_snapshot_mounted_again(stores: Stores, tmp_path: Path) -> None:
     """The files of a stopped server, put back after it went on."""
     home, snapshot = tmp_path / "home", tmp_path / "snapshot"
-    with life_in(home, stores) as life:
-        prepare(life)
+    with instance_in(home, stores) as instance:
+        prepare(instance)
     copy_stopped(home, snapshot)
-    with life_in(home, stores) as life:
-        lost = go_on(life)
+    with instance_in(home, stores) as instance:
+        lost = go_on(instance)
     copy_stopped(snapshot, home)
 
-    with life_in(home, stores) as life:
-        result = assert_stopped_then_adopted(life)
+    with instance_in(home, stores) as instance:
+        result = assert_stopped_then_adopted(instance)
 
         assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)
-        assert_whole(life, lost=lost)
+        assert_whole(instance, lost=lost)
 
 
 def test_a_clone_beside_the_living_original(stores: Stores, tmp_path: Path) -> None:
     """Both run and deliver, each in turn: none sends what the other sent, and the one that is adopted goes on alone."""
     home, clone = tmp_path / "home", tmp_path / "clone"
-    with life_in(home, stores) as life:
-        prepare(life)
+    with instance_in(home, stores) as instance:
+        prepare(instance)
     copy_stopped(home, clone)
 
-    with life_in(home, stores) as original, life_in(clone, stores) as other:
+    with instance_in(home, stores) as original, instance_in(clone, stores) as other:
         lost = set(publish(other.engine, 2))
         relay(other, until_empty=True)
         result = assert_stopped_then_adopted(original)
@@ -108,21 +108,21 @@ def test_a_clone_beside_the_living_original(stores: Stores, tmp_path: Path) -> N
 def test_a_recovery_to_a_point_where_no_timeline_is_told(stores: Stores, tmp_path: Path) -> None:
     """Recovered to a restore point on a server that tells no timeline, as Aurora does: the witness alone decides."""
     home, recovered = tmp_path / "home", tmp_path / "recovered"
-    with life_in(home, stores) as life:
-        refuse_wal_functions(life.engine)
-        with life.engine.begin() as connection:
+    with instance_in(home, stores) as instance:
+        refuse_wal_functions(instance.engine)
+        with instance.engine.begin() as connection:
             connection.execute(text("UPDATE outbox.unclaimed SET timeline = outbox.told_timeline()"))
-        publish(life.engine, 2)
-        relay(life, until_empty=True)
-        copy_running(life, recovered)
-        prepare(life)
-        with life.engine.begin() as connection:
+        publish(instance.engine, 2)
+        relay(instance, until_empty=True)
+        copy_running(instance, recovered)
+        prepare(instance)
+        with instance.engine.begin() as connection:
             connection.execute(text("SELECT pg_create_restore_point('before it went on')"))
-        lost = go_on(life)
-        recover_to("before it went on", life, recovered)
+        lost = go_on(instance)
+        recover_to("before it went on", instance, recovered)
 
-    with life_in(recovered, stores) as life:
-        result = assert_stopped_then_adopted(life)
+    with instance_in(recovered, stores) as instance:
+        result = assert_stopped_then_adopted(instance)
 
         assert (result.adopted_events, result.strange_rows, result.doubled_events) == (5, 2, 0)
-        assert_whole(life, lost=lost)
+        assert_whole(instance, lost=lost)

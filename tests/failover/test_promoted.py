@@ -18,7 +18,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, delivered_ids, publish, publish_in, quarantined_ids
-from tests.fixtures.lives import value
+from tests.fixtures.instances import value
 from tests.fixtures.nodes import Node
 from tests.fixtures.rehearsal import Rehearsal, Terminal, assert_goes_on, prepare
 

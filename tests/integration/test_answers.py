@@ -29,7 +29,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import refuse_wal_functions
+from tests.fixtures.broken_batches import refuse_wal_functions
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import administration, fresh_database, url_of

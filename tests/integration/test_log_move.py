@@ -39,7 +39,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
-from tests.fixtures.lives import all_batches
+from tests.fixtures.instances import all_batches
 from tests.fixtures.mover import moving
 from tests.fixtures.old_log import turn_into_log_of_before
 from tests.fixtures.owners import identity_of

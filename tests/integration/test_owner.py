@@ -21,7 +21,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
 from tests.fixtures.commands import Outbox, run_outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
-from tests.fixtures.lives import everything
+from tests.fixtures.instances import everything
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, on_table, owners_of, told_days
 
 #: Whatever would send, compare, delete or tell.

@@ -14,7 +14,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
-from tests.fixtures.lives import cut_without_number
+from tests.fixtures.instances import cut_without_number
 from tests.fixtures.too_large import let_be_too_large
 
 _WRITES = ("INSERT", "UPDATE", "DELETE", "WITH", "ALTER")

@@ -40,7 +40,7 @@ from tests.fixtures import sessions
 from tests.fixtures.commands import run_outbox
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
-from tests.fixtures.lives import assert_whole, cloned
+from tests.fixtures.instances import assert_whole, cloned
 from tests.fixtures.pgbouncer import Pool, Through, left_behind, pooled, url_to
 from tests.fixtures.retained import age
 from tests.fixtures.servers import Servers

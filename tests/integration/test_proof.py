@@ -25,7 +25,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.delivery import Delivery, proof_differences
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import deliver_batches, read_all
+from tests.fixtures.broken_batches import deliver_batches, read_all
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.proofs import (

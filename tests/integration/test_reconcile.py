@@ -23,7 +23,7 @@ from outbox_pipeline.relay.attempts import start_unrequested
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import (
+from tests.fixtures.broken_batches import (
     BREAKAGES,
     Breakage,
     change,

@@ -9,7 +9,7 @@ from outbox_pipeline.batches import Batch
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import BREAKAGES, change, copy_to_unknown_batch, deliver_batches, prune, read_all
+from tests.fixtures.broken_batches import BREAKAGES, change, copy_to_unknown_batch, deliver_batches, prune, read_all
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
 

@@ -31,7 +31,7 @@ from outbox_pipeline.postgres.schema import migrate
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import prune, read_all
+from tests.fixtures.broken_batches import prune, read_all
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, identifier, url_of

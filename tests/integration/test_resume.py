@@ -12,7 +12,7 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import fail_batch
-from tests.fixtures.breakage import deliver_batches, read_all
+from tests.fixtures.broken_batches import deliver_batches, read_all
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import publish
 from tests.fixtures.interleave import before_words

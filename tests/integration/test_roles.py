@@ -31,7 +31,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import change, forget
+from tests.fixtures.broken_batches import change, forget
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.roles import LoginUrl
 

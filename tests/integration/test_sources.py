@@ -38,9 +38,9 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.witness import ask_seen
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import change
+from tests.fixtures.broken_batches import change
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, quarantined_ids
-from tests.fixtures.lives import all_batches, everything
+from tests.fixtures.instances import all_batches, everything
 from tests.fixtures.old_log import statements_of_before, turn_into_log_of_before
 from tests.fixtures.owners import ledger_id_of
 

@@ -39,7 +39,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.split import Split
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import change, copy_rows
+from tests.fixtures.broken_batches import change, copy_rows
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
@@ -367,7 +367,7 @@ def test_every_procedure_knows_a_split_batch(stores: Stores) -> None:
     """Comparison, replay, resume, prune, adoption, completeness, status, metrics, trace and doctor."""
     batch_id, event_ids = split(stores)
     waiting = read_status(stores.engine)
-    life = trace_event(stores.engine, stores.settings, event_ids[0])
+    instance = trace_event(stores.engine, stores.settings, event_ids[0])
     breaches = []
     with ledger_transaction(stores.engine) as connection:
         breaches += read_ledger_breaches(connection)
@@ -389,8 +389,8 @@ def test_every_procedure_knows_a_split_batch(stores: Stores) -> None:
 
     assert (waiting.pending, waiting.in_flight, waiting.parked, waiting.split_batches) == (8, 0, 0, 1)
     assert waiting.last_processed_at is None
-    assert life.status == "pending"
-    assert any("batch split" in station.what and station.batch_id == batch_id for station in life.stations)
+    assert instance.status == "pending"
+    assert any("batch split" in station.what and station.batch_id == batch_id for station in instance.stations)
     assert breaches == []
     assert found.is_clean
     assert (found.days[0].batches, found.days[0].pruned_batches, found.days[0].expected_rows) == (2, 0, 8)

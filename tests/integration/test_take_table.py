@@ -22,8 +22,8 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
+from tests.fixtures.instances import all_batches, everything
 from tests.fixtures.interleave import before_words
-from tests.fixtures.lives import all_batches, everything
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, owners_of, told_days
 
 

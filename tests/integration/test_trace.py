@@ -1,4 +1,4 @@
-"""One event's life, told by the ledger and by ClickHouse."""
+"""One event's instance, told by the ledger and by ClickHouse."""
 
 import json
 from datetime import timedelta
@@ -19,7 +19,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import fail_batch
-from tests.fixtures.breakage import forget
+from tests.fixtures.broken_batches import forget
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import publish
 

@@ -19,7 +19,7 @@ from outbox_pipeline.relay.owner import claim_table
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.lives import all_batches
+from tests.fixtures.instances import all_batches
 from tests.fixtures.proxy import through
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_clickhouse

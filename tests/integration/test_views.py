@@ -19,7 +19,7 @@ from outbox_pipeline.relay.loop import deliver, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
-from tests.fixtures.breakage import read_all
+from tests.fixtures.broken_batches import read_all
 from tests.fixtures.children import recover
 from tests.fixtures.events import (
     assert_each_exactly_once,

@@ -36,8 +36,8 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import start
 from tests.fixtures.children import recover
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
+from tests.fixtures.instances import all_batches, cut_without_number
 from tests.fixtures.interleave import note_calls
-from tests.fixtures.lives import all_batches, cut_without_number
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.owners import identity_of, ledger_id_of
 from tests.fixtures.step_orders import WITNESS_STEPS

@@ -7,7 +7,7 @@ from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.lives import everything
+from tests.fixtures.instances import everything
 from tests.fixtures.runs import execute, requested
 from tests.fixtures.sensors import pipeline, tick, tick_completeness
 

@@ -13,7 +13,7 @@ from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.reconcile import RECONCILED, ReconcileConfig
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import (
+from tests.fixtures.broken_batches import (
     BREAKAGES,
     copy_to_unknown_batch,
     deliver_batches,

@@ -19,7 +19,7 @@ from outbox_pipeline.orchestration.run_limits import (
 from outbox_pipeline.orchestration.run_tags import MAX_RUNTIME_TAG
 from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.breakage import BREAKAGES, deliver_batches
+from tests.fixtures.broken_batches import BREAKAGES, deliver_batches
 from tests.fixtures.runs import execute, run_config
 
 #: What each job has by default, and why: docs/architecture.md has the same.

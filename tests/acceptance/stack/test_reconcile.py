@@ -3,7 +3,7 @@
 from typing import Any
 
 from outbox_pipeline.settings import today
-from tests.fixtures.breakage import OF_BATCH, change, copy_rows, deliver_batches, loaded_rows, prune
+from tests.fixtures.broken_batches import OF_BATCH, change, copy_rows, deliver_batches, loaded_rows, prune
 from tests.fixtures.graphql import BACKFILL
 from tests.fixtures.stack import Running
 

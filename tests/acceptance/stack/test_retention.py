@@ -2,7 +2,7 @@
 
 from sqlalchemy import text
 
-from tests.fixtures.breakage import deliver_batches, loaded_rows
+from tests.fixtures.broken_batches import deliver_batches, loaded_rows
 from tests.fixtures.stack import Running
 
 PRUNE = """
