@@ -195,9 +195,11 @@ def test_a_large_outbox_costs_no_more(admin: Any, engine: Engine, monkeypatch: p
         assert rows(page(admin, EVENTS)) == 20
         assert rows(page(admin, EVENTS + "?type=type_1")) == 6
         assert rows(page(admin, EVENTS + "?status=held")) == 0
+    # Django forgets them when the next request begins.
+    captured = list(queries)
     assert rows(page(admin, f"{EVENTS}?q={id_of(engine, 1)}")) == 1
 
-    of_events = [query["sql"] for query in queries if '"outbox"."event"' in query["sql"]]
+    of_events = [query["sql"] for query in captured if '"outbox"."event"' in query["sql"]]
     bounded = [sql for sql in of_events if '"position" >= 11' in sql or "LIMIT 1" in sql]
     assert bounded == of_events != []
     assert not any("event_context" in sql for sql in of_events)
