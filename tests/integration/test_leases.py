@@ -290,6 +290,36 @@ def test_a_server_in_trouble_parks_a_batch_only_after_more_than_a_day(outbox_eng
     assert (resumed.failures, resumed.transient_failures) == (0, 0)
 
 
+def test_a_limit_below_the_failures_parks_a_failed_batch(outbox_engine: Engine, batch_id: UUID) -> None:
+    """A limit of attempts that was lowered counts the failures there were before."""
+    for attempt in (1, 2):
+        request(outbox_engine, max_attempts=10)
+        lease = Lease(batch_id, attempt, "one")
+        take(outbox_engine, lease)
+        with ledger_transaction(outbox_engine) as connection:
+            leases.fail_attempt(
+                connection, lease, error="no table", kind="configuration", wait=timedelta(0), max_attempts=10
+            )
+    assert status(outbox_engine, batch_id) == BatchStatus.FAILED
+
+    assert request(outbox_engine, max_attempts=2) == []
+    assert status(outbox_engine, batch_id) == BatchStatus.PARKED
+
+
+def test_requests_that_no_run_takes_up_park_a_batch_after_more_than_a_day(
+    outbox_engine: Engine, batch_id: UUID
+) -> None:
+    """As many as the limit are not enough: it also takes more than a day."""
+    for attempt in (1, 2, 3):
+        assert [item.attempt for item in request(outbox_engine, max_attempts=2)] == [attempt]
+        expire(outbox_engine)
+    with outbox_engine.begin() as connection:
+        connection.execute(text("UPDATE outbox.batch SET trouble_since = now() - interval '26 hours'"))
+
+    assert request(outbox_engine, max_attempts=2) == []
+    assert status(outbox_engine, batch_id) == BatchStatus.PARKED
+
+
 def test_a_run_without_id_takes_nothing_from_another(outbox_engine: Engine, batch_id: UUID) -> None:
     """Two processes that are no Dagster runs are not the same run: the second is refused while the first holds."""
     with ledger_transaction(outbox_engine) as connection:
