@@ -290,11 +290,13 @@ def _clean_witness(stores: Stores, age: _Age) -> Iterator[Pruned]:
 
 
 def _forget_ids(stores: Stores, age: _Age) -> Iterator[Pruned]:
-    count = _IDS_A_STEP
-    while count == _IDS_A_STEP:
+    after: elsewhere.Place | None = elsewhere.FIRST
+    while after is not None:
         with ledger_transaction(stores.engine) as connection:
             require_own_cluster(connection)
-            count = elsewhere.prune_elsewhere(connection, now=age.now, days=age.days, limit=_IDS_A_STEP)
+            count, after = elsewhere.prune_elsewhere(
+                connection, now=age.now, days=age.days, after=after, limit=_IDS_A_STEP
+            )
         yield Pruned(age.days, forgotten_ids=count)
 
 

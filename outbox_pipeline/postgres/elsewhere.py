@@ -6,13 +6,19 @@ its batch up in what was kept. Nearly always nothing was, which `read_conditions
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, func, select, text
 
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.tables import delivered_elsewhere, event
+
+#: Where a kept id stands among all: when it was learned, and the id.
+Place = tuple[datetime, UUID]
+
+#: Before every kept id.
+FIRST: Place = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,16 @@ def read_elsewhere(connection: Connection, event_id: UUID) -> tuple[UUID, dateti
     return None if row is None else (row.batch_id, row.adopted_at)
 
 
-def prune_elsewhere(connection: Connection, *, now: datetime, days: int, limit: int) -> int:
-    """Forget up to *limit* ids that were learned *days* ago and of which no event is here; return how many."""
-    return connection.scalar(query("delete_elsewhere"), {"now": now, "days": days, "limit": limit}) or 0
+def prune_elsewhere(
+    connection: Connection, *, now: datetime, days: int, after: Place, limit: int
+) -> tuple[int, Place | None]:
+    """Look at up to *limit* ids behind *after*, learned *days* ago, and forget those of which no event is here.
+
+    Returns how many were forgotten and the last that was looked at, None when there was none.
+    """
+    parameters = {"now": now, "days": days, "limit": limit, "after_time": after[0], "after_id": after[1]}
+    row = connection.execute(query("delete_elsewhere"), parameters).one_or_none()
+    return (0, None) if row is None else (row.forgotten, (row.adopted_at, row.event_id))
 
 
 def count_old(connection: Connection, *, now: datetime, days: int) -> int:

@@ -7,13 +7,14 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.event import listen, remove
 
+from outbox_pipeline.postgres.elsewhere import FIRST, prune_elsewhere
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.postgres.retention import old_batches, oldest_kept
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import Settings
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.moves import by_hand, move_by_hand
-from tests.fixtures.plans import nodes, rows_read
+from tests.fixtures.plans import explained, nodes, rows_read, touched_of
 
 _PROCESSED = (
     "UPDATE outbox.batch SET status = 'processed', processed_at = now(), proved_at = now(), accepted_count = 2000,"
@@ -211,6 +212,29 @@ def test_pruning_discarded_events_probes_each(fragmented: Engine) -> None:
 
     assert kinds <= {"Index Scan", "Tid Scan", "ModifyTable"}
     assert touched <= 400
+
+
+def test_forgetting_kept_ids_looks_at_each_once(fragmented: Engine) -> None:
+    """Ids whose event is here stay: a step behind a thousand of them looks at the next thousand and at no other."""
+    with fragmented.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO outbox.delivered_elsewhere (event_id, batch_id, position, adopted_at)"
+                " SELECT event_id, gen_random_uuid(), position, '2026-01-01' FROM outbox.event"
+            )
+        )
+    with fragmented.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE outbox.delivered_elsewhere"))
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    with fragmented.begin() as connection:
+        forgotten, after = prune_elsewhere(connection, now=now, days=14, after=FIRST, limit=1_000)
+        assert after is not None
+        parameters = {"now": now, "days": 14, "after_time": after[0], "after_id": after[1], "limit": 1_000}
+        plan = explained(connection, query_text("delete_elsewhere"), parameters)
+
+    assert forgotten == 0
+    assert touched_of(plan, "event") <= 1_100
+    assert touched_of(plan, "delivered_elsewhere") <= 1_100
 
 
 def test_what_may_be_pruned_is_found_without_the_pruned(outbox_engine: Engine) -> None:

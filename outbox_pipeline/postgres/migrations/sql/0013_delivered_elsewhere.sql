@@ -8,7 +8,7 @@ CREATE TABLE outbox.delivered_elsewhere (
     adopted_at timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE INDEX delivered_elsewhere_adopted_at ON outbox.delivered_elsewhere (adopted_at);
+CREATE INDEX delivered_elsewhere_adopted_at ON outbox.delivered_elsewhere (adopted_at, event_id);
 
 COMMENT ON TABLE outbox.delivered_elsewhere IS 'Ids of events that ClickHouse has from another instance of this ledger and that were not here when it was adopted. An event that is published under one of them is held instead of being delivered once more.';
 COMMENT ON COLUMN outbox.delivered_elsewhere.batch_id IS 'The batch under whose id its row stands in ClickHouse; the ledger need not have it.';
