@@ -14,6 +14,7 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.postgres.engine import begin_session, ledger_transaction
 from outbox_pipeline.postgres.errors import translated
 from outbox_pipeline.postgres.migrations.files import (
+    DEADLOCK_DETECTED,
     LOCK_HOLDERS,
     LOCK_KEY,
     LOCK_NOT_AVAILABLE,
@@ -30,6 +31,9 @@ from outbox_pipeline.postgres.tables import SCHEMA
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
+#: So often a migration is begun before a deadlock ends it for good.
+_TRIES = 5
+
 
 def migrate(engine: Engine, *, lock_seconds: float = LOCK_SECONDS) -> str:
     """Bring the schema to this code's version and return the version it has then.
@@ -37,8 +41,19 @@ def migrate(engine: Engine, *, lock_seconds: float = LOCK_SECONDS) -> str:
     The next release's version is left as it is. Safe to repeat and to run from several processes at once. Raises
     ConfigurationError when the database is newer than that, too old a server, or the role lacks a right,
     TransientError when another session holds a lock for longer than *lock_seconds*.
+
+    Sessions at work may wait for a table that a migration has while it waits for one of theirs. PostgreSQL then ends
+    one of both with nothing done; a migration begins anew.
     """
-    with translated(engine), _naming_holders(engine), engine.begin() as connection:
+    with translated(engine), _naming_holders(engine):
+        for _ in range(_TRIES - 1):
+            with _in_a_deadlock_again():
+                return _migrate(engine, lock_seconds)
+        return _migrate(engine, lock_seconds)
+
+
+def _migrate(engine: Engine, lock_seconds: float) -> str:
+    with engine.begin() as connection:
         # A step may take as long as the table is large.
         begin_session(connection, session_settings(lock_timeout_seconds=lock_seconds, statement_timeout_seconds=0))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
@@ -94,6 +109,15 @@ def schema_version(connection: Connection) -> str | None:
 def latest_version() -> str:
     """Return the version this code migrates to: the number of its last migration."""
     return known_versions()[-1]
+
+
+@contextmanager
+def _in_a_deadlock_again() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != DEADLOCK_DETECTED:
+            raise
 
 
 @contextmanager

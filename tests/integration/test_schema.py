@@ -11,6 +11,7 @@ from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.migrations.files import LOCK_KEY
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate, schema_version
 from outbox_pipeline.postgres.tables import SCHEMA, metadata
+from outbox_pipeline.processes import wait_until
 from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
 from tests.fixtures.ledger import execute
@@ -35,6 +36,30 @@ def test_two_migrations_at_once_both_succeed(outbox_engine: Engine) -> None:
         thread.join()
 
     assert versions == [latest_version()] * 4
+
+
+def test_a_migration_that_met_a_deadlock_begins_anew(outbox_engine: Engine) -> None:
+    """PostgreSQL ends one of two that wait for each other, here the migration, with nothing done."""
+    with outbox_engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA outbox CASCADE"))
+        # Who waits longer than that looks for a deadlock, once: the migration, but not before the other one waits too.
+        connection.execute(text(f"ALTER DATABASE \"{outbox_engine.url.database}\" SET deadlock_timeout = '3s'"))
+    outbox_engine.dispose()
+    versions: list[str] = []
+    migration = threading.Thread(target=lambda: versions.append(migrate(outbox_engine)))
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+
+    with outbox_engine.connect() as other, outbox_engine.connect() as looking:
+        other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
+        other.execute(text("CREATE SCHEMA outbox"))
+        migration.start()
+        assert wait_until(lambda: bool(looking.scalar(waiting)), seconds=2.5)
+        other.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+        assert versions == []
+        other.rollback()
+        migration.join()
+
+    assert versions == [latest_version()]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ LOCK_KEY = 0x6F7574626F78
 #: Longest a migration waits for that lock, and for each lock on a table, behind which every writer would wait too.
 LOCK_SECONDS = 60
 LOCK_NOT_AVAILABLE = "55P03"
+DEADLOCK_DETECTED = "40P01"
 
 #: Bounds the rest of the transaction where no limit is set; the parameter is in milliseconds.
 LIMIT_WAITS = "SELECT set_config('lock_timeout', {limit}, true) WHERE current_setting('lock_timeout') = '0'"

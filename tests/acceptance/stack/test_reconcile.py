@@ -3,7 +3,7 @@
 from typing import Any
 
 from outbox_pipeline.settings import today
-from tests.fixtures.broken_batches import OF_BATCH, change, copy_rows, deliver_batches, loaded_rows, prune
+from tests.fixtures.broken_batches import OF_BATCH, change, copy_rows, loaded_rows, prune
 from tests.fixtures.graphql import BACKFILL
 from tests.fixtures.stack import Running
 
@@ -83,7 +83,7 @@ def test_broken_batches_are_seen_and_a_backfill_repairs_them(running: Running) -
     What was pruned since is still compared: whole it is green, with rows missing it is red and named as pruned.
     """
     client = running.stores.client
-    batches = deliver_batches(running.stores, (50,) * 5)[-5:]
+    batches = running.deliver((50,) * 5)
     whole, missing, half, doubled, foreign = (one.batch_id for one in batches)
     first = batches[0].first_position
     change(client, f"DELETE FROM {{table:Identifier}} WHERE {OF_BATCH} AND position % 10 = 0", missing)
