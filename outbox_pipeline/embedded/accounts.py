@@ -1,5 +1,6 @@
 """The account that PostgreSQL runs as where outbox is run by root, which PostgreSQL refuses to be run by."""
 
+import fcntl
 import os
 import pwd
 import subprocess
@@ -42,8 +43,21 @@ def server_account() -> Account | None:
     try:
         entry = pwd.getpwnam(_NAME)
     except KeyError:
-        entry = _created()
+        entry = _made_once()
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def _made_once() -> pwd.struct_passwd:
+    # Two useradd at once: one is refused, or takes back the number that the other has given out.
+    folder = os.open("/etc", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(_NAME)
+        except KeyError:
+            return _created()
+    finally:
+        os.close(folder)
 
 
 def _created() -> pwd.struct_passwd:
