@@ -13,7 +13,7 @@ ACTIONLINT := .venv/actionlint
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo demo-check check test test-postgres15 test-failover test-old-clickhouse examples lint lint-workflows format real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-postgres15 test-failover test-old-clickhouse examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -66,6 +66,9 @@ lint-workflows:  ## Check GitHub's workflows (needs npm)
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED)  ## Write docs/commands.md and docs/settings.md from the code
+	$(BIN)/python -m docs.reference
 
 real-input: $(INSTALLED)  ## Deliver 225 real GitHub webhooks through Dagster and compare every character
 	$(BIN)/python -m pytest -m real_input

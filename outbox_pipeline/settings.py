@@ -36,30 +36,42 @@ class Settings(BaseSettings):
 
     postgres_url: SecretStr | None = Field(
         None,
-        description="PostgreSQL with the outbox, e.g. postgresql+psycopg://user@host/db; empty: embedded",
+        description="PostgreSQL with the outbox, `postgresql+psycopg://…`; empty: embedded",
     )
     clickhouse_url: SecretStr | None = Field(
-        None, description="ClickHouse over HTTP, e.g. http://user@host:8123/db; empty: embedded"
+        None, description="ClickHouse over HTTP, `http://…` or `https://…`; empty: embedded"
     )
     dagster_url: SecretStr | None = Field(
-        None, description="PostgreSQL for Dagster's own storage, postgresql+psycopg2://…; empty: embedded"
+        None,
+        description=(
+            "PostgreSQL database for Dagster's own storage, `postgresql+psycopg2://…`; empty: embedded, "
+            "while `OUTBOX_POSTGRES_URL` is empty too"
+        ),
     )
     dagster_ui_url: str | None = Field(
-        None, description="Address of Dagster's UI, for links; empty: the one that 'outbox up' runs on OUTBOX_HOME"
+        None,
+        description=(
+            "Address of Dagster's UI for the links of `outbox trace`; empty: the UI that `outbox up` runs on this home"
+        ),
     )
     ui_hosts: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
-        description="Host names that Dagster's UI is called by beside 127.0.0.1, localhost and [::1], comma separated",
+        description=(
+            "Names that Dagster's UI is called by beside `127.0.0.1`, `localhost` and `[::1]`, comma "
+            "separated; it answers under no other"
+        ),
     )
-    home: Path = Field(Path(".outbox"), description="Folder of the embedded engines, Dagster's files and logs")
+    home: Path = Field(
+        Path(".outbox"), description="Folder of the embedded engines, of Dagster's files and of the logs"
+    )
     server_folder: Path = Field(
         Path("/var/lib/outbox-pipeline"),
-        description="As root: where the embedded PostgreSQL, which refuses to be run by root, has its data",
+        description="Run by root: where the embedded PostgreSQL, which refuses that, has its data",
     )
     environment: str = Field(
         "development",
         min_length=1,
-        description=f"Environment written on each event, at most {MAX_BYTES['environment']} bytes",
+        description=f"Environment written on each event that names none; at most {MAX_BYTES['environment']} bytes",
     )
     clickhouse_table: str = Field(
         "event_log",
@@ -68,22 +80,41 @@ class Settings(BaseSettings):
     )
     event_types: Annotated[frozenset[str] | None, NoDecode] = Field(
         None,
-        description="Known event types, comma separated; others are quarantined. Empty: every type is known",
+        description="Known event types, comma separated; others are quarantined; empty: every type is known",
     )
     event_modules: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
-        description="Importable modules with the Event classes that contexts are validated with, comma separated",
+        description=(
+            "Importable modules with `Event` classes, comma separated; contexts that do not fit theirs are quarantined"
+        ),
     )
     context_max_bytes: int = Field(
-        1_000_000, ge=1, description="Largest context in bytes before an event is quarantined"
+        1_000_000,
+        ge=1,
+        description=(
+            "Largest context in bytes; a larger one is refused when published from Python, quarantined when "
+            "published in SQL"
+        ),
     )
-    batch_max_events: int = Field(500_000, ge=1, le=1_000_000, description="Limit of events in one batch")
-    batch_max_bytes: int = Field(160_000_000, ge=1, description="Limit of bytes of text in one batch")
+    batch_max_events: int = Field(
+        500_000,
+        ge=1,
+        le=1_000_000,
+        description="Limit of events in one batch; a batch takes what is pending, up to this",
+    )
+    batch_max_bytes: int = Field(
+        160_000_000,
+        ge=1,
+        description=(
+            "Limit of bytes of context text in one batch, names and traces beyond 200 bytes an event "
+            "included; one larger event travels alone"
+        ),
+    )
     linger_seconds: float = Field(
         0, ge=0, le=_LONGEST_SECONDS, description="How long a batch that is not full waits for more events"
     )
     max_open_batches: int = Field(
-        8, ge=1, description="Open batches, parked and replayed ones apart, at which no new are cut"
+        8, ge=1, description="Open batches, parked and replayed ones apart, at which no new ones are cut"
     )
     max_cuts_per_tick: int = Field(4, ge=1, description="Limit of batches cut in one sensor tick")
     lease_seconds: float = Field(
@@ -96,10 +127,17 @@ class Settings(BaseSettings):
         description="How long a run may take to start, its time in Dagster's queue not counted",
     )
     retry_base_seconds: float = Field(
-        5, gt=0, le=_LONGEST_SECONDS, description="First wait after a failed attempt; doubles with each"
+        5, gt=0, le=_LONGEST_SECONDS, description="Wait after the first failed attempt; doubles with each"
     )
     retry_max_seconds: float = Field(300, gt=0, le=_LONGEST_SECONDS, description="Longest wait between attempts")
-    max_attempts: int = Field(10, ge=1, description="Failures of its own after which a batch is parked for a person")
+    max_attempts: int = Field(
+        10,
+        ge=1,
+        description=(
+            "Failed attempts after which a batch is parked for a person; those that a server's trouble "
+            "failed count only after more than a day"
+        ),
+    )
     recheck_seconds: float = Field(
         600,
         ge=1,
@@ -107,39 +145,55 @@ class Settings(BaseSettings):
         description="How long after marking a batch that took several attempts is proved once more",
     )
     retention_days: int = Field(
-        14, ge=0, le=36_500, description="Days after delivery after which events may be pruned; 0 keeps them for ever"
+        14,
+        ge=0,
+        le=36_500,
+        description="Days after delivery after which an event may be pruned from PostgreSQL; `0`: kept for ever",
     )
     dagster_history_days: int = Field(
-        14, ge=0, le=36_500, description="Days after which step events and logs of Dagster's runs go; 0 keeps them"
+        14,
+        ge=0,
+        le=36_500,
+        description="Days after which Dagster's step events and logs of a finished run go; `0`: kept for ever",
     )
     reconcile_days: int = Field(
-        7, ge=1, le=36_500, description="Days before today that reconcile_daily compares every night"
+        7, ge=1, le=36_500, description="Days before today that `reconcile_daily` compares every night"
     )
     freshness_hours: float | None = Field(
         None,
         ge=1,
         le=876_000,
-        description="Hours without a delivery after which event_log is not fresh. Empty: quiet is no fault",
+        description=(
+            "Hours without any delivery after which `event_log` is shown as not fresh; empty: a quiet outbox"
+            " is no fault"
+        ),
     )
     owners: Annotated[tuple[str, ...] | None, NoDecode] = Field(
-        None, description="Who owns the assets in the UI: e-mail addresses or team:name, comma separated"
+        None, description="Who owns the assets in the UI: e-mail addresses or `team:name`, comma separated"
     )
     start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
-    sensor_interval_seconds: int = Field(5, ge=1, description="Pause between two ticks of outbox_sensor")
+    sensor_interval_seconds: int = Field(
+        5, ge=1, description="Pause between two ticks of the sensor; Dagster looks at sensors every 5 s"
+    )
     lock_timeout_seconds: float = Field(
         5, gt=0, le=_LONGEST_SECONDS, description="Longest wait for a lock on the ledger"
     )
     alert_webhook_url: SecretStr | None = Field(
-        None, description="Where alert_sensor posts incidents as JSON, http://… or https://…; empty: nowhere"
+        None, description="Where Dagster's `alert_sensor` posts incidents as JSON, also for Slack; empty: nowhere"
     )
     alert_lag_seconds: float = Field(
         600,
         gt=0,
         le=_LONGEST_SECONDS,
-        description="Age of an undelivered event, or of a transaction holding a gap open, that is too much",
+        description=(
+            "Age of an undelivered event, or of a transaction that holds a gap open, above which checks fail"
+            " and alerts are sent"
+        ),
     )
-    log_format: Literal["console", "json"] = Field("console", description="How log lines look: console or json")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level logged")
+    log_format: Literal["console", "json"] = Field("console", description="How log lines look: `console` or `json`")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`"
+    )
 
     @field_validator("environment")
     @classmethod

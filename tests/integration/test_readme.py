@@ -1,4 +1,4 @@
-"""The README's first snippet, run as a reader would run it."""
+"""The README's snippet and operating.md's query, run as a reader would run them."""
 
 import os
 import re
@@ -19,20 +19,24 @@ def test_the_readme_snippet_publishes_an_event(outbox_engine: Engine, postgres_u
     script = tmp_path / "snippet.py"
     script.write_text(snippet[1], encoding="utf-8")
     environment = {**os.environ, "OUTBOX_POSTGRES_URL": postgres_url, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
+    command = [sys.executable, str(script)]
+    printed = subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True, text=True).stdout
 
     with outbox_engine.begin() as connection:
         user = connection.execute(text("SELECT id, email FROM users")).one()
-        event = connection.execute(text("SELECT event_type, metadata_version, event_context FROM outbox.event")).one()
+        event = connection.execute(
+            text("SELECT event_id, event_type, metadata_version, event_context FROM outbox.event")
+        ).one()
 
+    assert printed == f"{event.event_id}\n"
     assert (event.event_type, event.metadata_version) == ("user_created", 1)
     assert event.event_context == {"user_id": user.id, "email": user.email}
 
 
-def test_the_status_query_of_the_readme_runs(outbox_engine: Engine) -> None:
-    """What the README asks of `outbox.event_status` is there to ask."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    query = re.search(r"^```sql\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+def test_the_status_query_of_the_docs_runs(outbox_engine: Engine) -> None:
+    """What operating.md asks of `outbox.event_status` is there to ask."""
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    query = re.search(r"^```sql\n(SELECT [^`]*? FROM outbox\.event_status;\n)```$", page, re.MULTILINE)
     assert query is not None
     with outbox_engine.begin() as connection:
         assert connection.execute(text(query[1])).all() == []

@@ -6,14 +6,14 @@ import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from pytest import MonkeyPatch
+import pytest
 
 from outbox_pipeline.embedded import accounts
 from tests.fixtures.accounts import needs_root
 
 
 @needs_root
-def test_processes_that_start_at_once_make_one_account(monkeypatch: MonkeyPatch) -> None:
+def test_processes_that_start_at_once_make_one_account(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first engines of several processes agree on the account that they run as."""
     name = f"pgserver-{os.getpid()}"
     monkeypatch.setattr(accounts, "_NAME", name)
