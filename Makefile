@@ -13,7 +13,7 @@ ACTIONLINT := .venv/actionlint
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo demo-check check test test-postgres15 test-failover test-old-clickhouse examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-postgres15 test-failover test-old-clickhouse test-deploy examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -44,6 +44,9 @@ test-old-clickhouse: $(INSTALLED)  ## Run what depends on ClickHouse on 25.8, th
 	  $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
 	    --clickhouse=$(OLD_CLICKHOUSE)/bin/python tests/integration tests/acceptance; \
 	else echo "Skipped: the wheel of requirements-old-clickhouse.lock could not be installed."; fi
+
+test-deploy: $(INSTALLED)  ## Check what deploy/ hands to a team with the tools that will read it, and run its commands
+	$(BIN)/python -m pytest -m deploy tests/deploy
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest
