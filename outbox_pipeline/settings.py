@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from outbox_pipeline.errors import SettingsError, without_secrets
 from outbox_pipeline.names import MAX_BYTES
 
-#: The earliest day with a Dagster partition unless OUTBOX_START_DATE says otherwise.
+#: No event counts for an earlier day, whatever a clock said, unless OUTBOX_START_DATE or the ledger's first day does.
 DEFAULT_START_DATE = date(2026, 1, 1)
 
 #: Eleven days. Much longer times are mistakes, and the longest have no interval in Python or PostgreSQL.
@@ -171,10 +171,21 @@ class Settings(BaseSettings):
     owners: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Who owns the assets in the UI: e-mail addresses or `team:name`, comma separated"
     )
-    start_date: date = Field(DEFAULT_START_DATE, description="First day (UTC) with a Dagster partition")
+    start_date: date = Field(
+        DEFAULT_START_DATE,
+        description="Earliest day (UTC) that events count for; the first partition where `OUTBOX_FIRST_DAY` is empty",
+    )
+    first_day: date | None = Field(
+        None,
+        description=(
+            "The ledger's first day (UTC) and Dagster's first partition; `outbox up` sets it and `outbox env` prints "
+            "it; empty: `OUTBOX_START_DATE`"
+        ),
+    )
     sensor_interval_seconds: int = Field(
         5, ge=1, description="Pause between two ticks of the sensor; Dagster looks at sensors every 5 s"
     )
+
     lock_timeout_seconds: float = Field(
         5, gt=0, le=_LONGEST_SECONDS, description="Longest wait for a lock on the ledger"
     )

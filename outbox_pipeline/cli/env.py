@@ -1,10 +1,15 @@
 """The command `env`: the URLs of the engines that run, as lines a shell takes over."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from outbox_pipeline.cli.support.engines import given_urls, running_settings
 from outbox_pipeline.cli.support.output import quoted
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line
+
+if TYPE_CHECKING:
+    from outbox_pipeline.settings import Settings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -14,6 +19,8 @@ def add_to(app: typer.Typer) -> None:
 
 def env() -> None:
     """Print export lines so that your code, dagster or a notebook use the same engines; starts nothing.
+
+    OUTBOX_FIRST_DAY is the ledger's first day, with which the partitions of a code server begin that is started here.
 
     The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
 
@@ -32,3 +39,15 @@ def env() -> None:
     values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
     for name, value in values.items():
         typer.echo(f"export {name}={quoted(value)}")
+    typer.echo(_first_day(settings))
+
+
+def _first_day(settings: "Settings") -> str:
+    from outbox_pipeline.operations.first_day import VARIABLE, find_first_day
+
+    try:
+        return f"export {VARIABLE}={quoted(find_first_day(settings).isoformat())}"
+    except OutboxError as error:
+        # What a shell has of another ledger would be wrong here.
+        typer.echo(f"Without {VARIABLE}: {first_line(error)}", err=True)
+        return f"unset {VARIABLE}"

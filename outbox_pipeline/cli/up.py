@@ -62,6 +62,7 @@ def up(
 @contextmanager
 def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "DagsterStack | None"]]:
     """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block."""
+    from outbox_pipeline.operations.first_day import VARIABLE, find_first_day
     from outbox_pipeline.orchestration.host.stack import dagster_stack, running_stack
 
     url = running_stack(settings.home)
@@ -70,6 +71,7 @@ def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "
         return
     environment = dagster_environment(settings)
     _require_servers(settings)
+    environment[VARIABLE] = find_first_day(settings).isoformat()
     typer.echo("Starting Dagster: code server, daemon, webserver …", err=True)
     with dagster_stack(settings.home, environment, port=port) as stack:
         if port not in (0, stack.plan.web_port):

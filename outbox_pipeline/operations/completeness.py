@@ -83,7 +83,7 @@ def record_completeness(stores: Stores) -> Recorded:
             _wanted(known, retold, today),
             watermark=watermark,
             until_day=today,
-            first_day=stores.settings.start_date,
+            first_day=conditions.first_day(stores.settings.start_date),
         )
     news = tuple(day for day in found if _is_news(day, known.get(day.day), today))
     if retold:

@@ -18,6 +18,7 @@ import importlib
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ from outbox_pipeline.processes import wait_until
 _WAIT_SECONDS = 60.0
 #: How long calls may go on once the server has no more runs: those of a daemon last until they are cut off.
 _GRACE_SECONDS = 5
+
+_FIRST_DAY = "OUTBOX_FIRST_DAY"
 
 #: What every run imports: the definitions, the storage, the function a run starts with, and what these import only when
 #: they are used.
@@ -97,6 +100,26 @@ def _close_files(kept: set[int]) -> None:
             os.close(number)
 
 
+def tell_first_day() -> None:
+    """Put the ledger's first day into the environment, where the starting process has not done it.
+
+    Asked in a process of its own, because nothing may be connected here. Without an answer the partitions begin with
+    OUTBOX_START_DATE.
+    """
+    if os.environ.get(_FIRST_DAY):
+        return
+    command = [sys.executable, "-P", "-m", "outbox_pipeline.operations.first_day"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode == 0:
+        os.environ[_FIRST_DAY] = asked.stdout.strip()
+        return
+    print(
+        "The partitions begin with OUTBOX_START_DATE, because the ledger cannot be asked for its first day: "
+        f"{asked.stderr.strip()} Start this code server again when it can.",
+        file=sys.stderr,
+    )
+
+
 def keep_python_path() -> None:
     """Let the definitions be imported from all of PYTHONPATH.
 
@@ -158,6 +181,7 @@ if __name__ == "__main__":
     place = address_of(sys.argv[1:])
     if place is not None:
         require_free(place)
+        tell_first_day()
     os.environ.setdefault("DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD", str(_GRACE_SECONDS))
     if sys.platform == "linux":
         fork_runs()

@@ -25,6 +25,8 @@ _OF_ONE_SIDE = frozenset(
         "alert_webhook_url",
         "dagster_ui_url",
         "dagster_url",
+        # A run elsewhere begins its partitions with OUTBOX_START_DATE, which has each of them too.
+        "first_day",
         "freshness_hours",
         "home",
         "log_format",

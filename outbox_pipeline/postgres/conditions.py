@@ -5,6 +5,7 @@ says what to do.
 """
 
 from dataclasses import dataclass
+from datetime import date
 from uuid import UUID
 
 from sqlalchemy import Connection, select
@@ -22,10 +23,10 @@ from outbox_pipeline.postgres.tables import unclaimed
 class LedgerConditions:
     """What the ledger found about itself, its cluster and its table.
 
-    `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open end.
-    `has_former`: some of the unclaimed positions were in a batch that was split. `has_elsewhere`: ids are kept of
-    events that another instance delivered. `is_own_database`: of the cluster's identity all but the timeline is
-    right, so its files are this server's or copies of them.
+    `unclaimed` are the unclaimed positions that one cut looks at: the first `stretch_count` stretches and the open
+    end. `begun_on` is the ledger's first day (UTC). `has_former`: some of the unclaimed positions were in a batch
+    that was split. `has_elsewhere`: ids are kept of events that another instance delivered. `is_own_database`: of
+    the cluster's identity all but the timeline is right, so its files are this server's or copies of them.
     """
 
     unclaimed: str
@@ -33,6 +34,7 @@ class LedgerConditions:
     ledger_id: UUID
     last_cut_number: int
     witness_floor: int
+    begun_on: date
     open_numbers: list[int]
     has_former: bool
     has_elsewhere: bool
@@ -54,6 +56,10 @@ class LedgerConditions:
     def may_have_gone_back(self) -> bool:
         """True when the sequence stands too low, or was set by whatever copied the rows from another server."""
         return not self.is_own_database or self.last_drawn < self.last_known
+
+    def first_day(self, start_date: date) -> date:
+        """Return the day that no event counts before: OUTBOX_START_DATE, or the ledger's first if that is earlier."""
+        return min(start_date, self.begun_on)
 
     @property
     def identity(self) -> LedgerIdentity:
@@ -83,6 +89,12 @@ def require_own_cluster(connection: Connection) -> LedgerIdentity:
     if not conditions.is_own_cluster or conditions.hidden_tables:
         require_sound(conditions)
     return conditions.identity
+
+
+def read_begun_on(connection: Connection) -> date:
+    """Return the ledger's first day (UTC) and nothing of its conditions."""
+    begun_on: date = connection.execute(select(unclaimed.c.begun_on)).scalar_one()
+    return begun_on
 
 
 def read_ledger_id(connection: Connection) -> UUID:

@@ -101,7 +101,8 @@ def take_positions(
 ) -> bool:
     """Take the picked events out of `unclaimed` and what was not visible below them into gaps.
 
-    When nothing was visible at all (None), every position that was drawn goes into gaps.
+    The ledger's first day moves back to the picked events' day where that is earlier. When nothing was visible at all
+    (None), every position that was drawn goes into gaps.
     Returns whether there was a gap. *cut_number* is the highest that a batch has now; *last_drawn* must have been read
     before *holders*.
     """
@@ -113,6 +114,7 @@ def take_positions(
             "visible": picked.visible if picked else "{}",
             "last_position": picked.last_position if picked else last_drawn,
             "last_drawn": last_drawn,
+            "recorded_on": picked.recorded_on if picked else None,
             "holders": holders,
             "cut_number": cut_number,
             "stretches_a_gap": gaps.STRETCHES_A_GAP,

@@ -50,6 +50,7 @@ unclaimed = Table(
     Column("ledger_id", Uuid, nullable=False),
     Column("last_cut_number", BigInteger, nullable=False),
     Column("witness_floor", BigInteger, nullable=False),
+    Column("begun_on", Date),
 )
 
 gap = Table(

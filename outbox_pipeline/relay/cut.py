@@ -117,7 +117,7 @@ def _cut_one(connection: Connection, settings: Settings) -> _Look:
     holding = ledger.read_holders(connection)
     unclaimed, is_whole = _settle(connection, conditions, holding)
     max_events = _events_to_look_at(conditions, settings)
-    pick = partial(ledger.pick_events, connection, unclaimed, first_day=settings.start_date)
+    pick = partial(ledger.pick_events, connection, unclaimed, first_day=conditions.first_day(settings.start_date))
     picked = pick(max_events=max_events, max_bytes=settings.batch_max_bytes)
     half = half_of_former(connection, picked.positions) if picked is not None and conditions.has_former else None
     if half is not None:

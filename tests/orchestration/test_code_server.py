@@ -1,5 +1,6 @@
 """Runs of `outbox up` are forked from a process that has done their imports; two code servers share no address."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from outbox_pipeline.orchestration.code_server import address_of, require_free
+from outbox_pipeline.orchestration.code_server import address_of, require_free, tell_first_day
 from outbox_pipeline.orchestration.host.stack import StackPlan
+from outbox_pipeline.settings import today
+from tests.fixtures.sensors import NOWHERE
 
 _PROGRAM = """
 import multiprocessing, sys, threading
@@ -142,3 +145,30 @@ def test_a_second_code_server_on_a_port_does_not_start(tmp_path: Path) -> None:
             second.kill()
 
     assert f"still listens on localhost:{port}" in said
+
+
+@pytest.mark.parametrize("given", ["", "2026-02-03"])
+@pytest.mark.usefixtures("environment")
+def test_the_ledgers_first_day_is_asked_for(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """Started by hand without OUTBOX_FIRST_DAY, the command asks PostgreSQL; what is given stays."""
+    monkeypatch.setenv("OUTBOX_FIRST_DAY", given)
+
+    tell_first_day()
+
+    assert os.environ["OUTBOX_FIRST_DAY"] == (given or str(today()))
+
+
+def test_without_a_ledger_the_partitions_begin_with_the_start_date(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A code server that starts before PostgreSQL does starts, and says what to do."""
+    monkeypatch.setenv("OUTBOX_FIRST_DAY", "")
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", f"postgresql+psycopg://user:secret@{NOWHERE}/outbox")
+
+    tell_first_day()
+    said = capsys.readouterr().err
+
+    assert os.environ["OUTBOX_FIRST_DAY"] == ""
+    assert "begin with OUTBOX_START_DATE" in said
+    assert "Start this code server again" in said
+    assert "secret" not in said

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
-from outbox_pipeline.orchestration.partitions import deliverable_days
+from outbox_pipeline.orchestration.partitions import days_of, deliverable_days
 from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
@@ -57,6 +57,23 @@ def test_a_batch_of_another_day_is_requested_under_the_nearest(
 
     assert request.partition_key == deliverable_days()[end].isoformat()
     assert request.tags["outbox/recorded_on"] == str(day) == str(today() + timedelta(days=days))
+
+
+@pytest.mark.parametrize(("first", "days"), [(0, -3), (400, 0)])
+def test_the_ledgers_first_day_holds_no_batch_up(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch, first: int, days: int
+) -> None:
+    """A batch from before it is requested under the first partition, which is today where that day is to come."""
+    publish(stores.engine, 3)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    shift(stores.engine, days=days)
+    monkeypatch.setenv("OUTBOX_FIRST_DAY", str(today() + timedelta(days=first)))
+
+    (request,) = tick(instance, pipeline(stores)).run_requests or []
+
+    assert request.partition_key == str(today()) == str(deliverable_days()[0])
+    assert request.tags.get("outbox/recorded_on") == (str(today() + timedelta(days=days)) if days else None)
+    assert days_of(today()).first_day < today()
 
 
 def test_a_first_day_in_the_future_is_told(

@@ -36,8 +36,8 @@ ELSEWHERE = {
 }
 
 #: What a process or a machine has for itself.
-OWN = {"dagster_url", "alert_webhook_url", "dagster_ui_url", "ui_hosts", "home", "server_folder", "freshness_hours"} | {
-    *("owners", "sensor_interval_seconds", "alert_lag_seconds", "log_format", "log_level"),
+OWN = {"dagster_url", "alert_webhook_url", "dagster_ui_url", "ui_hosts", "home", "server_folder", "first_day"} | {
+    *("freshness_hours", "owners", "sensor_interval_seconds", "alert_lag_seconds", "log_format", "log_level"),
 }
 
 

@@ -127,7 +127,8 @@ def _tell_other_day(context: dg.OpExecutionContext) -> None:
     if day is not None:
         context.log.warning(
             f"This batch was recorded on {day}, which is no partition: it is delivered under {context.partition_key}. "
-            "PostgreSQL's clock was wrong then, or OUTBOX_START_DATE is a later day."
+            "PostgreSQL's clock was wrong then, or the partitions of this code server begin with a later day: start it "
+            "again, and they begin with the ledger's first."
         )
 
 

@@ -13,6 +13,7 @@ SELECT (SELECT range_agg(stretch)::text
        unclaimed.ledger_id,
        unclaimed.last_cut_number,
        unclaimed.witness_floor,
+       unclaimed.begun_on,
        ARRAY(SELECT cut_number FROM outbox.batch WHERE status <> 'processed' AND cut_number IS NOT NULL) AS open_numbers,
        EXISTS (SELECT FROM outbox.batch WHERE former_positions IS NOT NULL AND former_positions && unclaimed.positions)
            AS has_former,

@@ -1,7 +1,7 @@
 -- Take what was picked out of the unclaimed set, and move what was not visible below it into gaps.
 -- A gap never reaches beyond what the sequence had drawn when its holders were read: later positions
 -- are not lost, only not yet allocated.
--- The number of the batch, if there is one, is used up with it.
+-- The number of the batch, if there is one, is used up with it, and the ledger is not younger than it.
 -- Gaps are kept in rows of few stretches, so that looking at some of them again rewrites no others.
 WITH passed_over AS MATERIALIZED (
     SELECT CAST(:unclaimed AS int8multirange)
@@ -18,6 +18,7 @@ new_gap AS (
 )
 UPDATE outbox.unclaimed
 SET positions = unclaimed.positions - (CAST(:picked AS int8multirange) + passed_over.positions),
-    last_cut_number = greatest(unclaimed.last_cut_number, CAST(:cut_number AS bigint))
+    last_cut_number = greatest(unclaimed.last_cut_number, CAST(:cut_number AS bigint)),
+    begun_on = least(unclaimed.begun_on, CAST(:recorded_on AS date))
 FROM passed_over
 RETURNING (SELECT count(*) FROM new_gap)

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from outbox_pipeline.processes import ProcessIdentity, wait_until
+from outbox_pipeline.processes import ProcessIdentity, variable_of, wait_until
+from outbox_pipeline.settings import today
 from tests.fixtures.accounts import (
     LONG,
     OWNER,
@@ -151,6 +152,7 @@ def test_a_killed_stack_is_replaced_and_an_ended_one_leaves_nothing(open_home: P
     assert [name for name, process in orphans.items() if process.is_alive()] == []
     again = stack_processes(open_home)
     assert {name for name, process in again.items() if process.is_alive()} == set(orphans) != set()
+    assert variable_of(again["code"].pid, "OUTBOX_FIRST_DAY") == str(today())
     if is_root:
         assert_closed_to_others(open_home, open_folder)
 
