@@ -45,7 +45,7 @@ _Answer = TypeVar("_Answer")
 _Item = TypeVar("_Item")
 
 
-class _Data(bytes):
+class Data(bytes):
     """Data of an INSERT, which the driver need not decode to see that it is no query it may send twice.
 
     It would take a third of the time of a load and four times the memory of the data.
@@ -184,7 +184,7 @@ class EventLogClient:
             if body is None:
                 self.driver.raw_query(statement, parameters=named, settings=own)
             else:
-                self.driver.command(statement, parameters=named, data=_Data(b"".join(body)), settings=own)
+                self.driver.command(statement, parameters=named, data=Data(b"".join(body)), settings=own)
 
     def _parameters(self, statement: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
         given = {**self.names, "source": self.source}

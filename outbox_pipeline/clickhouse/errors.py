@@ -19,7 +19,7 @@ from clickhouse_connect.driver.exceptions import (
     ProgrammingError,
     StreamFailureError,
 )
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, ReadTimeoutError, SSLError
 
 from outbox_pipeline.errors import (
     Answer,
@@ -52,6 +52,10 @@ CONFIGURATION_CODES = frozenset(
 FORBIDDEN_CODES = frozenset({164, 277, 392, 452})
 UNKNOWN_SETTING = 115
 ACCESS_DENIED = 497
+#: What only a statement that makes, changes or drops a table or a database is refused for, before it does anything: a
+#: column is there already, a table is there already, a database is not empty, a table is too large to be dropped, a
+#: column may not be changed.
+CHANGE_CODES = frozenset({15, 57, 219, 359, 524})
 #: `throwIf`, and the words by which fence, owner, adoption and deadline in our inserts are told from any other.
 FUNCTION_THROW_CODE = 395
 FENCED_WORDS = "a later attempt has fenced this one"
@@ -75,11 +79,13 @@ TELLING_CODES = frozenset(
     {
         *TRANSIENT_CODES,
         *(CONFIGURATION_CODES - {36, 44, 48, 62, 80}),
+        *CHANGE_CODES,
         *LIMIT_CODES,
     }
 )
 #: What the driver puts before ClickHouse's own words, and what comes behind them: the whole statement, or the URL.
 _PREAMBLE = re.compile(r"(Received ClickHouse exception, code: \d+, server response: )?Code: \d+\. DB::\w*Exception: ")
+_URL = re.compile(r" \(for url \S+\)$")
 _POSTSCRIPT = re.compile(r"[.,:;]? In scope (WITH|SELECT|INSERT)\b.*|( \([A-Z_]+\))? \(for url \S+\)$")
 #: How ClickHouse names the view in which an insert failed, as `database.view`, and those through which it came there.
 _PUSHING = re.compile(r"while pushing to view ((?:`(?:[^`\\]|\\.)+`|\w+)\.(?:`(?:[^`\\]|\\.)+`|\w+))")
@@ -129,13 +135,19 @@ def translated(where: str, query_id: object = None) -> Iterator[None]:
 
 @contextmanager
 def answered(where: str) -> Iterator[None]:
-    """Translate like `translated`, but keep the words of a refusal whole, for the person who wrote the query."""
+    """Translate like `translated`, but keep ClickHouse's words, for the person who wrote the statement.
+
+    PermanentError says that the statement was refused, InDoubtError that a part of it may have been done.
+    """
     try:
         yield
     except (ClickHouseError, HTTPError, OSError) as error:
         ours = translate(error, where)
-        is_passing = isinstance(ours, TransientError) or not isinstance(error, Error) or error.code is None
-        raise (ours if is_passing else PermanentError(first_line(error))) from None
+        code = error.code if isinstance(error, Error) else None
+        if code is None or isinstance(ours, TransientError):
+            raise ours from None
+        kind = InDoubtError if code in LIMIT_CODES else PermanentError
+        raise kind(_words(error)) from None
 
 
 def translate(error: Exception, where: str, query_id: object = None) -> OutboxError:
@@ -178,6 +190,16 @@ def _by_our_guards(words: str, where: str) -> OutboxError | None:
     return None
 
 
+def _words(error: Exception) -> str:
+    """Return what ClickHouse says, without what the driver writes before and behind it."""
+    text = " ".join(str(error).split())
+    return first_line(Exception(_URL.sub("", _PREAMBLE.sub("", text))))
+
+
+def _sentence(said: str) -> str:
+    return said if said.endswith(("?", "!")) else f"{said}."
+
+
 def _of_code(code: int, said: str, where: str) -> OutboxError:
     if code == 252 and "partitions" in said:
         # The same number means too many parts (wait) and too many partitions in one insert (never works).
@@ -197,7 +219,11 @@ def _of_code(code: int, said: str, where: str) -> OutboxError:
             "docs/deploying.md lists the rights of every user."
         )
     if code in CONFIGURATION_CODES:
-        return ConfigurationError(f"{where} refuses this: {said}. Check URL, user and grants, or run 'outbox init'.")
+        return ConfigurationError(
+            f"{where} refuses this: {_sentence(said)} Check URL, user and grants, or run 'outbox init'."
+        )
+    if code in CHANGE_CODES:
+        return ConfigurationError(f"{where} refuses this: {_sentence(said)}")
     if code in DATA_CODES:
         return BatchDataError(f"{where} refuses the content: {said}")
     kind = ServerMemoryError if code == MEMORY_LIMIT_EXCEEDED else InDoubtError
@@ -248,6 +274,11 @@ def _without_code(error: Exception, where: str) -> OutboxError:
         return InDoubtError(
             f"{where} answers without TLS: correct the port in OUTBOX_CLICKHOUSE_URL, or write http:// if it has none."
             f"{proxy}"
+        )
+    if any(isinstance(cause, ReadTimeoutError) for cause in _causes(error)):
+        return InDoubtError(
+            f"{where} took a request and has not answered it in time: look whether it hangs or has too much to do, and "
+            f"restart it if it hangs.{proxy}"
         )
     status = _http_status(str(error))
     if status is not None:

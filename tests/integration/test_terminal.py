@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -118,6 +119,38 @@ def test_a_table_keeps_lines(outbox: Outbox) -> None:
     assert "\\n" not in shown
     assert "1234567" in shown
     assert "NULL" in shown
+
+
+def test_a_terminal_takes_what_a_pipe_takes(outbox: Outbox) -> None:
+    """Statements without rows and those with a FORMAT of their own are the same there; only rows look otherwise."""
+    for statement in (
+        "CREATE TABLE mine (number Int32) ENGINE = MergeTree ORDER BY number",
+        "INSERT INTO mine VALUES (1), (2)",
+        "INSERT INTO mine FORMAT TSV\n3\n",
+        "DELETE FROM mine WHERE number = 1",
+    ):
+        assert outbox("sql", statement) == ""
+
+    assert outbox("sql", "SELECT number FROM mine ORDER BY number FORMAT CSV").split() == ["2", "3"]
+    assert "Row" not in outbox("sql", "SELECT number, 'a' AS letter FROM mine WHERE number < 0")
+
+
+def test_rows_wider_than_the_terminal_stand_by_themselves(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table whose columns would be torn into stripes is shown one value a line instead."""
+    monkeypatch.setenv("COLUMNS", "60")
+
+    shown = outbox("sql", "SELECT number, repeat('x', 40) AS word, 'one\ntwo\t\x1b[31m' AS lines FROM numbers(2)")
+
+    lines = re.sub(r"\x1b\[\d+m", "", shown).splitlines()
+    assert [line.split() for line in lines[:5]] == [
+        ["Row", "1"],
+        ["number", "0"],
+        ["word", "x" * 40],
+        ["lines", "one"],
+        ["two", "\\x1b[31m"],
+    ]
+    assert "Row 2" in shown
+    assert "Row" not in outbox("sql", "SELECT number, 'a' AS word FROM numbers(2)")
 
 
 def test_a_pipe_gets_the_bytes(environment: None, evil: str) -> None:

@@ -6,8 +6,9 @@ control characters are shown as escapes; into a pipe or a file data goes as it i
 
 import codecs
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +20,6 @@ from outbox_pipeline.logs import escaped
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-_PIECE_BYTES = 65_536
 
 #: The option that every command with a machine-readable answer has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text for a person.")]
@@ -37,7 +36,7 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """Print names and values in two columns."""
     width = max(len(escaped(name)) for name, _ in facts)
     for name, value in facts:
-        typer.echo(f"{typer.style(escaped(name).ljust(width), bold=True)}   {shown(value)}")
+        typer.echo(f"{strong(escaped(name).ljust(width))}   {shown(value)}")
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -50,8 +49,44 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for name in names:
         table.add_column(Text(escaped(name)), overflow="fold")
     for row in rows:
-        table.add_row(*[Text("NULL" if value is None else escaped(str(value), besides="\n\t")) for value in row])
+        table.add_row(*[Text(_cell(value)) for value in row])
     Console().print(table)
+
+
+def print_rows(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as `print_table` does, or one below the other where a table of several columns would not fit."""
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    titles = [escaped(name) for name in names]
+    longest = [
+        max(cell_len(line.expandtabs()) for cell in column for line in cell.split("\n"))
+        for column in zip(titles, *cells, strict=True)
+    ]
+    if len(names) == 1 or sum(longest) + 3 * len(longest) + 1 <= Console().width:
+        print_table(names, rows)
+        return
+    width = max(map(cell_len, titles))
+    for number, row in enumerate(cells, 1):
+        typer.echo(f"Row {number:,}")
+        for title, cell in zip(titles, row, strict=True):
+            begin = f"  {strong(title)}{' ' * (width - cell_len(title))}   "
+            typer.echo(begin + cell.replace("\n", f"\n{' ' * (width + 5)}"))
+
+
+def _cell(value: object) -> str:
+    return "NULL" if value is None else escaped(str(value), besides="\n\t")
+
+
+def strong(text: str) -> str:
+    """Return *text* in bold where stdout is a terminal that may have colours."""
+    return typer.style(text, bold=True) if has_colours() else text
+
+
+def has_colours() -> bool:
+    """Tell whether stdout shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def shown(value: object) -> str:
@@ -75,10 +110,10 @@ def quoted(value: str) -> str:
     return "'" + value.replace("'", "'\"'\"'") + "'"
 
 
-def copy_to_terminal(read: Callable[[int], bytes], *, as_json: bool) -> None:
+def copy_to_terminal(pieces: Iterable[bytes], *, as_json: bool) -> None:
     """Write what a server sends to stdout, a terminal: control characters as escapes, with *as_json* as JSON's own."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    while piece := read(_PIECE_BYTES):
+    for piece in pieces:
         text = decoder.decode(piece)
         sys.stdout.write(_json_escaped(text) if as_json else escaped(text, besides="\n\t"))
     sys.stdout.write(decoder.decode(b"", final=True))
