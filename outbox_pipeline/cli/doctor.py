@@ -1,10 +1,11 @@
 """The command `doctor`: what is wrong with the set-up, and what to do about it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
-from outbox_pipeline.cli.support.engines import engine_settings
+from outbox_pipeline.cli.support.engines import embedded_pids, reachable_settings
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json
 from outbox_pipeline.errors import OutboxError
 
@@ -38,10 +39,20 @@ def _examine() -> "list[Check]":
     from outbox_pipeline.monitoring.doctor import examine, unusable
 
     try:
-        with engine_settings() as (_, settings):
-            return examine(settings)
+        with reachable_settings() as (settings, failed):
+            checks = examine(settings, failed)
+            pids = embedded_pids()
     except OutboxError as error:
         return unusable(error)
+    return [_with_pid(check, pids.get(check.name)) for check in checks]
+
+
+def _with_pid(check: "Check", pid: int | None) -> "Check":
+    """Name the process of an embedded engine that does not answer."""
+    if check.ok is not False or pid is None:
+        return check
+    said = f"It is the embedded engine with pid {pid}: if it hangs, end it with 'kill -9 {pid}'; the next command or "
+    return replace(check, message=f"{check.message} {said}'outbox up' starts it again.")
 
 
 def _mark(check: "Check") -> str:

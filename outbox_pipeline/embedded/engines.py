@@ -54,6 +54,33 @@ def embedded_engines(home: Path, *, postgres: bool = True, clickhouse: bool = Tr
             _leave(place, user)
 
 
+@contextmanager
+def reached_engine(home: Path, name: str) -> Iterator[None]:
+    """Keep the engine *name*, `postgres` or `clickhouse`, during the block, without a wait for one that runs already.
+
+    One that runs may be stopped or hang, and so may a process that holds the home's lock. Raises ConfigurationError as
+    `embedded_engines`, which starts one that does not run.
+    """
+    place = Home(home.expanduser().resolve())
+    if engine_pids(home).get(name) is None:
+        with embedded_engines(home, postgres=name == "postgres", clickhouse=name == "clickhouse"):
+            yield
+        return
+    place.create()
+    user = add_user(place)
+    try:
+        yield
+    finally:
+        _leave(place, user, wait=False)
+
+
+def engine_pids(home: Path) -> dict[str, int]:
+    """Return the process ids of the engines that run on *home* now, by the names `postgres` and `clickhouse`."""
+    place = Home(home.expanduser().resolve())
+    found = {"postgres": running_postgres(place), "clickhouse": running_clickhouse(place)}
+    return {name: handle.pid for name, handle in found.items() if handle is not None}
+
+
 def running_engines(home: Path) -> EngineUrls:
     """Return the URLs of what runs on *home* now; starts nothing.
 
@@ -79,12 +106,13 @@ def _database_url(handle: PostgresHandle | None, database: str, *, driver: str) 
     return handle.url(database, driver=driver) if handle else None
 
 
-def _leave(home: Home, user: Path) -> None:
+def _leave(home: Home, user: Path, *, wait: bool = True) -> None:
     if not home.users.is_dir():
         # The home was removed meanwhile; its servers notice that by themselves.
         return
-    with locked(home):
+    with locked(home, wait=wait) as is_locked:
         user.unlink(missing_ok=True)
-        if not live_users(home):
+        # Where another process holds the lock, it or ClickHouse's server stops what is not used any more.
+        if is_locked and not live_users(home):
             stop_clickhouse(home)
             stop_postgres(home)

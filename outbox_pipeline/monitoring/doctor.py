@@ -18,6 +18,7 @@ from outbox_pipeline.monitoring.clocks import ServerClock, check_clocks, clock_o
 from outbox_pipeline.monitoring.doctor_clickhouse import CLICKHOUSE_CHECKS, examine_clickhouse
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
+from outbox_pipeline.monitoring.patience import in_time
 from outbox_pipeline.monitoring.splits import SPLIT_BATCHES, check_splits
 from outbox_pipeline.monitoring.status import read_status
 from outbox_pipeline.postgres.conditions import ledger_problem, read_conditions
@@ -63,16 +64,26 @@ _NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index(CAPTURED_
 _NEEDING_SCHEMA = _NEEDING_POSTGRES[_NEEDING_POSTGRES.index("schema") + 1 :]
 
 
-def examine(settings: Settings) -> list[Check]:
-    """Make every check; a failed connection skips what needs it."""
+def examine(settings: Settings, failed: Mapping[str, str] | None = None) -> list[Check]:
+    """Make every check that can be made; a server that does not answer skips what needs it, and nothing else.
+
+    *failed*: why there is no server at all for `postgres` or `clickhouse`.
+    """
     clocks: list[ServerClock] = []
+    without = failed or {}
     checks = [check_variables(os.environ), check_start_date(settings), check_event_models(settings)]
     checks.append(check_encryption(settings, os.environ))
-    checks += _postgres_checks(settings, clocks)
+    if "postgres" in without:
+        checks += [Check("postgres", False, without["postgres"]), *skipped(_NEEDING_POSTGRES, "postgres")]
+    else:
+        checks += in_time(_postgres_checks(settings, clocks), ("postgres", *_NEEDING_POSTGRES))
     has_ledger = any(check.name == "schema" and check.ok for check in checks)
-    checks += examine_clickhouse(settings, clocks, has_ledger=has_ledger)
+    if "clickhouse" in without:
+        checks += [Check("clickhouse", False, without["clickhouse"]), *skipped(CLICKHOUSE_CHECKS[1:], "clickhouse")]
+    else:
+        checks += in_time(examine_clickhouse(settings, clocks, has_ledger=has_ledger), CLICKHOUSE_CHECKS)
     checks.append(check_clocks(clocks))
-    return checks + examine_dagster(settings, os.environ)
+    return [*checks, *in_time(examine_dagster(settings, os.environ, has_ledger=has_ledger), DAGSTER_CHECKS)]
 
 
 def unusable(error: OutboxError) -> list[Check]:

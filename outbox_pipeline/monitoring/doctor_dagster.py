@@ -6,7 +6,7 @@ from one whose tables were dropped is the ledger, which knows of runs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -34,30 +34,35 @@ _QUEUED_SECONDS = 600
 _NAMES_STORAGE = re.compile(r"^\s*env:\s*[\"']?OUTBOX_DAGSTER_URL\b", re.MULTILINE)
 
 
-def examine_dagster(settings: Settings, environment: Mapping[str, str]) -> list[Check]:
-    """Make every check of this part."""
-    home = check_home(environment)
+def examine_dagster(settings: Settings, environment: Mapping[str, str], *, has_ledger: bool = True) -> Iterator[Check]:
+    """Make every check of this part; *has_ledger* says whether the ledger can be asked too."""
+    # 'outbox up' sets its own for its processes.
+    if home := environment.get("DAGSTER_HOME"):
+        yield check_home(home)
     if settings.dagster_url is None:
         said = "Not set: 'outbox up' needs OUTBOX_DAGSTER_URL, 'outbox relay' does not."
         unused = [Check(name, None, "Not looked at: OUTBOX_DAGSTER_URL is not set.") for name in DAGSTER_CHECKS[2:]]
-        return [home, Check("dagster storage", None, said), *unused]
+        yield from [Check("dagster storage", None, said), *unused]
+        return
     storage_url = settings.dagster_url.get_secret_value()
     try:
         unlike = read_storage_settings(storage_url)
         state = read_dagster_state(storage_url)
     except OutboxError as error:
-        return [
-            home,
-            Check("dagster storage", False, without_secrets(str(error))),
-            *skipped(DAGSTER_CHECKS[2:], "dagster storage"),
-        ]
+        yield Check("dagster storage", False, without_secrets(str(error)))
+        yield from skipped(DAGSTER_CHECKS[2:], "dagster storage")
+        return
     storage = check_storage(make_url(storage_url), unlike)
-    if state is None and _has_run(settings):
-        return [home, _without_tables(storage_url), *skipped(DAGSTER_CHECKS[2:], "dagster storage")]
+    if state is None and has_ledger and _has_run(settings):
+        yield _without_tables(storage_url)
+        yield from skipped(DAGSTER_CHECKS[2:], "dagster storage")
+        return
+    yield storage
     if state is None:
         said = "Dagster has not run on this storage yet: 'outbox up' starts it."
-        return [home, storage, *(Check(name, None, said) for name in DAGSTER_CHECKS[2:])]
-    return [home, storage, check_daemon(state), check_sensors(state), check_queue(state)]
+        yield from (Check(name, None, said) for name in DAGSTER_CHECKS[2:])
+        return
+    yield from [check_daemon(state), check_sensors(state), check_queue(state)]
 
 
 def _has_run(settings: Settings) -> bool:
@@ -91,13 +96,9 @@ def check_storage(url: URL, unlike: Mapping[str, str]) -> Check:
     return Check("dagster storage", False, said)
 
 
-def check_home(environment: Mapping[str, str]) -> Check:
+def check_home(home: str) -> Check:
     """Find a DAGSTER_HOME with which `dagster` commands would work on another instance than the pipeline's."""
     name = "dagster home"
-    home = environment.get("DAGSTER_HOME", "")
-    if not home:
-        said = "DAGSTER_HOME is not set here: 'outbox up' sets its own, and eval \"$(outbox env)\" sets it for dagster."
-        return Check(name, None, said)
     folder = Path(home)
     if not folder.is_absolute() or not folder.is_dir():
         return Check(name, False, f"DAGSTER_HOME is {home}, which is no absolute path of a folder: correct it.")

@@ -1,5 +1,8 @@
 """The doctor on real engines: what it finds wrong, and that it finds nothing in a good setup."""
 
+import socket
+import threading
+from collections.abc import Iterator
 from datetime import date, timedelta
 
 import pytest
@@ -10,6 +13,7 @@ from outbox_pipeline.monitoring.clocks import ServerClock, check_clocks
 from outbox_pipeline.monitoring.doctor import check_encoding, check_postgres_version, check_variables, examine
 from outbox_pipeline.monitoring.doctor_clickhouse import check_clickhouse_version
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS
+from outbox_pipeline.monitoring.patience import in_time
 from outbox_pipeline.stores import Stores
 from tests.fixtures.checks import finding
 from tests.fixtures.ledger import execute
@@ -82,6 +86,48 @@ def test_doctor_finds_a_missing_database(stores: Stores) -> None:
     assert "nowhere" in found["postgres"].message
     assert found["schema"].ok is found["ledger"].ok is None
     assert found["clickhouse table"].ok is True
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """A port that takes connections and never answers, as a stopped server does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_server_that_never_answers_is_one_finding(stores: Stores, mute_port: int) -> None:
+    """Whichever hangs, within seconds it is named with what to do, and the other ones are checked."""
+    assert stores.settings.postgres_url
+    mute = {
+        "postgres_url": SecretStr(f"postgresql+psycopg://u@127.0.0.1:{mute_port}/db"),
+        "dagster_url": SecretStr(f"postgresql+psycopg2://u@127.0.0.1:{mute_port}/db"),
+    }
+    no_postgres = examine(stores.settings.model_copy(update=mute))
+    no_clickhouse = examine(
+        stores.settings.model_copy(update={"clickhouse_url": SecretStr(f"http://127.0.0.1:{mute_port}")})
+    )
+
+    assert [check.name for check in no_postgres if check.ok is False] == ["postgres", "dagster storage"]
+    assert {check.name: check.ok for check in no_postgres}["clickhouse table"] is True
+    (wrong,) = [check for check in no_clickhouse if check.ok is False]
+    assert wrong.name == "clickhouse"
+    assert "has not answered it in time: look whether it hangs" in wrong.message
+    assert {check.name: check.ok for check in no_clickhouse}["ledger"] is True
+
+
+def test_a_check_that_hangs_is_given_up() -> None:
+    """Each check has its time; the one that takes longer is a finding, and those that need its server are skipped."""
+    never = threading.Event()
+
+    def hanging() -> Iterator[Check]:
+        yield Check("two", True, "fine")
+        never.wait()
+
+    found = list(in_time(hanging(), ("one", "two", "three", "four"), seconds=0.2))
+    never.set()
+
+    assert [(check.name, check.ok) for check in found] == [("two", True), ("three", False), ("four", None)]
+    assert "No answer within" in found[1].message
 
 
 def test_doctor_finds_a_misspelt_setting() -> None:

@@ -424,12 +424,12 @@ def test_a_role_that_cannot_make_dagsters_tables_is_granted_that(
         url = make_url(pipeline.engine.url).set(drivername="postgresql+psycopg2", database=name)
         dagster_url = url.render_as_string(hide_password=False)
         settings = stores.settings.model_copy(update={"dagster_url": SecretStr(dagster_url)})
-        said = examine_dagster(settings, {})[1]
+        said = list(examine_dagster(settings, {}))[1]
         assert (said.name, said.ok) == ("dagster storage", False)
 
         follow(create_engine(url_of(servers, name)), said.message)
 
-        assert examine_dagster(settings, {})[1].ok
+        assert list(examine_dagster(settings, {}))[1].ok
         assert PostgresRunStorage(dagster_url).get_runs() == []
 
 
@@ -468,14 +468,14 @@ def test_urls_are_encrypted_as_it_says() -> None:
 def test_a_home_of_dagster_is_put_right(tmp_path: Path) -> None:
     """Each sentence leads to the next state: a folder, the package's dagster.yaml in it, its storage by the URL."""
     file = tmp_path / "dagster.yaml"
-    relative, empty = check_home({"DAGSTER_HOME": "somewhere"}), check_home({"DAGSTER_HOME": str(tmp_path)})
+    relative, empty = check_home("somewhere"), check_home(str(tmp_path))
     file.write_text("storage:\n  sqlite:\n    base_dir: /tmp\n")
-    other = check_home({"DAGSTER_HOME": str(tmp_path)})
+    other = check_home(str(tmp_path))
     assert [check.ok for check in (relative, empty, other)] == [False, False, False]
     assert "copy this package's dagster.yaml into it" in empty.message
     assert "let postgres_url under storage be env: OUTBOX_DAGSTER_URL" in other.message
 
     file.write_text("storage:\n  postgres:\n    postgres_url:\n      env: OUTBOX_DAGSTER_URL\n")
-    assert check_home({"DAGSTER_HOME": str(tmp_path)}).ok
+    assert check_home(str(tmp_path)).ok
     file.write_bytes((Path(__file__).parents[2] / "dagster.yaml").read_bytes())
-    assert check_home({"DAGSTER_HOME": str(tmp_path)}).ok
+    assert check_home(str(tmp_path)).ok

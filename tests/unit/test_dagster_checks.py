@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 
 from outbox_pipeline.monitoring.check import Check
-from outbox_pipeline.monitoring.doctor_dagster import check_daemon, check_home, check_queue, check_sensors
+from outbox_pipeline.monitoring.doctor_dagster import (
+    check_daemon,
+    check_home,
+    check_queue,
+    check_sensors,
+    examine_dagster,
+)
 from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
 from outbox_pipeline.postgres.dagster_storage import DagsterState
+from outbox_pipeline.settings import Settings
 
 WELL = DagsterState(
     heartbeat_ages={"SENSOR": 12.0, "QUEUED_RUN_COORDINATOR": 20.0, "ASSET": 9_999.0},
@@ -61,15 +68,12 @@ def test_the_packaged_home_is_fine(tmp_path: Path) -> None:
     """The folder that `outbox up` prepares passes."""
     home = prepare_dagster_home(tmp_path)
 
-    assert check_home({"DAGSTER_HOME": str(home)}).ok is True
+    assert check_home(str(home)).ok is True
 
 
-def test_no_home_is_no_fault() -> None:
-    """Without DAGSTER_HOME the check says how to set it, as `outbox up` needs none."""
-    check = check_home({})
-
-    assert check.ok is None
-    assert "outbox env" in check.message
+def test_no_home_is_nothing_to_tell() -> None:
+    """`outbox up` sets its own, so without DAGSTER_HOME there is no line about it."""
+    assert "dagster home" not in {check.name for check in examine_dagster(Settings(), {})}
 
 
 def test_a_wrong_home_is_named(tmp_path: Path) -> None:
@@ -78,8 +82,8 @@ def test_a_wrong_home_is_named(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "dagster.yaml").write_text("storage:\n  postgres:\n    # env: OUTBOX_DAGSTER_URL\n")
 
-    found = {name: check_home({"DAGSTER_HOME": str(tmp_path / name)}) for name in ("none", "empty", "other")}
-    relative = check_home({"DAGSTER_HOME": "dagster"})
+    found = {name: check_home(str(tmp_path / name)) for name in ("none", "empty", "other")}
+    relative = check_home("dagster")
 
     assert [check.ok for check in (*found.values(), relative)] == [False] * 4
     assert "no absolute path" in relative.message

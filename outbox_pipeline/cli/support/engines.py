@@ -5,10 +5,10 @@ Invariant: engines are joined or started only for a URL that is not set; a real 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from outbox_pipeline.errors import ConfigurationError
+from outbox_pipeline.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -39,13 +39,7 @@ def ready_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterato
 @contextmanager
 def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator[tuple["Settings", "Settings"]]:
     """Yield the settings as the environment has them, and with the URLs of embedded engines filled in."""
-    from outbox_pipeline.logs import configure_logs
-    from outbox_pipeline.settings import load_settings
-
-    given = load_settings()
-    configure_logs(given)
-    for driver in _TALKATIVE:
-        logging.getLogger(driver).setLevel(logging.CRITICAL)
+    given = _read_settings()
     _require_no_stale_urls(given)
     wants_postgres = postgres and given.postgres_url is None
     wants_clickhouse = clickhouse and given.clickhouse_url is None
@@ -57,6 +51,40 @@ def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterat
 
     with embedded_engines(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse) as urls:
         yield given, with_urls(given, urls)
+
+
+@contextmanager
+def reachable_settings() -> Iterator[tuple["Settings", dict[str, str]]]:
+    """Yield settings with the URLs of embedded engines, and why `postgres` or `clickhouse` is without a server.
+
+    Waits for no engine that runs already, whether or not it answers. Raises ConfigurationError for wrong settings.
+    """
+    given = _read_settings()
+    failed: dict[str, str] = {}
+    with ExitStack() as engines:
+        for name, url in (("postgres", given.postgres_url), ("clickhouse", given.clickhouse_url)):
+            try:
+                if name == "postgres":
+                    _require_no_stale_urls(given)
+                if url is None:
+                    require_embedded()
+                    from outbox_pipeline.embedded.engines import reached_engine
+
+                    engines.enter_context(reached_engine(given.home, name))
+            except OutboxError as error:
+                failed[name] = str(error)
+        yield running_settings(), failed
+
+
+def _read_settings() -> "Settings":
+    from outbox_pipeline.logs import configure_logs
+    from outbox_pipeline.settings import load_settings
+
+    given = load_settings()
+    configure_logs(given)
+    for driver in _TALKATIVE:
+        logging.getLogger(driver).setLevel(logging.CRITICAL)
+    return given
 
 
 def ledger_engine(settings: "Settings") -> "Engine":
@@ -78,6 +106,21 @@ def running_settings() -> "Settings":
     from outbox_pipeline.embedded.engines import running_engines
 
     return with_urls(given, running_engines(given.home))
+
+
+def embedded_pids() -> dict[str, int]:
+    """Return the process ids of the embedded engines that commands here use, by `postgres` and `clickhouse`."""
+    from outbox_pipeline.settings import load_settings
+
+    given = load_settings()
+    try:
+        require_embedded()
+    except ConfigurationError:
+        return {}
+    from outbox_pipeline.embedded.engines import engine_pids
+
+    pids = engine_pids(given.home)
+    return {name: pid for name, pid in pids.items() if getattr(given, f"{name}_url") is None}
 
 
 def with_urls(settings: "Settings", urls: "EngineUrls") -> "Settings":

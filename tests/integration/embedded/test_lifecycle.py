@@ -1,10 +1,12 @@
 """Engines live as long as somebody uses them, and come back after any process involved was killed."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from outbox_pipeline.embedded.homes import Home, locked
 from outbox_pipeline.embedded.places import data_folders
 from outbox_pipeline.embedded.postgres import running_postgres, start_postgres
 from outbox_pipeline.processes import wait_until
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.homes import processes_of
 from tests.fixtures.queries import execute, plain, rows
 
@@ -264,3 +267,27 @@ def read(urls: EngineUrls) -> tuple[list[object], list[object]]:
     """Read the rows of each engine."""
     client = clickhouse_connect.get_client(dsn=str(urls.clickhouse))
     return rows(urls, "SELECT a FROM t"), [row[0] for row in client.query("SELECT a FROM t").result_rows]
+
+
+def test_the_doctor_waits_for_no_engine_that_hangs(
+    environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen engine is one finding with its pid, told within seconds, and PostgreSQL is checked beside it."""
+    monkeypatch.delenv("OUTBOX_CLICKHOUSE_URL")
+    home = tmp_path / "frozen"
+    monkeypatch.setenv("OUTBOX_HOME", str(home))
+    with embedded_engines(home, postgres=False):
+        server = running_clickhouse(Home(home))
+        assert server is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            checks = {check["name"]: check for check in json.loads(run_outbox("doctor", "--json").stdout)}
+            took = time.monotonic() - started
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+    assert [name for name, check in checks.items() if check["ok"] is False] == ["clickhouse"]
+    assert f"'kill -9 {server.pid}'" in checks["clickhouse"]["message"]
+    assert checks["ledger"]["ok"]
+    assert took < 30
