@@ -53,6 +53,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "dist", "no") == "no":
         for name in _FOR_TESTS:
             config.pluginmanager.import_plugin(name)
+        _let_examples_take_their_time()
+
+
+def _let_examples_take_their_time() -> None:
+    """Judge no example by its milliseconds, which on a busy machine say nothing of the code; CI's profile does not."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 
 
 def pytest_unconfigure() -> None:
