@@ -22,6 +22,7 @@ from outbox_pipeline.embedded.clickhouse import take_token, write_state
 from outbox_pipeline.embedded.execution import remove_leftovers
 from outbox_pipeline.embedded.homes import Home, live_users, locked
 from outbox_pipeline.embedded.http_interface import build_application
+from outbox_pipeline.embedded.http_protocol import BulkProtocol
 from outbox_pipeline.embedded.places import data_folders
 from outbox_pipeline.embedded.postgres import stop_server
 from outbox_pipeline.embedded.server_errors import ServerError
@@ -31,7 +32,6 @@ _TICKS_BETWEEN_LOOKS = 5
 _ALONE_SECONDS = 3.0
 _SHUTDOWN_SECONDS = 5
 _KILL_PAUSE_SECONDS = 0.5
-_LONGEST_URL_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -179,12 +179,11 @@ def _serve(engine: Engine, home: Home, token: str, listener: socket.socket, watc
     config = uvicorn.Config(
         build_application(engine, uploads=home.uploads, token=token, name=name),
         loop="asyncio",
-        http="h11",
+        http=BulkProtocol,
         log_config=None,
         access_log=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-        h11_max_incomplete_event_size=_LONGEST_URL_BYTES,
     )
     _Server(config, engine, watch).run(sockets=[listener])
 

@@ -59,7 +59,7 @@ _FOR_THE_SERVER = frozenset(
 )
 
 #: As much of a body as is fetched from the event loop at once, where there is more than its first piece.
-_VISIT_BYTES = 1_000_000
+_VISIT_BYTES = 4_000_000
 
 _KILL_PAUSE_SECONDS = 0.5
 _THREADS = 64
@@ -89,10 +89,10 @@ class Incoming:
 
     def pieces(self, first: bytes | None) -> Iterator[bytes]:
         """Yield the body in a worker thread, from its *first* piece on, which is nearly always all of it."""
-        piece = first
-        while piece is not None:
-            yield piece
-            piece = None if self._complete.is_set() else from_thread.run(self._next_pieces)
+        pieces = [] if first is None else [first]
+        while pieces:
+            yield from pieces
+            pieces = [] if self._complete.is_set() else from_thread.run(self._next_pieces)
 
     async def read_statement(self) -> bytes:
         """Return the body; raises ServerError when it is longer than a statement may be."""
@@ -113,12 +113,12 @@ class Incoming:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _next_pieces(self) -> bytes:
+    async def _next_pieces(self) -> list[bytes]:
         # A visit to the event loop costs as much as a piece.
         pieces: list[bytes] = []
         while sum(map(len, pieces)) < _VISIT_BYTES and (piece := await self.next_piece()) is not None:
             pieces.append(piece)
-        return b"".join(pieces)
+        return pieces
 
     async def _rest(self) -> AsyncIterator[bytes]:
         while (piece := await self.next_piece()) is not None:

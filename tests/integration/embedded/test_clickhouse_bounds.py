@@ -11,6 +11,7 @@ from clickhouse_connect.driver.client import Client
 from outbox_pipeline.embedded.chdb_engine import MAX_SESSIONS
 from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.homes import Home
+from outbox_pipeline.embedded.http_protocol import LONGEST_HEAD_BYTES
 from outbox_pipeline.processes import wait_until
 from tests.fixtures.plain_http import Ask, Connect
 from tests.fixtures.relay_memory import peak_bytes
@@ -91,6 +92,35 @@ def test_long_list_of_values_is_a_statement(ask: Ask) -> None:
 
     assert len(statement) > 262_144 + 100_000
     assert ask(statement, max_query_size="5000000").read() == b"1\n"
+
+
+def test_an_address_may_be_longer_than_64_kilobytes(ask: Ask) -> None:
+    """A query in the address arrives whole, beyond what the parser of addresses counts to."""
+    answer = ask(method="GET", query=f"SELECT length('{'x' * 200_000}')")
+
+    assert answer.read() == b"200000\n"
+
+
+@pytest.mark.parametrize("line", [b"GET /?a=", b"GET / HTTP/1.1\r\nX-Long: "])
+def test_a_head_without_end_is_refused(connect: Connect, line: bytes) -> None:
+    """The head is read before the token is looked at, so it has a limit; then the connection ends."""
+    connection = connect()
+    connection.connect()
+    connection.sock.sendall(line + b"x" * (LONGEST_HEAD_BYTES - 1000))
+    assert select.select([connection.sock], [], [], 0)[0] == []
+
+    connection.sock.sendall(b"x" * 1000)
+
+    assert connection.sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_head_of_a_later_request_has_the_same_limit(connect: Connect) -> None:
+    """What came before on the connection, bodies too, does not count."""
+    connection = connect()
+    for _ in range(3):
+        body = b" " * 200_000
+        connection.request("POST", "/", body=b"SELECT 1" + body, headers={"X-Long": "x" * (LONGEST_HEAD_BYTES // 2)})
+        assert connection.getresponse().read() == b"1\n"
 
 
 def test_number_of_sessions_is_bounded(ask: Ask) -> None:

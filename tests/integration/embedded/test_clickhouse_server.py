@@ -1,7 +1,9 @@
 """The server answers while it works, stops what nobody waits for, and refuses what it cannot do."""
 
+import hashlib
 import http.client
 import json
+import random
 import threading
 import time
 from pathlib import Path
@@ -166,6 +168,22 @@ def test_body_that_breaks_off_stores_nothing(client: Client, connect: Connect) -
     client.command("INSERT INTO broken VALUES (9)")
 
     assert client.query("SELECT a FROM broken").result_rows == [(9,)]
+
+
+@pytest.mark.parametrize("size", [3, 70_000, 3_000_000])
+def test_a_body_in_pieces_is_stored_whole(client: Client, ask: Ask, connect: Connect, size: int) -> None:
+    """Pieces of a few bytes, of more than the server reads ahead and of several reads are put together in order."""
+    client.command("CREATE OR REPLACE TABLE pieces (a String) ENGINE = MergeTree ORDER BY a")
+    sent = random.Random(size).randbytes(max(10_000, 2 * size))
+    sender = connect()
+    query = urlencode({"query": "INSERT INTO pieces FORMAT RawBLOB"})
+    pieces = (sent[start : start + size] for start in range(0, len(sent), size))
+    sender.request("POST", f"/?{query}", body=pieces, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+
+    assert sender.getresponse().status == 200
+    assert ask(query="SELECT lower(hex(SHA256(a))) FROM pieces FORMAT TSV").read().decode().strip() == (
+        hashlib.sha256(sent).hexdigest()
+    )
 
 
 def test_uploads_are_removed(client: Client, home: Path) -> None:
