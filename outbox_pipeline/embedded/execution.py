@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from outbox_pipeline.embedded.chdb_engine import Engine, Scope, run
+from outbox_pipeline.embedded.chdb_engine import Engine, Loan, Scope, run
 from outbox_pipeline.embedded.rights import UPLOAD_VIEW, quoted
 from outbox_pipeline.embedded.server_errors import (
     ACCESS_DENIED,
@@ -51,6 +51,9 @@ _PIECEWISE = frozenset(
 _UPLOAD_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _WITH_RESULT = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK", "KILL"})
+
+#: After one of these the database that a connection was set up for is still there.
+_KEEPS_DATABASES = _WITH_RESULT | {"INSERT"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ def execute(engine: Engine, order: Order, body: Iterator[bytes], *, uploads: Pat
         else:
             text = whole_text(chain([head], rest))
             _refuse_other_rights(text)
-        connection = resources.enter_context(engine.connection(order.scope))
-        result = _run(connection, _decoded(text), statement, order, resources)
+        if statement.keyword not in _KEEPS_DATABASES:
+            engine.forget_kept()
+        loan = resources.enter_context(engine.connection(order.scope))
+        result = _run(loan, _decoded(text), statement, order, resources)
         result._resources = resources.pop_all()
         return result
 
@@ -201,11 +206,12 @@ def _decoded(text: bytes) -> str:
         raise ServerError(SYNTAX_ERROR, f"The statement is not UTF-8: {error}. (SYNTAX_ERROR)") from error
 
 
-def _run(connection: Any, text: str, statement: Statement, order: Order, resources: ExitStack) -> Result:
+def _run(loan: Loan, text: str, statement: Statement, order: Order, resources: ExitStack) -> Result:
+    connection = loan.connection
     _refuse(connection, text, statement, order)
     output = statement.format.argument if statement.format else order.default_format
     if statement.keyword in ("SELECT", "WITH") and output in _PIECEWISE and _is_reading(connection, text):
-        return _stream(connection, text, statement, output, order, resources)
+        return _stream(loan, text, statement, output, order, resources)
     result = run(connection, text, output=output, parameters=order.parameters)
     data = result.bytes()
     return Result(
@@ -239,15 +245,14 @@ def _is_reading(connection: Any, text: str) -> bool:
     return str(connection._conn.classify_query(text)["query_class"]).endswith("READ_ONLY")
 
 
-def _stream(
-    connection: Any, text: str, statement: Statement, output: str, order: Order, resources: ExitStack
-) -> Result:
+def _stream(loan: Loan, text: str, statement: Statement, output: str, order: Order, resources: ExitStack) -> Result:
+    connection = loan.connection
     try:
         stream = connection.send_query(text, output, params=order.parameters)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise from_engine(error) from error
     resources.callback(stream.close)
-    pieces = _pieces(stream)
+    pieces = _pieces(stream, loan)
     # The first piece is fetched now: most queries that fail do so before it, and get an honest status.
     first = next(pieces, None)
     if first is None:
@@ -256,13 +261,14 @@ def _stream(
     return Result(chain([first], pieces), format=output)
 
 
-def _pieces(stream: Any) -> Iterator[bytes]:
+def _pieces(stream: Any, loan: Loan) -> Iterator[bytes]:
     while True:
         try:
             piece = stream.fetch()
         except (RuntimeError, UnicodeDecodeError) as error:
             raise from_engine(error) from error
         if piece is None:
+            loan.is_unchanged = True
             return
         yield piece.bytes()
 

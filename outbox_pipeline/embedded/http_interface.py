@@ -11,7 +11,6 @@ import binascii
 import email
 import email.policy
 import hmac
-import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,10 +29,11 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from outbox_pipeline.embedded.answers import Answer
 from outbox_pipeline.embedded.chdb_engine import Engine, Scope
 from outbox_pipeline.embedded.clickhouse import USER
-from outbox_pipeline.embedded.compression import accepted_encoding, compressed, decompressed
-from outbox_pipeline.embedded.execution import Order, Result, execute, require_statement
+from outbox_pipeline.embedded.compression import accepted_encoding, decompressed
+from outbox_pipeline.embedded.execution import Order, execute, require_statement
 from outbox_pipeline.embedded.server_errors import (
     ACCESS_DENIED,
     AUTHENTICATION_FAILED,
@@ -184,13 +184,13 @@ class Interface:
         try:
             order, body = await self._read(request, incoming, request_id)
             headers["X-ClickHouse-Timezone"] = order.scope.settings.get("session_timezone") or self._engine.timezone
-            result = await self._in_thread(partial(execute, self._engine, order, body, uploads=self._uploads))
+            answer = await self._in_thread(partial(self._begin, request, order, body))
             try:
-                await self._hand_over(request, result, headers, send)
+                await self._hand_over(answer, headers, send)
             finally:
-                if not result.is_closed:
+                if not answer.result.is_closed:
                     with anyio.CancelScope(shield=True):
-                        await self._in_thread(result.close)
+                        await self._in_thread(answer.result.close)
         except ServerError as error:
             await incoming.drain()
             await _send_error(error, headers, send)
@@ -217,62 +217,35 @@ class Interface:
             )
         return _order(parameters, request, request_id), body
 
-    async def _hand_over(self, request: Request, result: Result, headers: dict[str, str], send: Send) -> None:
+    def _begin(self, request: Request, order: Order, body: Iterator[bytes]) -> Answer:
+        """Carry out *order*, and take the first pieces of its result in the same visit of a thread."""
+        result = execute(self._engine, order, body, uploads=self._uploads)
         parameters = request.query_params
-        pieces = result.pieces
-        if parameters.get("wait_end_of_query") == "1":
-            pieces = iter(await self._in_thread(lambda: list(result.pieces)))
-        failure = _Failure(uuid.uuid4().hex[:16])
-        # Closed before the end is told: a client that has it may use the session for its next request at once.
-        pieces = _closing(result, failure.told(pieces))
-        if parameters.get("enable_http_compression") == "1":
+        encoding = None
+        if parameters.get("enable_http_compression") == "1" and result.format:
             encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
-            if encoding and result.format:
-                headers = {**headers, "Content-Encoding": encoding}
-                pieces = compressed(pieces, encoding)
-        if result.format:
-            headers = {**headers, "X-ClickHouse-Format": result.format}
-        headers = {
-            **headers,
-            "X-ClickHouse-Summary": _summary(result),
-            "X-ClickHouse-Exception-Tag": failure.tag,
-        }
-        await self._send_pieces(pieces, headers, send)
-        # A response that failed on the way is left without its end, so that no client takes it for complete.
-        if not failure.happened:
-            await send({"type": "http.response.body", "body": b""})
+        try:
+            return Answer(result, encoding=encoding, is_whole=parameters.get("wait_end_of_query") == "1")
+        except BaseException:
+            result.close()
+            raise
 
-    async def _send_pieces(self, pieces: Iterator[bytes], headers: dict[str, str], send: Send) -> None:
-        start = Response(headers={**headers, "Content-Type": "application/octet-stream"})
+    async def _hand_over(self, answer: Answer, headers: dict[str, str], send: Send) -> None:
+        start = Response(headers={**headers, **answer.headers(), "Content-Type": "application/octet-stream"})
         raw = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
-        while (piece := await self._in_thread(lambda: next(pieces, None))) is not None:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        while True:
+            for piece in answer.handful:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if answer.is_complete:
+                break
+            await self._in_thread(answer.take)
+        # A response that failed on the way is left without its end, so that no client takes it for complete.
+        if not answer.has_failed:
+            await send({"type": "http.response.body", "body": b""})
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(self._engine.confined, call, limiter=self._threads)
-
-
-def _closing(result: Result, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield from pieces
-    result.close()
-
-
-class _Failure:
-    """An error after the status was sent, told in the body between the tags clickhouse-connect looks for."""
-
-    def __init__(self, tag: str) -> None:
-        self.tag = tag
-        self.happened = False
-
-    def told(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        try:
-            yield from pieces
-        except ServerError as error:
-            self.happened = True
-            text = error.text.encode() + b"\n"
-            tag = self.tag.encode()
-            yield b"\r\n__exception__\r\n%s\r\n%s%d %s\r\n__exception__\r\n" % (tag, text, len(text), tag)
 
 
 def build_application(engine: Engine, *, uploads: Path, token: str, name: str) -> Starlette:
@@ -366,15 +339,6 @@ def _form_fields(content_type: str, body: bytes) -> dict[str, str]:
             raise ServerError(BAD_ARGUMENTS, "A part of the form has no name, or parts of its own. (BAD_ARGUMENTS)")
         fields[name] = part.get_payload(decode=True).decode()
     return fields
-
-
-def _summary(result: Result) -> str:
-    counts = {
-        "read_rows": result.read_rows,
-        "written_rows": result.written_rows,
-        "written_bytes": result.written_bytes,
-    }
-    return json.dumps({name: str(count) for name, count in counts.items()})
 
 
 async def _send_error(error: ServerError, headers: dict[str, str], send: Send) -> None:

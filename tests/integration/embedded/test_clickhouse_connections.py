@@ -1,0 +1,55 @@
+"""A connection of the embedded ClickHouse's engine that is kept for the next request brings nothing of the last."""
+
+import pytest
+
+from tests.fixtures.plain_http import Ask
+
+_ASKED = {"database": "default", "max_threads": "3"}
+_THREADS = b"SELECT getSetting('max_threads')"
+
+
+def said(ask: Ask, body: bytes, **parameters: str) -> str:
+    """Return the text of an answer."""
+    return ask(body, **parameters).read().decode().strip()
+
+
+def test_a_query_runs_under_its_own_settings(ask: Ask) -> None:
+    """Whatever was asked before, each request has the settings and the database that it names, and no others."""
+    said(ask, b"CREATE DATABASE IF NOT EXISTS elsewhere")
+    for _ in range(2):
+        assert said(ask, _THREADS, **_ASKED) == "3"
+        assert said(ask, _THREADS, database="default", max_threads="4") == "4"
+        assert said(ask, b"SELECT currentDatabase()", database="elsewhere", max_threads="3") == "elsewhere"
+        assert said(ask, b"SELECT currentDatabase()", **_ASKED) == "default"
+
+
+@pytest.mark.parametrize("change", [b"SET max_threads = 9", b"USE system", b"CREATE TEMPORARY TABLE kept (x UInt8)"])
+def test_a_statement_that_changes_its_connection_has_it_alone(ask: Ask, change: bytes) -> None:
+    """What a request without a session sets, uses or makes for itself is gone with it."""
+    said(ask, _THREADS, **_ASKED)
+    said(ask, change, **_ASKED)
+    for _ in range(2):
+        assert said(ask, _THREADS, **_ASKED) == "3"
+        assert said(ask, b"SELECT currentDatabase()", **_ASKED) == "default"
+        assert "UNKNOWN_TABLE" in said(ask, b"SELECT * FROM kept", **_ASKED)
+
+
+def test_parameters_are_those_of_their_request(ask: Ask) -> None:
+    """A parameter that a query has does not stand in for one that the next lacks."""
+    assert said(ask, b"SELECT {x:String}", **_ASKED, param_x="one") == "one"
+    assert "`x` is not set" in said(ask, b"SELECT {x:String}", **_ASKED)
+
+
+def test_a_database_that_is_gone_is_unknown(ask: Ask) -> None:
+    """A request for a dropped database is refused, also right after one that was answered there."""
+    said(ask, b"CREATE DATABASE gone")
+    assert said(ask, b"SELECT 1", database="gone") == "1"
+    said(ask, b"DROP DATABASE gone")
+
+    assert "UNKNOWN_DATABASE" in said(ask, b"SELECT 1", database="gone")
+
+
+def test_a_request_may_be_read_only(ask: Ask) -> None:
+    """Settings that forbid to set any are met again and again."""
+    for _ in range(3):
+        assert said(ask, b"SELECT 1", database="default", readonly="1") == "1"
