@@ -219,6 +219,23 @@ class LedgerIdentity:
 
 
 @dataclass(frozen=True)
+class MarkedBatch:
+    """What is told of a batch when it is marked as processed; `foreign_positions` as in `Batch`.
+
+    Each mark of a batch is one of these: `processed_at` tells them apart.
+    """
+
+    batch_id: UUID
+    processed_at: datetime
+    accepted_count: int
+    rejected_count: int
+    first_position: int
+    last_position: int
+    generation: int
+    foreign_positions: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Batch:
     """One ledger row, without its positions.
 

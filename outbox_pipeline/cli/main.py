@@ -24,6 +24,7 @@ from outbox_pipeline.cli import (
     resume,
     sql,
     status,
+    tail,
     trace,
     up,
 )
@@ -40,6 +41,7 @@ COMMANDS = (
     relay,
     resume,
     status,
+    tail,
     trace,
     doctor,
     delivered,

@@ -1,11 +1,12 @@
 """The command `status`: how many events are where."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
-from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, shown, until_interrupted
+from outbox_pipeline.cli.support.watching import watch as watch_status
 
 if TYPE_CHECKING:
     from outbox_pipeline.monitoring.status import Status
@@ -16,15 +17,34 @@ def add_to(app: typer.Typer) -> None:
     app.command("status")(status)
 
 
-def status(as_json: AsJson = False) -> None:
+def status(
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again and again, with events a second, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        Optional[float],  # noqa: UP045 - typer shows the bare type in its usage line
+        typer.Option(
+            "--interval", min=0.5, max=3600, metavar="SECONDS", help="Pause between two looks: 2 when left out."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show how many events are where, how old the oldest undelivered one is, and what failed last.
 
-    Where the ledger is stopped, after a restore for example, its first line says why; the exit code stays 0.
+    Where the ledger is stopped, after a restore for example, its first line says why; the exit code stays 0. With
+    --watch a terminal has a table that stays in its place, a pipe one line a look, and outages are waited for.
 
     Example: `outbox status --json`
     """
     from outbox_pipeline.monitoring.status import read_status
 
+    if interval is not None and not watch:
+        raise typer.BadParameter("--interval is for --watch")
+    if watch:
+        with until_interrupted(), ready_settings(clickhouse=False) as settings:
+            engine = ledger_engine(settings)
+            watch_status(lambda: read_status(engine), interval_seconds=interval or 2, as_json=as_json)
+        return
     with ready_settings(clickhouse=False) as settings:
         found = read_status(ledger_engine(settings))
     if as_json:

@@ -6,9 +6,10 @@ id is its own, wherever it stands.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
+from uuid import UUID
 
-from outbox_pipeline.batches import LAST_POSITION, Batch
+from outbox_pipeline.batches import LAST_POSITION
 
 #: Stretches of foreign positions named in one statement, which compares each row with all of them.
 MAX_FOREIGN_STRETCHES = 500
@@ -24,7 +25,19 @@ AND NOT arrayExists(
 """.strip()
 
 
-def windows_of_batch(batch: Batch, first: int = 0, last: int = LAST_POSITION) -> Iterator[dict[str, Any]]:
+class OfBatch(Protocol):
+    """What tells a batch's own rows from all others."""
+
+    @property
+    def batch_id(self) -> UUID:
+        """The batch."""
+
+    @property
+    def foreign_positions(self) -> tuple[tuple[int, int], ...]:
+        """Half-open stretches of positions that are not its own, in order."""
+
+
+def windows_of_batch(batch: OfBatch, first: int = 0, last: int = LAST_POSITION) -> Iterator[dict[str, Any]]:
     """Yield parameters of `ROWS_OF_BATCH` that cover each own row between two positions once; nearly always one set."""
     foreign = tuple(stretch for stretch in batch.foreign_positions if stretch[0] <= last and stretch[1] > first)
     while len(foreign) > MAX_FOREIGN_STRETCHES:
@@ -35,7 +48,7 @@ def windows_of_batch(batch: Batch, first: int = 0, last: int = LAST_POSITION) ->
     yield _window(batch, (first, last), foreign)
 
 
-def _window(batch: Batch, bounds: tuple[int, int], foreign: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+def _window(batch: OfBatch, bounds: tuple[int, int], foreign: tuple[tuple[int, int], ...]) -> dict[str, Any]:
     return {
         "batch_id": str(batch.batch_id),
         "first_position": bounds[0],

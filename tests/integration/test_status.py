@@ -1,11 +1,15 @@
 """Status on real engines: each event counted once along its way, and what is wrong said first."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 from sqlalchemy import text
 
+from outbox_pipeline.cli.support.watching import Watched, watch
+from outbox_pipeline.errors import TransientError
 from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.postgres.queries import query_text
 from outbox_pipeline.relay.cut import cut_batches
@@ -146,3 +150,57 @@ def test_parked_events_are_apart_from_those_in_flight(stores: Stores) -> None:
 
     assert (status.in_flight, status.parked, status.open_batches) == (0, 2, {"parked": 1})
     assert status.lag_seconds > 0
+
+
+def test_status_is_watched_in_a_pipe(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each look is a line, as JSON on demand."""
+    publish(stores.engine, 1)
+    for as_json in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            watch(looks(stores, None, None), interval_seconds=0, as_json=as_json)
+    *lines, first, second = capsys.readouterr().out.splitlines()
+
+    assert [line.partition(", lag ")[0] for line in lines] == ["pending 1, in flight 0, events/s 0"] * 2
+    assert json.loads(first)["pending"] == json.loads(second)["pending"] == 1
+    assert json.loads(second)["events_per_second"] == 0
+
+
+def looks(stores: Stores, *errors: Exception | None) -> Callable[[], Status]:
+    """Return what looks at the status, or fails, in turn; then it ends as with Ctrl-C."""
+    left = iter(errors)
+
+    def look() -> Status:
+        error = next(left, KeyboardInterrupt())
+        if error is not None:
+            raise error
+        return read_status(stores.engine)
+
+    return look
+
+
+def test_what_is_watched_adds_up(stores: Stores) -> None:
+    """A rate is what was marked between two looks; a replay, which takes batches back, is none below zero."""
+    watched = Watched()
+    publish(stores.engine, 6)
+    watched.add(read_status(stores.engine), 10.0)
+    relay(stores, until_empty=True)
+    watched.add(read_status(stores.engine), 12.0)
+    rate, line, pending = watched.rate(), watched.sparkline("events/s"), watched.sparkline("pending")
+    watched.add(replace(read_status(stores.engine), processed=0), 13.0)
+
+    assert (rate, line, pending) == (3.0, "▁█", "█▁")
+    assert watched.rate() == 0
+
+
+def test_a_watch_goes_on_through_an_outage(capsys: pytest.CaptureFixture[str], stores: Stores) -> None:
+    """PostgreSQL away is one line on stderr, and one more when it is back."""
+    away = TransientError("PostgreSQL is away.")
+    with pytest.raises(KeyboardInterrupt):
+        watch(looks(stores, away, away, None), interval_seconds=0, as_json=False)
+
+    told = capsys.readouterr()
+    assert told.out.startswith("pending 0,")
+    assert told.err.splitlines() == [
+        "PostgreSQL is away. This goes on by itself when the server is back.",
+        "PostgreSQL answers again.",
+    ]

@@ -4,9 +4,10 @@ import json
 import os
 import pty
 import re
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import text
@@ -14,7 +15,7 @@ from sqlalchemy import text
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.commands import run_outbox
+from tests.fixtures.commands import interrupted_after, run_outbox
 from tests.fixtures.events import publish
 
 #: Red, a new title for the window, the one-letter form of ESC [, and a mark that turns the direction of writing.
@@ -26,14 +27,21 @@ Outbox = Callable[..., str]
 
 @pytest.fixture
 def outbox(environment: None, monkeypatch: pytest.MonkeyPatch) -> Outbox:
-    """Run a command with its output on a terminal, and return all that arrives there."""
+    """Run a command with its output on a terminal, and return all that arrives there.
 
-    def run(*arguments: str) -> str:
+    One that goes on is ended as with Ctrl-C once the text *until* has arrived.
+    """
+
+    def run(*arguments: str, until: str | None = None) -> str:
         ours, theirs = pty.openpty()
         arrived: list[bytes] = []
-        reader = threading.Thread(target=_read_all, args=(ours, arrived))
+        reader = threading.Thread(target=_read_all, args=(ours, arrived, until))
         reader.start()
-        with monkeypatch.context() as patch, os.fdopen(theirs, "w", encoding="utf-8") as terminal:
+        with (
+            monkeypatch.context() as patch,
+            os.fdopen(theirs, "w", encoding="utf-8") as terminal,
+            interrupted_after(120),
+        ):
             patch.setattr(sys, "stdout", terminal)
             patch.setattr(sys, "stderr", terminal)
             app(list(arguments), standalone_mode=False)
@@ -44,11 +52,14 @@ def outbox(environment: None, monkeypatch: pytest.MonkeyPatch) -> Outbox:
     return run
 
 
-def _read_all(terminal: int, arrived: list[bytes]) -> None:
+def _read_all(terminal: int, arrived: list[bytes], until: str | None) -> None:
     # Linux answers with an error once the other end is closed.
     try:
         while piece := os.read(terminal, 65_536):
             arrived.append(piece)
+            if until is not None and until in b"".join(arrived).decode(errors="replace"):
+                until = None
+                os.kill(os.getpid(), signal.SIGINT)
     except OSError:
         return
 
@@ -91,6 +102,41 @@ def test_a_terminal_obeys_no_event(outbox: Outbox, evil: str, command: str, stor
     if command not in ("status", "delivered"):
         assert "RED" in shown
         assert "u202e" in shown
+
+
+@pytest.fixture
+def deliveries(stores: Stores) -> Iterator[None]:
+    """Events that a terminal would obey are delivered one after the other while the test runs."""
+    is_over = threading.Event()
+
+    def deliver() -> None:
+        while not is_over.wait(0.2):
+            publish(stores.engine, 1, event_type=EVIL, context=json.dumps({"a": EVIL}, ensure_ascii=False))
+            relay(stores, until_empty=True)
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    yield
+    is_over.set()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("command", "until"),
+    [("tail|--context", '"a": "'), ("tail|--json", '"generation": 0}'), ("status|--watch", "events/s")],
+)
+def test_a_terminal_obeys_nothing_of_what_goes_on(outbox: Outbox, deliveries: None, command: str, until: str) -> None:
+    """A view that goes on shows types and contexts as harmlessly as others, and ends with Ctrl-C without a fault."""
+    shown = outbox(*command.split("|"), "--interval", "0.5", until=until)
+
+    assert until in shown
+    assert ("u202e" in shown) == command.startswith("tail")
+    # Red is a colour of ours, too.
+    assert not [letters for letters in ("\x1b[31mRED", *OBEYED[1:]) if letters in shown]
+    if "--json" in command:
+        first = json.loads(next(line for line in shown.splitlines() if line.startswith("{")))
+        assert first["event_type"] == EVIL
+        assert "event_context" not in first
 
 
 def test_what_differs_by_type_is_shown_and_not_obeyed(outbox: Outbox, evil: str, stores: Stores) -> None:
