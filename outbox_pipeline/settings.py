@@ -36,7 +36,7 @@ class Settings(BaseSettings):
 
     postgres_url: SecretStr | None = Field(
         None,
-        description="PostgreSQL with the outbox, `postgresql+psycopg://…`; empty: embedded",
+        description="PostgreSQL with the outbox, `postgresql://…`; empty: embedded",
     )
     clickhouse_url: SecretStr | None = Field(
         None, description="ClickHouse over HTTP, `http://…` or `https://…`; empty: embedded"
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     dagster_url: SecretStr | None = Field(
         None,
         description=(
-            "PostgreSQL database for Dagster's own storage, `postgresql+psycopg2://…`; empty: embedded, "
+            "PostgreSQL database for Dagster's own storage, `postgresql://…`; empty: embedded, "
             "while `OUTBOX_POSTGRES_URL` is empty too"
         ),
     )
@@ -257,12 +257,12 @@ class Settings(BaseSettings):
     @field_validator("postgres_url")
     @classmethod
     def _check_postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return _require_scheme(value, "postgresql+psycopg://", "OUTBOX_POSTGRES_URL")
+        return _require_scheme(_with_driver(value, "psycopg"), "postgresql+psycopg://", "OUTBOX_POSTGRES_URL")
 
     @field_validator("dagster_url")
     @classmethod
     def _check_dagster_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return _require_scheme(value, "postgresql+psycopg2://", "OUTBOX_DAGSTER_URL")
+        return _require_scheme(_with_driver(value, "psycopg2"), "postgresql+psycopg2://", "OUTBOX_DAGSTER_URL")
 
     @field_validator("clickhouse_url")
     @classmethod
@@ -303,11 +303,22 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.recheck_seconds)
 
 
+def named_driver(url: str, driver: str) -> str:
+    """Return a URL of PostgreSQL with the driver that is meant where it names none, as hosts hand it out."""
+    scheme, mark, rest = url.partition("://")
+    return f"postgresql+{driver}://{rest}" if mark and scheme in ("postgresql", "postgres") else url
+
+
+def _with_driver(value: SecretStr | None, driver: str) -> SecretStr | None:
+    return None if value is None else SecretStr(named_driver(value.get_secret_value(), driver))
+
+
 def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], name: str) -> SecretStr | None:
     # The driver is always named: SQLAlchemy 2.1 changed which one a plain postgresql:// means.
     wanted = (schemes,) if isinstance(schemes, str) else schemes
     if value is not None and not value.get_secret_value().startswith(wanted):
-        raise ValueError(f"{name} must start with {' or '.join(wanted)}")
+        plain = ["postgresql://"] if wanted[0].startswith("postgresql") else []
+        raise ValueError(f"{name} must start with {' or '.join([*plain, *wanted])}")
     if value is not None:
         _require_readable(value.get_secret_value(), name)
     # PostgreSQL's may do without: a socket's folder is a parameter.
@@ -372,6 +383,11 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
     known = [f"OUTBOX_{name.upper()}" for name in Settings.model_fields]
     unknown = sorted(name for name in environment if name.startswith("OUTBOX_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in unknown}
+
+
+def misspelt_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return each variable that is no setting and seems to mean one, with the setting that it may have meant."""
+    return {name: meant for name, meant in unknown_variables(environment).items() if meant is not None}
 
 
 def _problem(item: dict[str, object]) -> str:

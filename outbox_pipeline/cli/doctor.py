@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from outbox_pipeline.cli.support.engines import embedded_pids, reachable_settings
-from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json
+from outbox_pipeline.cli.support.output import AsJson, print_json, shown, strong, verdict
 from outbox_pipeline.errors import OutboxError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json([vars(check) for check in checks])
     else:
-        print_facts([(f"{_mark(check)} {check.name}", check.message) for check in checks])
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            typer.echo(f"{verdict(_mark(check))} {strong(check.name.ljust(width))}   {shown(check.message)}")
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 

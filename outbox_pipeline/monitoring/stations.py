@@ -42,9 +42,10 @@ def read_stations(
     batch_ids = {stay.batch_id for stay in stays} | ({batch_id} if batch_id else set())
     batch_ids |= set(read_former_batches(connection, event_id))
     batches = {row["batch_id"]: row for row in read_batch_times(connection, batch_ids)}
+    left_at = {stay.batch_id: stay.quarantined_at for stay in stays}
     stations = [*_recorded(connection, event_id)]
     for found in batches.values():
-        stations += _of_batch(found, ui_url)
+        stations += _of_batch(found, ui_url, left_at.get(found["batch_id"]))
     for stay in stays:
         stations += _of_stay(stay, batches.get(stay.batch_id), ui_url)
     return in_order(stations)
@@ -73,17 +74,21 @@ def _recorded(connection: Connection, event_id: UUID) -> Iterator[Station]:
         yield Station(recorded_at, f"recorded in place of {original}" if original else "recorded in the outbox")
 
 
-def _of_batch(found: RowMapping, ui_url: str | None) -> Iterator[Station]:
+def _of_batch(found: RowMapping, ui_url: str | None, left_at: datetime | None) -> Iterator[Station]:
     batch_id = found["batch_id"]
     links = _links(batch_id, found, ui_url)
     yield Station(found["cut_at"], f"cut into batch {batch_id}", batch_id, runs_url=links[2])
+    # The ledger keeps the times of a batch's latest attempt, a repair for instance.
+    is_behind = left_at is not None and found["started_at"] is not None and found["started_at"] > left_at
+    without = f" of batch {batch_id}, which the event had left," if is_behind else ""
     if found["started_at"] is not None:
-        yield Station(found["started_at"], f"attempt {found['attempt']} started", batch_id, *links)
+        yield Station(found["started_at"], f"attempt {found['attempt']}{without} started", batch_id, *links)
     if found["split_at"] is not None:
         said = "batch split, because ClickHouse lacked the memory for it; the event is pending again"
         yield Station(found["split_at"], said, batch_id, *links)
     elif found["processed_at"] is not None:
-        yield Station(found["processed_at"], "batch proved and marked processed", batch_id, *links)
+        said = f"batch proved and marked processed{', without the event' if is_behind else ''}"
+        yield Station(found["processed_at"], said, batch_id, *links)
 
 
 def _of_stay(stay: QuarantinedEvent, found: RowMapping | None, ui_url: str | None) -> Iterator[Station]:

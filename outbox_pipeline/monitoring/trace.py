@@ -15,7 +15,7 @@ from outbox_pipeline.monitoring.stations import Station, in_order, read_stations
 from outbox_pipeline.postgres.elsewhere import read_elsewhere
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import find_batch
-from outbox_pipeline.postgres.overview import read_event_life
+from outbox_pipeline.postgres.overview import read_context, read_event_life
 from outbox_pipeline.postgres.quarantine import read_history
 from outbox_pipeline.postgres.schema import check_version
 from outbox_pipeline.quarantined import Filter, QuarantinedEvent
@@ -33,6 +33,11 @@ _BY_KEY = (
     " ORDER BY loaded_at LIMIT 100"
 )
 _BY_ID = f"{_ROWS} AND event_id = {{event_id:UUID}} ORDER BY loaded_at LIMIT 100"
+
+_CONTEXT = (
+    "SELECT event_context FROM {table:Identifier} WHERE source = {source:String}"
+    " AND event_type = {event_type:String} AND event_id = {event_id:UUID} LIMIT 1"
+)
 
 #: What became for good of an event that validation refused.
 _SETTLED = {
@@ -85,7 +90,8 @@ class Trace:
 
     `status` is the ledger's word (pending, in_flight, parked, processed, held, discarded, replaced), `gone` for an
     event that only ClickHouse has, `unknown` for one that neither side has. `rows` is None when ClickHouse was not
-    asked. `stations` are in order of time, with links into Dagster's UI where OUTBOX_DAGSTER_UI_URL says where that is.
+    asked, `context` when the event's content was not asked for, or neither side has it. `stations` are in order of
+    time, with links into Dagster's UI where OUTBOX_DAGSTER_UI_URL says where that is.
     """
 
     event_id: UUID
@@ -96,6 +102,7 @@ class Trace:
     reasons: list[str] = field(default_factory=list)
     rows: list[TracedRow] | None = None
     stations: list[Station] = field(default_factory=list)
+    context: str | None = None
 
     @property
     def is_known(self) -> bool:
@@ -103,11 +110,26 @@ class Trace:
         return self.status != "unknown"
 
 
-def trace_event(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
-    """Return the life of an event.
+def trace_event(engine: Engine, settings: Settings, event_id: UUID, *, with_context: bool = False) -> Trace:
+    """Return the life of an event, and its content on demand only.
 
     PostgreSQL must answer; without ClickHouse the trace says so instead of showing rows.
     """
+    found = _trace(engine, settings, event_id)
+    return replace(found, context=_read_context(engine, settings, found)) if with_context else found
+
+
+def _read_context(engine: Engine, settings: Settings, found: Trace) -> str | None:
+    with ledger_transaction(engine) as connection:
+        context = read_context(connection, found.event_id)
+    if context is not None or not found.rows:
+        return context
+    with clickhouse_client(settings) as client:
+        rows = client.rows(_CONTEXT, {"event_type": found.rows[0].event_type, "event_id": str(found.event_id)})
+    return rows[0]["event_context"] if rows else None
+
+
+def _trace(engine: Engine, settings: Settings, event_id: UUID) -> Trace:
     with ledger_transaction(engine) as connection:
         check_version(connection)
         life = read_event_life(connection, event_id)

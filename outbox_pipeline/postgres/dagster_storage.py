@@ -18,7 +18,7 @@ from outbox_pipeline.postgres.errors import Server, primary_message, translated_
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.session import ENCODING, PATIENCE
 from outbox_pipeline.postgres.sqlstates import state_of
-from outbox_pipeline.settings import shown_url
+from outbox_pipeline.settings import named_driver, shown_url
 
 #: Names of UTC; a server's default is often one of them.
 _ZONES = ("UTC", "Etc/UTC", "GMT", "Etc/GMT", "Universal", "Zulu", "UCT", "Etc/UCT")
@@ -58,7 +58,8 @@ def storage_url(url: str, *, options: bool = True) -> str:
 
     Poolers refuse options, whose settings would stay with the next user of a session.
     """
-    parts = make_url(url)
+    # Dagster reads its URL from the environment by itself, where it may name no driver.
+    parts = make_url(named_driver(url, "psycopg2"))
     given = {name: value for name, value in PATIENCE.items() if name not in parts.query and name != "application_name"}
     needed = {name: str(value) for name, value in (given | ENCODING).items()}
     if options:

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Date, cast, exists, func, select
+from sqlalchemy import Connection, Date, Text, cast, exists, func, select
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.postgres.gaps import MAX_PROBED_STRETCHES
@@ -45,6 +45,11 @@ def read_event_life(connection: Connection, event_id: UUID) -> RowMapping | None
 def read_recorded_at(connection: Connection, event_id: UUID) -> datetime | None:
     """Return when PostgreSQL stored an event, None when the outbox does not hold it."""
     return connection.scalar(select(event.c.recorded_at).where(event.c.event_id == event_id))
+
+
+def read_context(connection: Connection, event_id: UUID) -> str | None:
+    """Return an event's content as it was published, None when the outbox does not hold the event."""
+    return connection.scalar(select(cast(event.c.event_context, Text)).where(event.c.event_id == event_id))
 
 
 def read_batch_times(connection: Connection, batch_ids: Collection[UUID]) -> Sequence[RowMapping]:

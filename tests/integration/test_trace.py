@@ -22,6 +22,7 @@ from tests.fixtures.attempts import fail_batch
 from tests.fixtures.broken_batches import forget
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import publish
+from tests.fixtures.ledger import execute
 
 
 def test_trace_follows_an_event_to_its_row(stores: Stores) -> None:
@@ -170,3 +171,52 @@ def test_unknown_event_is_exit_code_one(outbox: Outbox) -> None:
     result = outbox("trace", str(uuid4()), "--json")
 
     assert (result.exit_code, json.loads(result.stdout)["status"]) == (1, "unknown")
+
+
+def test_an_attempt_without_the_event_is_told_as_such(stores: Stores) -> None:
+    """After a repair the attempt of a batch that a held event has left is no station of the event's own."""
+    (refused,) = publish(stores.engine, 1, context="[1]")
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+    before = trace_event(stores.engine, stores.settings, refused)
+    stores.client.run("DELETE FROM {table:Identifier} WHERE true", settings={"mutations_sync": 2})
+    repair(stores, reconcile(stores))
+
+    said = [station.what for station in trace_event(stores.engine, stores.settings, refused).stations]
+
+    assert not any("the event" in station.what for station in before.stations)
+    assert f"attempt 2 of batch {before.stations[1].batch_id}, which the event had left, started" in said
+    assert "batch proved and marked processed, without the event" in said
+
+
+def test_trace_is_readable(stores: Stores, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts, stations and links are apart, ids and addresses stand there once, and content only on demand."""
+    monkeypatch.setenv("OUTBOX_DAGSTER_UI_URL", "https://dagster.example.org")
+    (event_id,) = publish(stores.engine, 1, context='{"secret": "word"}')
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (request,) = request_batches(stores.engine, stores.settings, limit=1)
+    delivery = start_requested(stores, request.batch_id, request.attempt, run_id="the-run")
+    delivery.load()
+    delivery.mark()
+
+    plain, asked = outbox("trace", str(event_id)), outbox("trace", str(event_id), "--context")
+    as_json = json.loads(outbox("trace", str(event_id), "--json").stdout)
+    stores.engine.dispose()
+
+    facts, stations, links = plain.stdout.split("\n\n")
+    assert plain.stdout.count("runs/the-run") == 1
+    assert facts.count(str(request.batch_id)) == 1
+    assert str(request.batch_id) not in stations
+    assert links.count("https://dagster.example.org/runs?") == 1
+    assert "secret" not in plain.stdout
+    assert '{"secret": "word"}' in asked.stdout
+    assert "context" not in as_json
+
+
+def test_the_content_of_an_event_that_was_pruned_is_clickhouses(stores: Stores) -> None:
+    """Where the outbox no longer holds the event, its row has the content."""
+    (event_id,) = publish(stores.engine, 1, context='{"n": 1.50}')
+    relay(stores, until_empty=True)
+    execute(stores.engine, "DELETE FROM outbox.event")
+
+    assert trace_event(stores.engine, stores.settings, event_id, with_context=True).context == '{"n": 1.50}'

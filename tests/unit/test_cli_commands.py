@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from outbox_pipeline import cli
 from outbox_pipeline.cli import main
 from outbox_pipeline.cli.support.failures import complain, show_defect
-from outbox_pipeline.cli.support.output import quoted, shown
+from outbox_pipeline.cli.support.output import quoted, shown, verdict
 from outbox_pipeline.errors import OutboxError, SettingsError
+from outbox_pipeline.postgres.dagster_storage import storage_url
 from outbox_pipeline.settings import load_settings
 from tests.fixtures.commands import run_outbox as outbox
 
@@ -350,3 +351,74 @@ def test_what_went_wrong_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().err
     assert "refused: \\x1b]0;OWNED\\x07\\u202e\nask psql" in said
     assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(said)
+
+
+def test_help_shows_each_command_in_a_panel() -> None:
+    """Twenty commands in one list are read by nobody: each is in one of a few panels, in the order of the work."""
+    shown = outbox("--help").stdout
+
+    assert {command.__name__.rpartition(".")[2] for command in main.COMMANDS} == set(defining_modules())
+    places = [shown.index(f" {panel} ─") for panel in main.PANELS]
+    assert places == sorted(places)
+    assert " Commands ─" not in shown
+
+
+@pytest.mark.parametrize("command", ["status", "quarantine"])
+def test_a_misspelt_setting_is_told_by_every_command(
+    nobody_answers: None, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """One line on stderr names it and the setting that was meant; what is a setting, or of another program, is not."""
+    monkeypatch.setenv("OUTBOX_BATCH_MAX_EVENT", "5")
+    monkeypatch.setenv("OUTBOX_XYZ", "5")
+
+    told = outbox(command)
+    doctor = outbox("doctor")
+
+    first, *_ = told.stderr.splitlines()
+    assert first == (
+        "Ignored, because it is no setting: OUTBOX_BATCH_MAX_EVENT (did you mean OUTBOX_BATCH_MAX_EVENTS?)"
+    )
+    assert "OUTBOX_XYZ" not in told.stderr
+    assert "did you mean" not in doctor.stderr
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_a_url_as_hosts_hand_it_out_names_its_driver_when_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str
+) -> None:
+    """Only one driver can be meant, and `outbox env` prints it: Dagster reads the variables by itself."""
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path))
+    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", "http://127.0.0.1:1/db")
+    for name in ("POSTGRES", "DAGSTER"):
+        monkeypatch.setenv(f"OUTBOX_{name}_URL", f"{scheme}://u:p@h/{name.lower()}")
+
+    printed = outbox("env").stdout
+
+    assert "export OUTBOX_POSTGRES_URL='postgresql+psycopg://u:p@h/postgres'" in printed
+    assert "export OUTBOX_DAGSTER_URL='postgresql+psycopg2://u:p@h/dagster'" in printed
+    assert storage_url(f"{scheme}://u:p@h/dagster").startswith("postgresql+psycopg2://u:p@h/dagster?")
+
+
+def test_another_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that is named and is not ours is a mistake, and told as one."""
+    monkeypatch.setenv("OUTBOX_POSTGRES_URL", "postgresql+asyncpg://u@h/db")
+
+    with pytest.raises(
+        SettingsError, match=r"OUTBOX_POSTGRES_URL must start with postgresql:// or postgresql\+psycopg://"
+    ):
+        load_settings()
+
+
+def test_verdicts_have_colours_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words that judge are red, yellow or green there; not in a pipe, and not with NO_COLOR."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert verdict("WRONG") == "WRONG"
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert verdict("WRONG") == "\x1b[31mWRONG\x1b[0m"
+    assert verdict("WARN ").startswith("\x1b[33m")
+    assert verdict("other") == "other"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert verdict("WRONG") == "WRONG"

@@ -12,6 +12,7 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError, SSLError
 
 from outbox_pipeline.clickhouse.errors import (
     ADOPTED_WORDS,
+    CHANGE_CODES,
     CONFIGURATION_CODES,
     DATA_CODES,
     FENCED_WORDS,
@@ -348,3 +349,21 @@ def test_a_foreign_error_is_told_by_kind_and_place() -> None:
     assert sentence_of(raised.value).startswith("TypeError at outbox_pipeline/errors.py:")
     assert sentence_of(KeyError("PII-ada")).startswith("KeyError at an unknown place;")
     assert sentence_of(TransientError("PostgreSQL is away")) == "PostgreSQL is away"
+
+
+def test_what_a_change_of_tables_is_refused_for_leaves_no_doubt() -> None:
+    """A table that is there already was not made: nobody need look whether the statement was carried out."""
+    said = "Code: 57. DB::Exception: Table default.a already exists."
+    for code in CHANGE_CODES:
+        refused = translate(server_error(code, said), "ClickHouse")
+        assert isinstance(refused, ConfigurationError)
+        assert str(refused) == "ClickHouse refuses this: Table default.a already exists."
+
+
+def test_a_question_of_clickhouse_ends_as_one() -> None:
+    """Its guess at a name is followed by our next step, and by no second mark."""
+    said = (
+        "Code: 60. DB::Exception: Unknown table 'event_log'. Maybe you meant default.event_log_x?. (for url http://h)"
+    )
+
+    assert "Maybe you meant default.event_log_x? Check URL" in str(translate(server_error(60, said), "ClickHouse"))

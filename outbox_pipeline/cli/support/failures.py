@@ -4,6 +4,7 @@ An error this package raises on purpose is one red sentence and exit code 1, or 
 Anything else is a defect and keeps its traceback, without passwords.
 """
 
+import os
 import sys
 import traceback
 from types import TracebackType
@@ -30,7 +31,17 @@ class OutboxGroup(TyperGroup):
 
 def complain(sentence: str) -> None:
     """Say in red on stderr what went wrong."""
-    typer.secho(escaped(without_secrets(sentence), besides="\n"), fg="red", err=True)
+    _say(sentence, "red")
+
+
+def warn(sentence: str) -> None:
+    """Say in yellow on stderr what is no fault and worth a look."""
+    _say(sentence, "yellow")
+
+
+def _say(sentence: str, colour: str) -> None:
+    said = escaped(without_secrets(sentence), besides="\n")
+    typer.secho(said, fg=None if os.environ.get("NO_COLOR") else colour, err=True)
 
 
 def show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

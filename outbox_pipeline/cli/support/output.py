@@ -22,6 +22,13 @@ from outbox_pipeline.logs import escaped
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+#: The colours of the words that judge.
+_VERDICTS = {
+    **dict.fromkeys(("WRONG", "MISSING", "parked", "failed", "unknown", "missing", "doubled"), "red"),
+    **dict.fromkeys(("WARN", "held", "quarantined", "gone"), "yellow"),
+    **dict.fromkeys(("ok", "delivered"), "green"),
+}
+
 #: The option that every command with a machine-readable answer has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text for a person.")]
 
@@ -37,7 +44,10 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """Print names and values in two columns."""
     width = max(len(escaped(name)) for name, _ in facts)
     for name, value in facts:
-        typer.echo(f"{strong(escaped(name).ljust(width))}   {shown(value)}")
+        said = shown(value)
+        # A count is a verdict by its name where it is not 0, a status by its word.
+        colour = _VERDICTS.get(name) if value and isinstance(value, int) else _VERDICTS.get(said)
+        typer.echo(f"{strong(escaped(name).ljust(width))}   {coloured(said, colour)}")
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -83,6 +93,16 @@ def _cell(value: object) -> str:
 def strong(text: str) -> str:
     """Return *text* in bold where stdout is a terminal that may have colours."""
     return typer.style(text, bold=True) if has_colours() else text
+
+
+def coloured(text: str, colour: str | None) -> str:
+    """Return *text* in a colour where stdout is a terminal that may have them."""
+    return typer.style(text, fg=colour) if colour and has_colours() else text
+
+
+def verdict(word: str) -> str:
+    """Return a word that judges in its colour: red needs somebody, yellow a look, green nothing."""
+    return coloured(word, _VERDICTS.get(word.strip()))
 
 
 def has_colours() -> bool:
