@@ -76,7 +76,9 @@ def _facts(found: "Reconciled", repaired: "Repaired | None") -> list[tuple[str, 
         ("seconds", f"{found.seconds:.1f}"),
     ]
     facts += [(f"{day.day}", day.sentence) for day in found.days if not day.is_clean][:_MAX_SHOWN]
-    facts += [(f"batch {item.batch.batch_id}", item.sentence) for item in found.differences[:_MAX_SHOWN]]
+    if repaired is not None:
+        # Without a repair each stands among what is left, below.
+        facts += [(f"batch {item.batch.batch_id}", item.sentence) for item in found.differences[:_MAX_SHOWN]]
     different = [item for item in found.types if item.expected != item.found]
     facts += [
         (f"{item.day} {shown(shortened(item.event_type))}", f"{item.found:,} of {item.expected:,}")

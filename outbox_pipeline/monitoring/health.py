@@ -1,8 +1,8 @@
-"""Three questions about a running pipeline, each answered with numbers and with what to do.
+"""Four questions about a running pipeline, each answered with numbers and with what to do.
 
-Is anything undelivered for too long, does an open transaction hold events back, and is the ledger sound? Everything is
-read in one transaction that changes nothing. Invariant: an answer names sessions, batches and counts, and never shows
-an event or the text of another session's statement: of it only its command and table are read.
+Is anything undelivered for too long, or parked, does an open transaction hold events back, and is the ledger sound?
+Everything is read in one transaction that changes nothing. Invariant: an answer names sessions, batches and counts,
+and never shows an event or the text of another session's statement: of it only its command and table are read.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
+from outbox_pipeline.batches import BatchStatus
+from outbox_pipeline.counts import counted
 from outbox_pipeline.monitoring.check import duration
 from outbox_pipeline.monitoring.status import Status
 from outbox_pipeline.postgres.conditions import LedgerConditions, ledger_problem, read_conditions
@@ -127,6 +129,20 @@ def lag_sentence(status: Status) -> str:
             "ahead of PostgreSQL's clock, which was ahead or is behind now"
         )
     return f"The oldest undelivered event is {duration(status.lag_seconds)} old"
+
+
+def judge_parked(health: Health) -> Answer:
+    """Tell whether batches have used up their attempts and wait for a person."""
+    status = health.status
+    count = status.open_batches.get(BatchStatus.PARKED, 0)
+    numbers: dict[str, int | float] = {"parked_batches": count, "parked_events": status.parked}
+    if not count:
+        return Answer(True, "No batch waits for a person.", "", numbers)
+    said = (
+        f"{counted(count, 'batch is', 'batches are')} parked with {counted(status.parked, 'event')}, not tried again "
+        f"by themselves. {_next_step(status)}"
+    )
+    return Answer(False, said, str(count), numbers)
 
 
 def judge_gaps(health: Health, *, limit_seconds: float) -> Answer:

@@ -22,9 +22,10 @@ from outbox_pipeline.monitoring.status import Status, read_status
 from outbox_pipeline.monitoring.webhook import post_json
 from outbox_pipeline.orchestration.assets import EVENT_LOG
 from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
-from outbox_pipeline.orchestration.health import LAG_BELOW_THRESHOLD
+from outbox_pipeline.orchestration.health import CLICKHOUSE_ANSWERS, LAG_BELOW_THRESHOLD, NOTHING_PARKED
 from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from outbox_pipeline.orchestration.resources import PipelineResource
+from outbox_pipeline.orchestration.run_tags import TOLD_BY_CHECK_TAG
 from outbox_pipeline.settings import Settings
 
 #: PostgreSQL may restart without an alert.
@@ -43,7 +44,9 @@ _MAX_RUNS_KEPT = 200
 _SENSOR_FAILURES = 3
 
 #: Checks with an incident of their own: a parked batch or a failed run where a retry may be coming, and the lag.
-_CHECKS_WITH_OWN_INCIDENT = frozenset({DELIVERED_WHOLE, LAG_BELOW_THRESHOLD})
+_CHECKS_WITH_OWN_INCIDENT = frozenset({DELIVERED_WHOLE, LAG_BELOW_THRESHOLD, NOTHING_PARKED})
+#: ClickHouse may restart without an alert: until it has been away for a minute this check is yellow.
+_TOLD_WHEN_RED = frozenset({CLICKHOUSE_ANSWERS})
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,14 @@ def _failed_check(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> Condit
     latest: dict[str | None, dg.AssetCheckEvaluation] = {}
     for partition, evaluation in _results(instance, key):
         latest.setdefault(partition, evaluation)
+    if len(latest) > 1:
+        # A result without a day repeats those of its days, which later results replace.
+        latest.pop(None, None)
     failed = {partition: found for partition, found in latest.items() if not found.passed}
+    if key.name in _TOLD_WHEN_RED:
+        failed = {
+            partition: found for partition, found in failed.items() if found.severity != dg.AssetCheckSeverity.WARN
+        }
     if not failed:
         return None
     partition, worst = next(iter(failed.items()))
@@ -234,7 +244,7 @@ def _note_run(failing: dict[str, dict[str, Any]], run: dg.DagsterRun) -> None:
     if not _is_ours(run) or _is_for_a_batch(run) or run.tags.get("dagster/will_retry") == "true":
         return
     name = run.tags.get("dagster/partition") or run.job_name
-    if run.status == dg.DagsterRunStatus.SUCCESS:
+    if run.status == dg.DagsterRunStatus.SUCCESS or TOLD_BY_CHECK_TAG in run.tags:
         failing.pop(name, None)
         return
     backfill = run.tags.get("dagster/backfill")

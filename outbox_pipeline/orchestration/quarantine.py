@@ -39,11 +39,18 @@ class ChoiceConfig(dg.Config):
     since: str = Field(default="", description="Only events held since this UTC date or time or later.")
     until: str = Field(default="", description="Only events held before this UTC date or time.")
     batch_id: str = Field(default="", description="Only events that this batch refused.")
-    everything: bool = Field(default=False, description="All held events; needed when no filter is given.")
-    dry_run: bool = Field(default=True, description="Only count what matches. Set to false to change it.")
+    everything: bool = Field(
+        default=False, description="All held events; needed to change them when no filter is given."
+    )
+    dry_run: bool = Field(
+        default=True, description="Only count what matches, without a filter all. Set to false to change it."
+    )
 
     def chosen(self) -> Filter:
-        """Return the filter. Raises UsageError when it cannot be read, or leaves open what is meant."""
+        """Return the filter; a dry run without one counts all.
+
+        Raises UsageError when it cannot be read, or leaves open what is to be changed.
+        """
         wanted = quarantine.parse_filter(
             self.event_ids,
             event_type=self.event_type or None,
@@ -52,7 +59,7 @@ class ChoiceConfig(dg.Config):
             until=self.until or None,
             batch_id=self.batch_id or None,
         )
-        if wanted == Filter() and not self.everything:
+        if wanted == Filter() and not self.everything and not self.dry_run:
             raise UsageError("No filter is given: name events, choose a filter, or set everything to true.")
         return wanted
 
@@ -107,7 +114,6 @@ def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline
         "OUTBOX_EVENT_TYPES). Run it as it is first: it only counts. Then choose events, set dry_run to false and run "
         "it again. What is still bad comes back into quarantine, so trying costs nothing."
     ),
-    config=dg.RunConfig(ops={"requeue_held": ChoiceConfig(everything=True)}),
     run_tags=_TAGS,
 )
 def requeue_quarantined() -> None:

@@ -6,10 +6,11 @@ job is told to.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from functools import partial
+from functools import partial, reduce
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
@@ -22,11 +23,11 @@ from outbox_pipeline.operations.reconcile.compare import reconcile
 from outbox_pipeline.operations.reconcile.findings import DayTotals, Difference, Reconciled
 from outbox_pipeline.operations.reconcile.repair import Repaired, repair
 from outbox_pipeline.orchestration.assets import EVENT_LOG
-from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, recorded_days
+from outbox_pipeline.orchestration.partitions import days_of, deliverable_days, nearest_day, recorded_days
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
 from outbox_pipeline.orchestration.run_limits import comparison_seconds, move_limit, redelivery_seconds
-from outbox_pipeline.orchestration.run_tags import in_background, max_runtime
+from outbox_pipeline.orchestration.run_tags import TOLD_BY_CHECK_TAG, in_background, max_runtime
 from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.orchestration.shown import ROWS_SHOWN, Metadata, table
 from outbox_pipeline.orchestration.step_failures import one_sentence
@@ -42,7 +43,9 @@ class ReconcileConfig(dg.Config):
     """Which days are compared, and what is done about what differs."""
 
     first_day: str = Field(default="", description="First UTC day. Empty: OUTBOX_RECONCILE_DAYS days before today.")
-    last_day: str = Field(default="", description="Last UTC day, included. Empty: yesterday.")
+    last_day: str = Field(
+        default="", description="Last UTC day, included. Empty: yesterday, or the outbox's first day."
+    )
     repair: bool = Field(
         default=False,
         description=(
@@ -57,11 +60,12 @@ class ReconcileConfig(dg.Config):
     def window(self) -> Window:
         """Return the days, never beyond those that have a partition.
 
-        Without days they are the last OUTBOX_RECONCILE_DAYS before today. Raises UsageError for a word that is no day,
-        ConfigurationError when no day is left of those that were given: comparing nothing would look well.
+        Without days they are the last OUTBOX_RECONCILE_DAYS before today, on the ledger's first day that one. Raises
+        UsageError for a word that is no day, ConfigurationError when no day is left of those that were given: comparing
+        nothing would look well.
         """
         first_there, last_there = deliverable_days()
-        last = parse_day(self.last_day, "last_day") if self.last_day else today() - timedelta(days=1)
+        last = parse_day(self.last_day, "last_day") if self.last_day else nearest_day(today() - timedelta(days=1))
         days = load_settings().reconcile_days
         first = parse_day(self.first_day, "first_day") if self.first_day else _before(last, days - 1)
         window = Window(max(first, first_there), min(last, last_there))
@@ -75,7 +79,7 @@ def _before(day: date, days: int) -> date:
     return date.fromordinal(max(1, day.toordinal() - days))
 
 
-def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChecksDefinition:
+def _check_of_a_day(function: Callable[..., Any]) -> dg.AssetChecksDefinition:
     with warnings.catch_warnings():
         # A preview in Dagster 1.13. Without it each day's check would be shown as planned for ever.
         warnings.simplefilter("ignore", dg.PreviewWarning)
@@ -94,16 +98,21 @@ def _check_of_a_day(function: Callable[..., dg.AssetCheckResult]) -> dg.AssetChe
 
 
 @_check_of_a_day
-def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Compare the days that the partition stands for and change nothing; part of each run for a day, at its end."""
+def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
+    """Compare the days that the partition stands for and change nothing; part of each run for a day, at its end.
+
+    Without a partition, as the button *Execute all* starts it, today and yesterday are compared, each reported for
+    itself too.
+    """
     run = context.op_execution_context.run
     if _PARTITION_TAG not in run.tags:
-        raise dg.Failure("This check is for one day: materialize a day, or run the job reconcile_days.")
+        yield from _check_of_latest_days(context.op_execution_context, pipeline)
+        return
     move_limit(context.op_execution_context.instance, run.run_id, comparison_seconds(1))
     day = date.fromisoformat(run.tags[_PARTITION_TAG])
     found = reconcile(pipeline.stores, days_of(day))
     totals = found.total(day)
-    return dg.AssetCheckResult(
+    yield dg.AssetCheckResult(
         passed=totals.is_clean,
         severity=_severity(totals),
         description=_told(totals),
@@ -111,13 +120,35 @@ def reconciled(context: dg.AssetCheckExecutionContext, pipeline: PipelineResourc
     )
 
 
+def _check_of_latest_days(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
+    last = today()
+    window = Window(min(nearest_day(last - timedelta(days=1)), last), last)
+    move_limit(context.instance, context.run_id, comparison_seconds(window.day_count))
+    with one_sentence():
+        found = reconcile(pipeline.stores, window)
+    yield from _evaluations(context, found, None)
+    days = _each_day(found)
+    # Of an AssetCheckResult Dagster would look up the materialization that it is about, by the partition of the run.
+    yield dg.AssetCheckEvaluation(
+        asset_key=EVENT_LOG,
+        check_name=RECONCILED,
+        passed=all(day.is_clean for day in days),
+        severity=_worst(days),
+        blocking=False,
+        description=" ".join(f"{day.day}: {_told(day)}" for day in days),
+        metadata=dict(_of_day(reduce(DayTotals.plus, days), found, None, days=window)),
+    )
+    yield dg.Output(None)
+
+
 @literal
 @dg.op(out=dg.Out(dg.Nothing), tags={"kind": "clickhouse"})
 def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Compare all the days at once, repair what differs if told to, and report the check `reconciled` of each day.
 
-    A run that dies has repaired some batches and left the others as they were; run it again. A redelivery that fails is
-    in the ledger, and outbox_sensor takes it up.
+    Where rows or batches are broken afterwards the run fails with a sentence; the check is what alerts tell of. A run
+    that dies has repaired some batches and left the others as they were; run it again. A redelivery that fails is in
+    the ledger, and outbox_sensor takes it up.
     """
     instance, redelivery = context.instance, redelivery_seconds(pipeline.settings)
     with one_sentence():
@@ -128,23 +159,34 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
         if config.repair:
             again = partial(move_limit, instance, context.run_id, redelivery)
             repaired = repair(pipeline.stores, found, run_id=context.run_id, on_batch=again)
-    for totals in _each_day(found):
-        evaluation = _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))
-        context.log_event(evaluation)  # type: ignore[arg-type]  # taken, if not declared
+    # Yielded, because what a step that fails has only logged is lost.
+    yield from _evaluations(context, found, repaired)
     for sentence in [] if repaired is None else repaired.left:
         context.log.warning(sentence)
     for rows in found.unknown:
         context.log.warning(rows.sentence)
-    context.add_output_metadata(of_reconciled(found, repaired))
+    left = [_after_repair(totals, found, repaired) for totals in _each_day(found)]
+    broken = [day for day in left if not day.is_whole]
+    if broken:
+        context.instance.add_run_tags(context.run_id, {TOLD_BY_CHECK_TAG: RECONCILED})
+        said = " ".join(f"{day.day}: {_told(day)}" for day in broken[:ROWS_SHOWN])
+        raise dg.Failure(said, metadata=of_reconciled(found, repaired), allow_retries=False)
+    yield dg.Output(None, metadata=of_reconciled(found, repaired))
+
+
+def _evaluations(
+    context: dg.OpExecutionContext, found: Reconciled, repaired: Repaired | None
+) -> Iterator[dg.AssetCheckEvaluation]:
+    for totals in _each_day(found):
+        yield _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))
 
 
 @dg.job(
     description=(
         "Compare PostgreSQL with ClickHouse over many days in one run and report the check reconciled of each day. Run "
         "as it is it takes the last OUTBOX_RECONCILE_DAYS days and changes nothing; with repair: true it delivers "
-        "differing batches again and touches no other."
+        "differing batches again and touches no other. A failed run says which days are broken."
     ),
-    config=dg.RunConfig(ops={"compare_days": ReconcileConfig()}),
     run_tags=max_runtime(comparison_seconds(load_settings().reconcile_days))
     | in_background("reconcile", priority=-1)
     | settings_tag(load_settings()),
@@ -220,6 +262,10 @@ def _after_repair(totals: DayTotals, found: Reconciled, repaired: Repaired | Non
     beyond = sum(item.is_pruned for item in left)
     late = 0 if repaired.moved else totals.late_events
     return replace(totals, differing=len(left), differing_pruned=beyond, stray_events=0, late_events=late)
+
+
+def _worst(days: Sequence[DayTotals]) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.WARN if all(day.is_whole for day in days) else dg.AssetCheckSeverity.ERROR
 
 
 def _severity(totals: DayTotals) -> dg.AssetCheckSeverity:

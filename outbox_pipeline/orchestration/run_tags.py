@@ -3,6 +3,8 @@
 #: The attempt on its batch that a run was asked for.
 ATTEMPT_TAG = "outbox/attempt"
 
+#: On a run that ended well and failed for what its check says: the check is the incident, the run none.
+TOLD_BY_CHECK_TAG = "outbox/told_by_check"
 
 #: Dagster's own tag: seconds after which a run that is at work counts as failed.
 MAX_RUNTIME_TAG = "dagster/max_runtime"

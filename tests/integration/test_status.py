@@ -20,6 +20,7 @@ from tests.fixtures.commands import Outbox
 from tests.fixtures.events import publish, publish_in
 from tests.fixtures.ledger import execute
 from tests.fixtures.plans import nodes
+from tests.fixtures.sensors import NOWHERE
 
 
 def test_status_counts_each_event_once_along_its_way(stores: Stores) -> None:
@@ -139,6 +140,33 @@ def test_a_ledger_that_is_stopped_is_told_by_status(outbox: Outbox, stores: Stor
     assert "run 'outbox adopt'" in after["problem"]
     assert shown.stdout.splitlines()[0].split(maxsplit=1) == ["problem", after["problem"]]
     assert (shown.exit_code, after["pending"]) == (0, 1)
+
+
+def test_status_says_whether_clickhouse_answers(
+    outbox: Outbox, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks now, and where nothing answers says when ClickHouse last proved a delivery; no password is shown."""
+    publish(stores.engine, 1)
+    relay(stores, until_empty=True)
+    before, plain = outbox("status").stdout, json.loads(outbox("status", "--json").stdout)
+    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", f"http://user:sekret@{NOWHERE}")
+    away, plain_away = outbox("status"), json.loads(outbox("status", "--json").stdout)
+    stores.client.run("DROP TABLE {fence:Identifier}")
+    assert stores.settings.clickhouse_url
+    monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", stores.settings.clickhouse_url.get_secret_value())
+    unfit = json.loads(outbox("status", "--json").stdout)
+
+    (line,) = [line for line in before.splitlines() if line.startswith("ClickHouse")]
+    (away_line,) = [line for line in away.stdout.splitlines() if line.startswith("ClickHouse")]
+    last = read_status(stores.engine).last_processed_at
+    assert line.split() == ["ClickHouse", "answers"]
+    assert away.exit_code == 0
+    assert "does not answer now; it proved a delivery last at" in away_line
+    assert f"{last:%H:%M:%S}" in away_line
+    assert "sekret" not in away.output
+    assert (plain["clickhouse_answers"], plain["clickhouse_problem"]) == (True, None)
+    assert plain_away["clickhouse_answers"] is False
+    assert (unfit["clickhouse_answers"], "outbox init" in unfit["clickhouse_problem"]) == (True, True)
 
 
 def test_parked_events_are_apart_from_those_in_flight(stores: Stores) -> None:

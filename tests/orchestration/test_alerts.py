@@ -11,7 +11,7 @@ from sqlalchemy import text
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.incidents import Incidents
 from outbox_pipeline.orchestration.alerts import Look, alert_sensor, watch_checks
-from outbox_pipeline.orchestration.assets import EVENT_LOG
+from outbox_pipeline.orchestration.assets import EVENT_LOG, OUTBOX_KEY
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.leases import resume_parked
@@ -20,6 +20,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import load_settings, today
 from outbox_pipeline.stores import Stores
+from tests.fixtures.broken_batches import BREAKAGES, deliver_batches
 from tests.fixtures.events import publish
 from tests.fixtures.held import hold
 from tests.fixtures.ledger import execute
@@ -103,9 +104,11 @@ def test_a_parked_batch_is_one_alert_and_one_recovery(watched: Watched, receiver
     """While a retry is coming nothing is sent; parked, once; delivered, once."""
     fail_a_batch(watched.stores)
     watched.tick()
+    tick_health(watched.instance, watched.stores)
     while_retrying = list(receiver.notices)
     move_by_hand(watched.stores.engine, "UPDATE outbox.batch SET status = 'parked'")
     for _ in range(3):
+        tick_health(watched.instance, watched.stores)
         watched.tick()
     while_parked = receiver.told("parked")
     with ledger_transaction(watched.stores.engine) as connection:
@@ -117,6 +120,7 @@ def test_a_parked_batch_is_one_alert_and_one_recovery(watched: Watched, receiver
     assert while_retrying == []
     assert while_parked == ["firing"]
     assert receiver.told("parked") == ["firing", "resolved"]
+    assert {notice["incident"] for notice in receiver.notices} == {"parked"}
     assert receiver.notices[0]["title"] == "1 batch is parked with 2 events."
     assert "outbox resume" in receiver.notices[0]["text"]
 
@@ -155,7 +159,15 @@ def test_failed_checks_are_told_with_their_words(watched: Watched, receiver: Rec
     assert "requeue_quarantined" in receiver.notices[0]["detail"]
 
 
-@pytest.mark.parametrize(("name", "days"), [("of_days", ("2026-02-01", "2026-02-02")), ("of_all", (None, None))])
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [
+        ("of_days", ("2026-02-01", "2026-02-02")),
+        ("of_all", (None, None)),
+        # As *Execute all* reports it: it repeats its days', which later results replace.
+        ("of_both", (None, "2026-02-01")),
+    ],
+)
 def test_a_failed_day_is_not_hidden_by_another(
     instance: dg.DagsterInstance, stores: Stores, name: str, days: tuple[str | None, str | None]
 ) -> None:
@@ -183,6 +195,40 @@ def test_a_failed_run_is_told_and_its_success_too(watched: Watched, receiver: Re
     watched.tick()
 
     assert receiver.told("run:requeue_quarantined") == ["firing", "resolved"]
+
+
+def test_broken_batches_are_one_incident(watched: Watched, receiver: Receiver) -> None:
+    """The check tells of them, and the failed run of the comparison is no second one."""
+    batches = deliver_batches(watched.stores)
+    BREAKAGES["half a batch"].do(watched.stores.client, batches[1].batch_id)
+    day = {"first_day": str(today()), "last_day": str(today())}
+    run_job(watched, "reconcile_days", **day)
+    watched.tick()
+    opened = [(notice["incident"], notice["status"]) for notice in receiver.notices]
+    run_job(watched, "reconcile_days", **day, repair=True)
+    watched.tick()
+
+    assert opened == [("check:event_log/reconciled", "firing")]
+    assert receiver.told("check:event_log/reconciled") == ["firing", "resolved"]
+    assert receiver.told("run:reconcile_days") == []
+
+
+def test_a_clickhouse_that_is_away_for_a_minute_is_told(watched: Watched, receiver: Receiver) -> None:
+    """A restart is not; what is parked is told once, by its own incident."""
+    told = []
+    for severity in (dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR):
+        watched.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=OUTBOX_KEY, check_name="clickhouse_answers", passed=False, severity=severity
+            )
+        )
+        watched.tick()
+        told.append(receiver.told("check:postgres/outbox/clickhouse_answers"))
+    tick_health(watched.instance, watched.stores)
+    watched.tick()
+
+    assert told == [[], ["firing"]]
+    assert receiver.told("check:postgres/outbox/clickhouse_answers") == ["firing", "resolved"]
 
 
 def test_a_failed_run_of_a_batch_is_the_ledgers_matter(watched: Watched, receiver: Receiver) -> None:

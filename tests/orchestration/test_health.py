@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import dagster as dg
@@ -16,19 +16,28 @@ from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.health import (
+    AUTOMATION_IS_ON,
+    CLICKHOUSE_ANSWERS,
     LAG_BELOW_THRESHOLD,
     LEDGER_CONSISTENT,
     NO_OLD_GAP,
+    NOTHING_PARKED,
     OUTBOX,
 )
 from outbox_pipeline.orchestration.quarantine import QUARANTINE_EMPTY
+from outbox_pipeline.postgres.engine import ledger_transaction
+from outbox_pipeline.postgres.leases import resume_parked
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
+from tests.fixtures.attempts import fail_batch
 from tests.fixtures.events import publish, publish_in
-from tests.fixtures.sensors import NOWHERE, evaluate_health, latest_check, pipeline, tick_health
+from tests.fixtures.sensors import NOWHERE, evaluate_health, latest_check, pipeline, switched_off, tick_health
 
-ALL = [LAG_BELOW_THRESHOLD, NO_OLD_GAP, LEDGER_CONSISTENT, QUARANTINE_EMPTY]
+ALL = [
+    *(LAG_BELOW_THRESHOLD, NO_OLD_GAP, LEDGER_CONSISTENT, NOTHING_PARKED),
+    *(CLICKHOUSE_ANSWERS, AUTOMATION_IS_ON, QUARANTINE_EMPTY),
+]
 
 
 def reported(result: dg.SensorResult) -> list[str]:
@@ -42,13 +51,13 @@ def in_next_slot(cursor: str | None) -> str:
 
 
 def test_every_check_is_reported_at_first_and_green(instance: dg.DagsterInstance, stores: Stores) -> None:
-    """On an empty outbox the first tick makes all four checks green and asks for no run."""
+    """On an empty outbox the first tick makes all checks green and asks for no run."""
     result = tick_health(instance, stores)
 
     assert reported(result) == ALL
     assert not result.run_requests
     checks = [latest_check(instance, name) for name in ALL]
-    assert [check is not None and check.passed for check in checks] == [True] * 4
+    assert [check is not None and check.passed for check in checks] == [True] * len(ALL)
 
 
 def test_a_check_is_reported_when_it_changes(instance: dg.DagsterInstance, stores: Stores) -> None:
@@ -58,7 +67,7 @@ def test_a_check_is_reported_when_it_changes(instance: dg.DagsterInstance, store
     again = tick_health(instance, stores, first.cursor)
     later = tick_health(instance, stores, in_next_slot(first.cursor))
 
-    assert [len(reported(result)) for result in (first, again, later)] == [4, 0, 4]
+    assert [len(reported(result)) for result in (first, again, later)] == [len(ALL), 0, len(ALL)]
     assert not again.asset_events
     assert "all is well" in str(again.skip_reason)
 
@@ -118,6 +127,97 @@ def test_each_check_can_be_executed_by_hand(instance: dg.DagsterInstance, stores
 
     assert reported_one is not None
     assert (check.check_name, check.passed, check.description) == (name, True, reported_one.description)
+
+
+def test_a_parked_batch_turns_its_check_red_at_once(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The next tick says how many wait for a person and why, long before the lag does; resumed, it is green again."""
+    first = tick_health(instance, stores)
+    publish(stores.engine, 2)
+    fail_batch(stores, "poison", max_attempts=1)
+    parked = tick_health(instance, stores, first.cursor)
+    red = latest_check(instance, NOTHING_PARKED)
+    with ledger_transaction(stores.engine) as connection:
+        resume_parked(connection)
+    over = tick_health(instance, stores, parked.cursor)
+    green = latest_check(instance, NOTHING_PARKED)
+
+    assert [reported(result) for result in (parked, over)] == [[NOTHING_PARKED]] * 2
+    assert red is not None
+    assert (red.passed, red.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "1 batch is parked with 2 events" in str(red.description)
+    assert "poison" in str(red.description)
+    assert green is not None
+    assert green.passed
+
+
+def test_a_clickhouse_that_is_away_turns_its_check_yellow_and_then_red(
+    instance: dg.DagsterInstance, stores: Stores
+) -> None:
+    """Since when is kept from tick to tick; a restart is a warning, a minute is an error, and it ends by itself."""
+    away = pipeline(stores, clickhouse_url=f"http://user:secret@{NOWHERE}")
+    first = evaluate_health(instance, away)
+    yellow = latest_check(instance, CLICKHOUSE_ANSWERS)
+    same = evaluate_health(instance, away, first.cursor)
+    since = datetime.now(UTC) - timedelta(seconds=61)
+    long_ago = json.dumps({**json.loads(str(same.cursor)), "clickhouse_away_since": since.isoformat()})
+    later = evaluate_health(instance, away, long_ago)
+    red = latest_check(instance, CLICKHOUSE_ANSWERS)
+    back = tick_health(instance, stores, later.cursor)
+    green = latest_check(instance, CLICKHOUSE_ANSWERS)
+
+    assert [reported(result) for result in (same, later, back)] == [[], [CLICKHOUSE_ANSWERS], [CLICKHOUSE_ANSWERS]]
+    assert yellow is not None
+    assert (yellow.passed, yellow.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert red is not None
+    assert (red.passed, red.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert f"ClickHouse does not answer since {since:%Y-%m-%d %H:%M:%S} UTC" in str(red.description)
+    assert "secret" not in str(red.description)
+    assert green is not None
+    assert green.passed
+
+
+def test_a_log_that_is_gone_is_told_with_what_to_do(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """ClickHouse answers, and nothing can be delivered into it."""
+    first = tick_health(instance, stores)
+    stores.client.run("DROP TABLE {fence:Identifier}")
+
+    tick_health(instance, stores, first.cursor)
+
+    check = latest_check(instance, CLICKHOUSE_ANSWERS)
+    assert check is not None
+    assert not check.passed
+    assert "Nothing can be delivered into ClickHouse" in str(check.description)
+    assert "outbox init" in str(check.description)
+
+
+@pytest.mark.parametrize(("name", "severity"), [("outbox_sensor", "ERROR"), ("completeness_sensor", "WARN")])
+def test_a_sensor_that_is_switched_off_is_told(
+    instance: dg.DagsterInstance, stores: Stores, name: str, severity: str
+) -> None:
+    """Red when nothing is delivered meanwhile, else yellow; of other code locations nothing is said."""
+    first = tick_health(instance, stores)
+    with switched_off(instance, name), switched_off(instance, "prune_hourly", location="another"):
+        off = tick_health(instance, stores, first.cursor)
+        check = latest_check(instance, AUTOMATION_IS_ON)
+    on = tick_health(instance, stores, off.cursor)
+
+    assert [reported(result) for result in (off, on)] == [[AUTOMATION_IS_ON]] * 2
+    assert check is not None
+    assert (check.passed, check.severity.value) == (False, severity)
+    assert f"Switched off: {name}." in str(check.description)
+    assert ("Nothing is delivered meanwhile" in str(check.description)) == (severity == "ERROR")
+
+
+def test_an_alert_sensor_without_a_webhook_may_be_off(
+    instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing to do then; with one it is missed."""
+    with switched_off(instance, "alert_sensor"):
+        without = tick_health(instance, stores)
+        monkeypatch.setenv("OUTBOX_ALERT_WEBHOOK_URL", "http://127.0.0.1:9/hook")
+        with_one = tick_health(instance, stores, without.cursor)
+
+    assert reported(with_one) == [AUTOMATION_IS_ON]
 
 
 def test_a_broken_ledger_is_an_error(instance: dg.DagsterInstance, stores: Stores) -> None:

@@ -32,14 +32,33 @@ def batches(stores: Stores) -> list[Batch]:
     return deliver_batches(stores)
 
 
+def run_job(instance: dg.DagsterInstance, **config: object) -> dg.ExecuteInProcessResult:
+    """Run the job, which may fail."""
+    job = build_definitions().resolve_job_def("reconcile_days")
+    return job.execute_in_process(
+        instance=instance, run_config={"ops": {"compare_days": {"config": config}}}, raise_on_error=False
+    )
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """Return the sentence that the run failed with."""
+    (failed,) = result.filter_events(lambda event: event.is_step_failure)
+    described = failed.step_failure_data.user_failure_data
+    return (described and described.description) or ""
+
+
+def execute_all(instance: dg.DagsterInstance) -> dict[str | None, dg.AssetCheckEvaluation]:
+    """Run the check as the button *Execute all* does, without a partition; returns what was reported, by day."""
+    job = build_definitions().resolve_implicit_global_asset_job_def()
+    chosen = job.get_subset(asset_selection=set(), asset_check_selection={dg.AssetCheckKey(EVENT_LOG, RECONCILED)})
+    result = chosen.execute_in_process(instance=instance)
+    return {check.partition: check for check in result.get_asset_check_evaluations()}
+
+
 def compare(instance: dg.DagsterInstance, **config: object) -> dict[str, dg.AssetCheckEvaluation]:
     """Run the job over yesterday and today and return the evaluation of each day."""
     days = {"first_day": str(today() - timedelta(days=1)), "last_day": str(today())}
-    result = (
-        build_definitions()
-        .resolve_job_def("reconcile_days")
-        .execute_in_process(instance=instance, run_config={"ops": {"compare_days": {"config": {**days, **config}}}})
-    )
+    result = run_job(instance, **days, **config)
     return {str(check.partition): check for check in result.get_asset_check_evaluations()}
 
 
@@ -130,6 +149,50 @@ def test_the_job_repairs_when_told(instance: dg.DagsterInstance, stores: Stores,
     assert healthy_rows(stores.client, batches[1].batch_id) == before
     again = compare(instance, repair=True)[str(today())]
     assert (again.passed, numbers(again)["batches_differing"]) == (True, 0)
+
+
+def test_a_run_that_finds_broken_batches_fails_with_the_sentence(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """Its numbers stay with it; a run that has repaired all of it succeeds."""
+    BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
+    day = {"first_day": str(today()), "last_day": str(today())}
+
+    broken, repaired, whole = (run_job(instance, repair=repair, **day) for repair in (False, True, False))
+
+    assert [result.success for result in (broken, repaired, whole)] == [False, True, True]
+    assert failure(broken).startswith(f"{today()}: 1 of 3 batches differ")
+    assert "Materialize this day" in failure(broken)
+    (step,) = broken.filter_events(lambda event: event.is_step_failure)
+    assert step.step_failure_data.user_failure_data.metadata["batches_differing"].value == 1
+
+
+def test_execute_all_compares_today_and_yesterday(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
+) -> None:
+    """The check's own button needs no day: it passes, or fails with a text, and each of both days has its result."""
+    yesterday, day = str(today() - timedelta(days=1)), str(today())
+    green = execute_all(instance)
+    BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
+    red = execute_all(instance)
+
+    assert {partition: check.passed for partition, check in green.items()} == {None: True, yesterday: True, day: True}
+    assert {partition: check.passed for partition, check in red.items()} == {None: False, yesterday: True, day: False}
+    assert f"{day}: 1 of 3 batches differ" in str(red[None].description)
+    assert red[None].severity == dg.AssetCheckSeverity.ERROR
+    assert numbers(red[None])["rows_found"] == 250
+
+
+def test_on_the_first_day_that_day_is_compared(
+    instance: dg.DagsterInstance, stores: Stores, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison of days before the outbox began would compare nothing and look well."""
+    monkeypatch.setenv("OUTBOX_FIRST_DAY", str(today()))
+
+    window = ReconcileConfig().window()
+
+    assert (window.first_day, window.last_day) == (today(), today())
+    assert set(execute_all(instance)) == {None, str(today())}
 
 
 def test_rows_of_unknown_batches_are_a_warning(

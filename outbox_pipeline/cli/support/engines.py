@@ -123,6 +123,19 @@ def embedded_pids() -> dict[str, int]:
     return {name: pid for name, pid in pids.items() if getattr(given, f"{name}_url") is None}
 
 
+def with_running_clickhouse(settings: "Settings") -> "Settings":
+    """Return settings with the URL of the embedded ClickHouse where none is set and it runs; starts nothing."""
+    if settings.clickhouse_url is not None:
+        return settings
+    try:
+        require_embedded()
+        from outbox_pipeline.embedded.engines import running_engines
+
+        return with_urls(settings, running_engines(settings.home))
+    except ConfigurationError:
+        return settings
+
+
 def with_urls(settings: "Settings", urls: "EngineUrls") -> "Settings":
     """Return *settings* with the engines' URLs where none is set."""
     from pydantic import SecretStr

@@ -31,8 +31,9 @@ from outbox_pipeline.settings import load_settings
 #: Runs for days, from the backfill page, have none and wait in the queue until new events are on their way.
 _BEFORE_BACKFILLS = {"dagster/priority": "1"}
 
-#: The cursor while ClickHouse answers; otherwise it is the time since when it does not.
+#: The cursor, which a person may read; behind the second one stands since when.
 _ANSWERING = "ClickHouse answers"
+_AWAY = "ClickHouse does not answer since "
 
 #: A younger request is on its way: the daemon launches the runs of a tick after the tick has ended.
 _FRESH_SECONDS = 10.0
@@ -50,7 +51,7 @@ def _minimum_interval_seconds() -> int:
 
 
 def _away_since(cursor: str | None) -> str | None:
-    return None if cursor in (None, "", _ANSWERING) else cursor
+    return cursor.removeprefix(_AWAY) if cursor and cursor.startswith(_AWAY) else None
 
 
 @dg.sensor(
@@ -68,8 +69,10 @@ def outbox_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResourc
         # Attempts on a log that is not there, or another outbox's, would fail until their batches are parked.
         seen = ask_seen(pipeline.engine, pipeline.settings)
     except TransientError as error:
-        since = _away_since(context.cursor) or datetime.now(UTC).isoformat(timespec="seconds")
-        return dg.SensorResult(skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=since)
+        since = _away_since(context.cursor) or f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return dg.SensorResult(
+            skip_reason=f"No runs while ClickHouse is away (since {since}): {error}", cursor=f"{_AWAY}{since}"
+        )
     _update_request_ends(context.instance, pipeline)
     end_overtaken_runs(context.instance, pipeline)
     tick = plan_tick(pipeline.engine, pipeline.settings, days=deliverable_days(), seen=seen)

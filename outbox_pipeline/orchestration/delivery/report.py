@@ -63,8 +63,7 @@ def of_load(loaded: Loaded) -> Metadata:
         "sent_bytes": loaded.sent_bytes,
         "generation": dg.MetadataValue.text(str(loaded.generation)),
         "was_already_there": loaded.was_there,
-        "seconds": round(loaded.seconds, 3),
-        "rows_per_second": rate(loaded.row_count, loaded.seconds),
+        "load_seconds": round(loaded.seconds, 3),
         "proof": dg.MetadataValue.json(_as_text(loaded.proof.to_json())),
     }
 
