@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
-from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, running_dagster, watch
+from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, preloaded_dagster, running_dagster, watch
 
 if TYPE_CHECKING:
     from outbox_pipeline.demo.day import Look, ShopDay
@@ -50,9 +50,15 @@ def demo(
     Example: outbox demo --events 5000 --exit --json
     """
     is_clean = False
-    with interruptible(), ready_settings() as settings, running_dagster(settings, port=port) as (url, stack):
+    with (
+        interruptible(),
+        preloaded_dagster() as launcher,
+        ready_settings() as settings,
+        _shop(settings) as day,
+        running_dagster(settings, launcher, port=port, before=day.open) as (url, stack),
+    ):
         typer.echo(f"Dagster UI: {url}", err=True)
-        day, report = _hold(settings, stack, event_count=events)
+        report = _hold(day, stack, event_count=events)
         is_clean = report.comparison.is_clean
         show_report(report, as_json=as_json)
         if is_clean:
@@ -65,9 +71,13 @@ def demo(
         raise typer.Exit(1)
 
 
-def _hold(settings: "Settings", stack: "DagsterStack | None", *, event_count: int) -> "tuple[ShopDay, Report]":
+def _shop(settings: "Settings") -> "AbstractContextManager[ShopDay]":
     from outbox_pipeline.demo.day import ShopDay
 
+    return closing(ShopDay(settings))
+
+
+def _hold(day: "ShopDay", stack: "DagsterStack | None", *, event_count: int) -> "Report":
     with _display(event_count) as show:
 
         def look(seen: "Look") -> None:
@@ -75,8 +85,7 @@ def _hold(settings: "Settings", stack: "DagsterStack | None", *, event_count: in
             if stack is not None:
                 stack.revive()
 
-        day = ShopDay(settings, on_look=look)
-        return day, day.run(event_count)
+        return day.run(event_count, look)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from outbox_pipeline.cli.support.output import quoted
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from outbox_pipeline.orchestration.host.launch import Launcher
     from outbox_pipeline.orchestration.host.stack import DagsterStack
     from outbox_pipeline.settings import Settings
 
@@ -45,35 +46,62 @@ def up(
 
     Example: outbox up --port 3000
     """
-    with interruptible(), ready_settings() as settings:
-        if engines_only:
+    if engines_only:
+        with interruptible(), ready_settings() as settings:
             _require_embedded_url()
             typer.echo(_engines_are_up(settings), err=True)
             threading.Event().wait()
-        with running_dagster(settings, port=port) as (url, stack):
-            typer.echo(f"Dagster UI: {url}")
-            if stack is None:
-                typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
-                return
-            typer.echo(f"It runs on {settings.home}. Ctrl-C ends it. Logs are in {settings.home / 'logs'}.", err=True)
-            watch(stack)
+    with (
+        interruptible(),
+        preloaded_dagster() as launcher,
+        ready_settings() as settings,
+        running_dagster(settings, launcher, port=port) as (url, stack),
+    ):
+        typer.echo(f"Dagster UI: {url}")
+        if stack is None:
+            typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
+            return
+        typer.echo(f"It runs on {settings.home}. Ctrl-C ends it. Logs are in {settings.home / 'logs'}.", err=True)
+        watch(stack)
 
 
 @contextmanager
-def running_dagster(settings: "Settings", *, port: int) -> Iterator[tuple[str, "DagsterStack | None"]]:
-    """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block."""
+def preloaded_dagster() -> Iterator["Launcher | None"]:
+    """Let Dagster's processes import what they need while the engines start; None where a stack runs already."""
+    from outbox_pipeline.orchestration.host.launch import preloading
+    from outbox_pipeline.orchestration.host.stack import running_stack
+    from outbox_pipeline.settings import load_settings
+
+    home = load_settings().home
+    if running_stack(home) is not None:
+        yield None
+        return
+    with preloading(home, {}) as launcher:
+        yield launcher
+
+
+@contextmanager
+def running_dagster(
+    settings: "Settings", launcher: "Launcher | None", *, port: int, before: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, "DagsterStack | None"]]:
+    """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block.
+
+    *before* is called when both stores answer, and before Dagster is started.
+    """
     from outbox_pipeline.operations.first_day import VARIABLE, find_first_day
     from outbox_pipeline.orchestration.host.stack import dagster_stack, running_stack
 
     url = running_stack(settings.home)
     if url is not None:
+        before()
         yield url, None
         return
     environment = dagster_environment(settings)
     _require_servers(settings)
     environment[VARIABLE] = find_first_day(settings).isoformat()
     typer.echo("Starting Dagster: code server, daemon, webserver …", err=True)
-    with dagster_stack(settings.home, environment, port=port) as stack:
+    before()
+    with dagster_stack(settings.home, environment, port=port, launcher=launcher) as stack:
         if port not in (0, stack.plan.web_port):
             typer.echo(f"Port {port} is taken.", err=True)
         yield stack.plan.url, stack

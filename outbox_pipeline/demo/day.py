@@ -6,18 +6,18 @@ second.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
-from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from outbox_pipeline.clickhouse.client import clickhouse_client
 from outbox_pipeline.demo import shop
-from outbox_pipeline.demo.arrivals import Arrivals, watching_arrivals
+from outbox_pipeline.demo.arrivals import watching_arrivals
 from outbox_pipeline.demo.report import Report, compare, latencies, look_at_both, quantile
-from outbox_pipeline.demo.visits import Visit, plan_visits
+from outbox_pipeline.demo.visits import plan_visits
 from outbox_pipeline.demo.writers import Journal, Writers, writing
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.monitoring.status import Status, read_status
@@ -46,64 +46,70 @@ class Look:
 
 
 class ShopDay:
-    """One demo from opening to report."""
+    """One demo from opening to report; close it at the end."""
 
-    def __init__(self, settings: Settings, *, on_look: Callable[[Look], None]) -> None:
-        """Connect nowhere yet; *on_look* runs in the caller's thread."""
+    def __init__(self, settings: Settings) -> None:
+        """Connect nowhere yet."""
         self.settings = settings
         self.status: Status | None = None
         self._engine = create_outbox_engine(settings)
         self._journal = Journal()
-        self._on_look = on_look
         self._held_before = 0
+        self._until_closed = ExitStack()
+        self._until_closed.callback(self._engine.dispose)
 
-    def run(self, event_count: int) -> Report:
-        """Commit *event_count* events, wait until they have arrived, and report.
+    def open(self) -> None:
+        """Make the shop's tables and publish that it is open; call it before what delivers has started.
+
+        So the first look of what delivers finds an event. Its arrival shows that all of it is up: what is measured
+        afterwards is delivery and not Dagster's start.
+        """
+        with translated(self._engine):
+            self._customers = shop.create_tables(self._engine)
+        self._after = self._last_position()
+        self._held_before = read_status(self._engine).quarantined
+        self._arrivals = self._until_closed.enter_context(watching_arrivals(self.settings, after=self._after))
+        with translated(self._engine), Session(self._engine) as session, session.begin():
+            self._opening = shop.open_doors(session, len(self._customers))
+        self._journal.note_committed([self._opening])
+
+    def close(self) -> None:
+        """End what watches and close all connections."""
+        self._until_closed.close()
+
+    def run(self, event_count: int, on_look: Callable[[Look], None]) -> Report:
+        """Commit events until they are *event_count*, wait until they have arrived, and report.
 
         The wait is bounded, so the report may show events missing; `status` then holds the ledger's last word.
+        *on_look* runs in the caller's thread.
         """
-        try:
-            return self._run(plan_visits(event_count - 1, Random()))
-        finally:
-            self._engine.dispose()
-
-    def _run(self, visits: list[Visit]) -> Report:
-        with translated(self._engine):
-            customers = shop.create_tables(self._engine)
-        after = self._last_position()
-        self._held_before = read_status(self._engine).quarantined
+        self._on_look = on_look
         started = time.monotonic()
-        with watching_arrivals(self.settings, after=after) as arrivals:
-            opening = self._open(customers, arrivals)
-            writers = Writers(self._engine, self._journal, customers)
-            with writing(writers, visits):
-                while not writers.is_done():
-                    self._look("The shop is open", arrivals)
-            self._drain(arrivals)
-        return self._report(arrivals, opening, after=after, started=started)
+        self._wait_for_the_opening()
+        writers = Writers(self._engine, self._journal, self._customers)
+        with writing(writers, plan_visits(event_count - 1, Random())):
+            while not writers.is_done():
+                self._look("The shop is open")
+        self._drain()
+        return self._report(started)
 
-    def _open(self, customers: list[int], arrivals: Arrivals) -> UUID:
-        # Its arrival shows that the daemon is up: what is measured afterwards is delivery and not Dagster's start.
-        with translated(self._engine), Session(self._engine) as session, session.begin():
-            opening = shop.open_doors(session, len(customers))
-        self._journal.note_committed([opening])
+    def _wait_for_the_opening(self) -> None:
         deadline = time.monotonic() + OPENING_SECONDS
-        while opening not in arrivals.seen and time.monotonic() < deadline:
-            self._look("Waiting for the first event", arrivals)
-        return opening
+        while self._opening not in self._arrivals.seen and time.monotonic() < deadline:
+            self._look("Waiting for the first event")
 
-    def _drain(self, arrivals: Arrivals) -> None:
+    def _drain(self) -> None:
         # Only a new low counts as progress: other publishers on this outbox must not keep us here for ever.
         lowest, moved_at = None, time.monotonic()
         while time.monotonic() - moved_at < PATIENCE_SECONDS:
-            self._look("Delivering the rest", arrivals)
+            self._look("Delivering the rest")
             remaining = None if self.status is None else self.status.pending + self.status.in_flight
             if remaining == 0:
                 return
             if remaining is not None and (lowest is None or remaining < lowest):
                 lowest, moved_at = remaining, time.monotonic()
 
-    def _look(self, phase: str, arrivals: Arrivals) -> None:
+    def _look(self, phase: str) -> None:
         time.sleep(LOOK_SECONDS)
         try:
             self.status = read_status(self._engine)
@@ -111,7 +117,7 @@ class ShopDay:
             self.status = None
         # A copy: the writers go on adding to it meanwhile.
         published = list(self._journal.committed)
-        delivered = sum(event_id in arrivals.seen for event_id in published)
+        delivered = sum(event_id in self._arrivals.seen for event_id in published)
         quarantined = self.status.quarantined - self._held_before if self.status else None
         lag_seconds = self.status.lag_seconds if self.status else None
         self._on_look(Look(phase, len(published), delivered, quarantined, lag_seconds))
@@ -120,13 +126,14 @@ class ShopDay:
         with ledger_transaction(self._engine) as connection:
             return int(connection.execute(select(func.coalesce(func.max(event.c.position), 0))).scalar_one())
 
-    def _report(self, arrivals: Arrivals, opening: UUID, *, after: int, started: float) -> Report:
+    def _report(self, started: float) -> Report:
         with clickhouse_client(self.settings) as client:
-            found = look_at_both(self._engine, client, after=after)
+            found = look_at_both(self._engine, client, after=self._after)
         seconds = time.monotonic() - started
-        shopping = {event_id: at for event_id, at in self._journal.committed.items() if event_id != opening}
-        measured = latencies(shopping, arrivals.seen)
-        first = latencies({opening: self._journal.committed[opening]}, arrivals.seen)
+        committed, seen = self._journal.committed, self._arrivals.seen
+        shopping = {event_id: at for event_id, at in committed.items() if event_id != self._opening}
+        measured = latencies(shopping, seen)
+        first = latencies({self._opening: committed[self._opening]}, seen)
         return Report(
             comparison=compare(self._journal, found),
             seconds=round(seconds, 3),

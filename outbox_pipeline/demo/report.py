@@ -62,8 +62,8 @@ class Comparison:
 class Report:
     """A comparison, and how long things took in seconds.
 
-    `seconds`: from the opening of the shop until the comparison. `latency_…`: commit to visible in ClickHouse, without
-    the opening event, whose time (`first_delivery_seconds`) includes the daemon's start; None when nothing arrived.
+    `seconds`: from when the UI answers until the comparison. `latency_…`: commit to visible in ClickHouse, without the
+    opening event, whose time (`first_delivery_seconds`) includes Dagster's start; None when nothing arrived.
     """
 
     comparison: Comparison

@@ -14,7 +14,6 @@ another one could start beside it, and both would answer ticks in turn, the old 
 
 import argparse
 import gc
-import importlib
 import multiprocessing
 import os
 import socket
@@ -27,6 +26,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from outbox_pipeline.orchestration.host.imports import OF_A_RUN, import_all
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
 from outbox_pipeline.processes import wait_until
 
@@ -37,12 +37,8 @@ _GRACE_SECONDS = 5
 
 _FIRST_DAY = "OUTBOX_FIRST_DAY"
 
-#: What every run imports: the definitions, the storage, the function a run starts with, and what these import only when
-#: they are used.
-_PRELOADED = [
-    *(DEFINITIONS_MODULE, "dagster_postgres", "dagster._grpc.impl"),
-    *("psycopg2", "upath.core", "dagster._core.secrets", "pandera.backends.pandas.builtin_checks"),
-]
+#: What every run imports.
+_PRELOADED = [DEFINITIONS_MODULE, *OF_A_RUN]
 
 
 def fork_runs() -> None:
@@ -51,10 +47,8 @@ def fork_runs() -> None:
     Dagster's server has no setting for it: it asks `multiprocessing` for "spawn". Its multiprocess executor does offer
     "forkserver", so its code is fit to be forked.
     """
-    for name in _PRELOADED:
-        # Dagster loads the definitions once more, and shows what is wrong with them.
-        with suppress(Exception):
-            importlib.import_module(name)
+    # Dagster loads the definitions once more, and shows what is wrong with them.
+    import_all(_PRELOADED)
     # What was imported stays: a run that looks through it for garbage would copy it.
     gc.collect()
     gc.freeze()

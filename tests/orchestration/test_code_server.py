@@ -130,7 +130,7 @@ def test_the_stack_says_where_it_listens(tmp_path: Path) -> None:
     """The command of `outbox up` is one of those that are read."""
     plan = StackPlan(tmp_path, 3000, tmp_path / "code.sock")
 
-    assert address_of(plan.command("code")[4:]) == str(tmp_path / "code.sock")
+    assert address_of(plan.command("code")[1:]) == str(tmp_path / "code.sock")
 
 
 def test_a_second_code_server_on_a_port_does_not_start(tmp_path: Path) -> None:

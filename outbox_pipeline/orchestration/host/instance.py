@@ -9,6 +9,7 @@ from outbox_pipeline.folders import private_home
 LOCATION_NAME = "outbox_pipeline"
 DEFINITIONS_MODULE = "outbox_pipeline.orchestration.definitions"
 CODE_SERVER_MODULE = "outbox_pipeline.orchestration.code_server"
+TABLES_MODULE = "outbox_pipeline.orchestration.host.tables"
 WEBSERVER_MODULE = "outbox_pipeline.orchestration.webserver"
 
 

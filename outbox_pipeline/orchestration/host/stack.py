@@ -11,10 +11,9 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,16 @@ from outbox_pipeline.orchestration.host.instance import (
     CODE_SERVER_MODULE,
     DEFINITIONS_MODULE,
     LOCATION_NAME,
+    TABLES_MODULE,
     WEBSERVER_MODULE,
     prepare_dagster_home,
 )
+from outbox_pipeline.orchestration.host.launch import Interpreters, Launcher, home_variables, preloading
 from outbox_pipeline.processes import (
     ProcessIdentity,
     end_group,
     group_members,
     identify,
-    start_detached,
     variable_of,
     wait_until,
 )
@@ -65,28 +65,27 @@ class StackPlan:
         return self.home / "dagster" / "workspace.yaml"
 
     def command(self, name: str) -> list[str]:
-        """Return the command line of one of the processes.
-
-        None of them takes a module from the folder that the stack is started in, which may be one that others write to.
-        """
+        """Return what follows `python -m` in the command line of one of the processes."""
         web = [WEBSERVER_MODULE, "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
         code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "--socket", str(self.code_socket)]
         modules = {
             "code": [*code, "--empty-working-directory", "--location-name", LOCATION_NAME],
             "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],
             "webserver": web,
+            "tables": [TABLES_MODULE],
         }
-        return [sys.executable, "-P", "-m", *modules[name]]
+        return modules[name]
 
 
 class DagsterStack:
     """The running processes; made by `dagster_stack`."""
 
-    def __init__(self, plan: StackPlan, environment: Mapping[str, str]) -> None:
-        """Start nothing yet."""
+    def __init__(self, plan: StackPlan, environment: Mapping[str, str], launcher: Launcher | None = None) -> None:
+        """Start nothing yet; *launcher* will start the processes, by default in an interpreter each."""
         self.plan = plan
         self.environment = {**os.environ, **environment}
         self.processes: dict[str, ProcessIdentity] = {}
+        self._launcher = launcher or Interpreters()
 
     def start(self) -> None:
         """Start all processes and wait until the UI answers.
@@ -94,7 +93,7 @@ class DagsterStack:
         Raises ConfigurationError naming the log when one of them does not come up.
         """
         self._start_one("code")
-        _create_storage(self.plan.home / "dagster", self.environment)
+        self._make_tables()
         self._wait("code", lambda: _is_listening(self.plan.code_socket))
         self._start_one("daemon")
         self._start_one("webserver")
@@ -114,7 +113,7 @@ class DagsterStack:
 
     def stop(self) -> None:
         """End daemon and webserver, then the code server with the runs it has started; kill what does not end."""
-        for name in ("daemon", "webserver", "code"):
+        for name in ("tables", "daemon", "webserver", "code"):
             process = self.processes.pop(name, None)
             if process is not None:
                 end_group(process, grace_seconds=_GRACE_SECONDS)
@@ -122,12 +121,27 @@ class DagsterStack:
     def _start_one(self, name: str) -> None:
         logs = self.plan.home / "logs"
         logs.mkdir(exist_ok=True)
-        child = start_detached(self.plan.command(name), log=logs / f"{name}.log", environment=self.environment)
-        identity = identify(child.pid)
+        identity = identify(self._begin(self.plan.command(name), log=logs / f"{name}.log"))
         if identity is None:
             raise self._not_up(name)
         self.processes[name] = identity
         _write_state(self.plan, self.processes)
+
+    def _begin(self, command: list[str], *, log: Path) -> int:
+        try:
+            return self._launcher.start(command, log=log, environment=self.environment)
+        except TransientError:
+            # What they are forked from was killed, or its imports take too long: from now on each imports for itself.
+            self._launcher = Interpreters()
+            return self._launcher.start(command, log=log, environment=self.environment)
+
+    def _make_tables(self) -> None:
+        # Before daemon and webserver connect: processes that make Dagster's tables at once get in each other's way.
+        self._start_one("tables")
+        code = self._launcher.end_of(self.processes["tables"].pid)
+        del self.processes["tables"]
+        if code:
+            raise self._not_up("tables")
 
     def _wait(self, name: str, is_up: Callable[[], bool]) -> None:
         process = self.processes[name]
@@ -142,18 +156,24 @@ class DagsterStack:
 
 @contextmanager
 def dagster_stack(
-    home: Path, environment: Mapping[str, str], *, port: int, module: str = DEFINITIONS_MODULE
+    home: Path,
+    environment: Mapping[str, str],
+    *,
+    port: int,
+    module: str = DEFINITIONS_MODULE,
+    launcher: Launcher | None = None,
 ) -> Iterator[DagsterStack]:
     """Run the stack during the block. *environment* holds the URLs; *port* is taken if free, else another.
 
     Raises TransientError when a stack runs on this home already.
     """
-    with _only_one(home):
+    with _only_one(home), ExitStack() as until_ended:
         end_leftovers(home)
         plan = StackPlan(home, free_port(port), socket_folder(home) / "code.sock", module)
-        folder = prepare_dagster_home(home)
+        prepare_dagster_home(home)
         _write_workspace(plan)
-        stack = DagsterStack(plan, {**environment, "DAGSTER_HOME": str(folder), "PYTHONUNBUFFERED": "1"})
+        launcher = launcher or until_ended.enter_context(preloading(home, environment))
+        stack = DagsterStack(plan, {**environment, **home_variables(home)}, launcher)
         try:
             stack.start()
             yield stack
@@ -214,22 +234,6 @@ def _is_ours(group: int, home: Path) -> bool:
     """Tell whether a group whose leader has ended is the one that was recorded: its number may be another's by now."""
     wanted = str(home.absolute() / "dagster")
     return any(variable_of(pid, "DAGSTER_HOME") == wanted for pid in group_members(group))
-
-
-def _create_storage(dagster_home: Path, environment: Mapping[str, str]) -> None:
-    # Before the others connect: three processes creating Dagster's tables at once get in each other's way.
-    from dagster import DagsterInstance
-
-    name = "OUTBOX_DAGSTER_URL"
-    before = os.environ.get(name)
-    os.environ[name] = environment[name]
-    try:
-        DagsterInstance.from_config(str(dagster_home)).dispose()
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _write_workspace(plan: StackPlan) -> None:
