@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
-from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, preloaded_dagster, running_dagster, watch
+from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, preloaded_dagster, revival, running_dagster, watch
 
 if TYPE_CHECKING:
     from outbox_pipeline.demo.day import Look, ShopDay
@@ -78,21 +79,23 @@ def _shop(settings: "Settings") -> "AbstractContextManager[ShopDay]":
 
 
 def _hold(day: "ShopDay", stack: "DagsterStack | None", *, event_count: int) -> "Report":
-    with _display(event_count) as show:
+    with _display(event_count) as (show, say):
+        revive = revival(stack) if stack is not None else list[str]
 
         def look(seen: "Look") -> None:
             show(seen)
-            if stack is not None:
-                stack.revive()
+            for told in revive():
+                say(told)
 
         return day.run(event_count, look)
 
 
 @contextmanager
-def _display(event_count: int) -> "Iterator[Callable[[Look], None]]":
+def _display(event_count: int) -> "Iterator[tuple[Callable[[Look], None], Callable[[str], None]]]":
+    """Yield what shows a look at the shop, and what says a sentence beside that."""
     with progress("published", "delivered", "quarantined", "lag") as display:
         if display.disable:
-            yield _line_by_line()
+            yield _line_by_line(), partial(typer.echo, err=True)
             return
         task = display.add_task("Opening the shop", total=event_count, published=0, delivered=0, quarantined=0, lag="–")
 
@@ -100,7 +103,7 @@ def _display(event_count: int) -> "Iterator[Callable[[Look], None]]":
             done = seen.delivered + (seen.quarantined or 0)
             display.update(task, description=seen.phase, completed=done, **_fields(seen))
 
-        yield show
+        yield show, display.console.print
 
 
 def _line_by_line() -> "Callable[[Look], None]":
@@ -160,4 +163,4 @@ def _leave_up(url: str, stack: "DagsterStack | None") -> None:
         typer.echo("It goes on running: another 'outbox up' on this home started it.", err=True)
         return
     typer.echo("Ctrl-C ends it.", err=True)
-    watch(stack)
+    watch(revival(stack))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox_pipeline.cli.support.engines import given_urls, ledger_engine, ready_settings
+from outbox_pipeline.cli.support.engines import engine_keeper, given_urls, ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import quoted
 from outbox_pipeline.errors import ConfigurationError
 
@@ -42,7 +42,8 @@ def up(
 ) -> None:
     """Run everything: embedded engines where no URL is set, and Dagster's webserver, daemon and code location.
 
-    Ctrl-C ends all of it. On a home where it runs already it says so and starts nothing.
+    What ends by itself or is killed is started again, and a line says so. Ctrl-C ends all of it. On a home where it
+    runs already it says so and starts nothing.
 
     Example: outbox up --port 3000
     """
@@ -50,7 +51,8 @@ def up(
         with interruptible(), ready_settings() as settings:
             _require_embedded_url()
             typer.echo(_engines_are_up(settings), err=True)
-            threading.Event().wait()
+            watch(revival(None))
+        return
     with (
         interruptible(),
         preloaded_dagster() as launcher,
@@ -62,7 +64,7 @@ def up(
             typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
             return
         typer.echo(f"It runs on {settings.home}. Ctrl-C ends it. Logs are in {settings.home / 'logs'}.", err=True)
-        watch(stack)
+        watch(revival(stack))
 
 
 @contextmanager
@@ -155,12 +157,24 @@ def _require_servers(settings: "Settings") -> None:
         require_storage(settings.dagster_url.get_secret_value())
 
 
-def watch(stack: "DagsterStack") -> None:
+def revival(stack: "DagsterStack | None") -> Callable[[], list[str]]:
+    """Return what starts again what has ended, of the engines and of *stack*, with a sentence for each."""
+    keeper = engine_keeper()
+
+    def revive() -> list[str]:
+        told = [] if keeper is None else keeper.revive()
+        names = [] if stack is None else stack.revive()
+        return [*told, *(f"Dagster's {name} process had ended and was started again." for name in names)]
+
+    return revive
+
+
+def watch(revive: Callable[[], list[str]]) -> None:
     """Start again what ends, until interrupted."""
     pause = threading.Event()
     while not pause.wait(1):
-        for name in stack.revive():
-            typer.echo(f"Dagster's {name} process had ended and was started again.", err=True)
+        for told in revive():
+            typer.echo(told, err=True)
 
 
 @contextmanager

@@ -155,7 +155,13 @@ def _start(home: Home, more_grants: Sequence[str]) -> ClickHouseHandle:
         state = _read_state(home)
         return child.poll() is not None or (state is not None and state.pid == child.pid and _answers(state))
 
-    wait_until(answers_or_ended, seconds=_START_SECONDS)
+    try:
+        wait_until(answers_or_ended, seconds=_START_SECONDS)
+    except KeyboardInterrupt:
+        # It has not said yet that it serves the home, so nothing that leaves the home would end it.
+        child.kill()
+        child.wait()
+        raise
     handle = running_clickhouse(home)
     if handle is None or handle.pid != child.pid:
         child.kill()

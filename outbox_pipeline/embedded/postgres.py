@@ -131,7 +131,13 @@ def _start(home: Home) -> PostgresHandle:
         *("-k", _listed(place.sockets), "-c", "unix_socket_permissions=0700"),
     ]
     child = start_detached(command, log=place.log, environment=_environment(), cwd="/", **run_as(place.account))
-    wait_until(lambda: child.poll() is not None or _is_ready(place.data), seconds=_START_SECONDS)
+    try:
+        wait_until(lambda: child.poll() is not None or _is_ready(place.data), seconds=_START_SECONDS)
+    except KeyboardInterrupt:
+        # It may not have written its pid yet, by which it is found. Asked by this signal it ends in order.
+        child.send_signal(signal.SIGINT)
+        child.wait()
+        raise
     handle = running_on(place.data)
     if handle is None or not _is_ready(place.data):
         raise ConfigurationError(f"PostgreSQL does not start on {home.path}; its log is {place.log}.")

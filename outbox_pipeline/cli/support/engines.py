@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from outbox_pipeline.embedded.engines import EngineUrls
+    from outbox_pipeline.embedded.keeper import EngineKeeper
     from outbox_pipeline.settings import Settings
 
 
@@ -85,6 +86,19 @@ def _read_settings() -> "Settings":
     for driver in _TALKATIVE:
         logging.getLogger(driver).setLevel(logging.CRITICAL)
     return given
+
+
+def engine_keeper() -> "EngineKeeper | None":
+    """Return what starts the embedded engines again that this environment has no URL for; None when it has all."""
+    from outbox_pipeline.settings import load_settings
+
+    given = load_settings()
+    wants_postgres, wants_clickhouse = given.postgres_url is None, given.clickhouse_url is None
+    if not (wants_postgres or wants_clickhouse):
+        return None
+    from outbox_pipeline.embedded.keeper import EngineKeeper
+
+    return EngineKeeper(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse)
 
 
 def ledger_engine(settings: "Settings") -> "Engine":

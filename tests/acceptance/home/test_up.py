@@ -55,8 +55,11 @@ def start(home: Path, command: Sequence[str] = UP, *, folder: Path | None = None
     return process
 
 
-def test_the_engines_say_which_home_they_are_on(own_home: Path) -> None:
-    """Their line has the folder and the variable for it, without which another terminal would make a second home."""
+def test_the_engines_say_which_home_they_are_on_and_come_back(own_home: Path) -> None:
+    """Their line has the folder and the variable for it, without which another terminal would make a second home.
+
+    One that is killed is started again, and a line says so.
+    """
     engines = subprocess.Popen(
         [sys.executable, "-m", "outbox_pipeline.cli.main", "up", "--engines-only"],
         env={**os.environ, "OUTBOX_HOME": str(own_home)},
@@ -66,11 +69,14 @@ def test_the_engines_say_which_home_they_are_on(own_home: Path) -> None:
     )
     assert engines.stderr is not None
     line = next(line for line in engines.stderr if "Engines are up" in line)
+    os.kill(json.loads((own_home / "clickhouse.json").read_text())["process"]["pid"], signal.SIGKILL)
+    again = next((line for line in engines.stderr if "ClickHouse" in line), None)
     engines.send_signal(signal.SIGTERM)
     code = engines.wait(timeout=60)
     engines.stderr.close()
 
     assert code == 0
+    assert again == "ClickHouse had ended and was started again.\n"
     assert f"Engines are up on {own_home}." in line
     assert f"export OUTBOX_HOME='{own_home}'; eval" in line
     assert wait_until(lambda: not processes_of(own_home), seconds=20), processes_of(own_home)
