@@ -32,6 +32,7 @@ from tests.fixtures.commands import Outbox
 from tests.fixtures.django_project import on_database
 from tests.fixtures.events import assert_each_exactly_once, committed_ids
 from tests.fixtures.next_release import ADDITIONS, NEXT, NEXT_LOG, OWN, OWN_LOG, NextRelease, add, add_to_log
+from tests.fixtures.roles import PUBLISH
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, url_of
 
@@ -274,9 +275,22 @@ def test_migrations_only_add(empty: Connection) -> None:
         assert not_only_added(before, read_shape(empty)) == [], f"migration {version}"
 
 
-_COPY_OF_PUBLISH = (
-    "CREATE FUNCTION outbox.publish(event_type text, extra text) RETURNS uuid LANGUAGE sql AS 'SELECT NULL::uuid'"
-)
+def test_who_was_given_the_function_alone_may_call_its_second_form(empty: Connection) -> None:
+    """A role with EXECUTE on outbox.publish, and no more, keeps what it may do when another form of it is there."""
+    versions = known_versions()
+    before = versions.index("0017")
+    run_files(empty, versions[:before])
+    role = f"kiosk_{uuid4().hex[:12]}"
+    empty.exec_driver_sql(f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA outbox TO {role}")
+    empty.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION outbox.publish TO {role}")
+    run_files(empty, versions[before:])
+    empty.exec_driver_sql(f"SET ROLE {role}")
+
+    published = text("SELECT outbox.publish('t', '{}') IS NOT NULL, outbox.publish('t', '{}'::jsonb) IS NOT NULL")
+    assert tuple(empty.execute(published).one()) == (True, True)
+
+
+_SECOND_FORM = "CREATE FUNCTION outbox.{}(event_type {}, extra {}) RETURNS uuid LANGUAGE sql AS 'SELECT NULL::uuid'"
 
 
 @pytest.mark.parametrize(
@@ -293,8 +307,14 @@ _COPY_OF_PUBLISH = (
         ("ALTER TABLE outbox.batch ADD removed text", "batch.removed has a name that is in use"),
         ("ALTER TABLE outbox.gap RENAME TO gaps", "column gap.positions is not what it was"),
         ("DROP FUNCTION outbox.release_capture", "function release_capture is not called as it was"),
-        (_COPY_OF_PUBLISH, "function publish has two forms"),
-        ("ALTER FUNCTION outbox.publish SECURITY INVOKER", "function publish is not called as it was"),
+        (_SECOND_FORM.format("publish", "text", "text"), "function publish is not what an untyped call of it finds"),
+        (_SECOND_FORM.format("publish", "text", "uuid"), "function publish is not what an untyped call of it finds"),
+        (
+            _SECOND_FORM.format("capture", "regclass", "text"),
+            "function capture is not what an untyped call of it finds",
+        ),
+        (_SECOND_FORM.format("publish", "outbox.event_type_name", "uuid[]"), "function publish is not what"),
+        (f"ALTER FUNCTION {PUBLISH} SECURITY INVOKER", "function publish is not called as it was"),
         ("ALTER TABLE outbox.gap ADD CHECK (gap_id > 0)", "may refuse what was written before"),
         ("CREATE UNIQUE INDEX one ON outbox.batch (run_id)", "one may refuse what was written before"),
         ("ALTER TABLE outbox.batch DROP CONSTRAINT batch_has_events", "batch.batch_has_events is not what it was"),

@@ -15,6 +15,7 @@ from outbox_pipeline.publish.steps import PAGE_ROWS
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.costs import traffic
+from tests.fixtures.roles import PUBLISH
 
 _PUBLISH = text("SELECT outbox.publish(:event_type, CAST(:context AS json), event_id => :event_id)")
 _DIFFERS = text("SELECT outbox.event_differs(:event_id, :event_type, :context, 1)")
@@ -77,7 +78,7 @@ def test_a_caller_of_the_function_alone_is_warned_too(login: Callable[..., Engin
     kiosk = login()
     with outbox_engine.begin() as connection:
         connection.execute(text(f"GRANT USAGE ON SCHEMA outbox TO {kiosk.url.username}"))
-        connection.execute(text(f"GRANT EXECUTE ON FUNCTION outbox.publish TO {kiosk.url.username}"))
+        connection.execute(text(f"GRANT EXECUTE ON FUNCTION {PUBLISH} TO {kiosk.url.username}"))
     given = {"event_type": "t", "context": "{}", "event_id": uuid4()}
     warnings(kiosk, _PUBLISH, **given)
 

@@ -33,7 +33,7 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import change, forget
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish, publish_in
-from tests.fixtures.roles import LoginUrl
+from tests.fixtures.roles import PUBLISH, PUBLISH_JSONB, LoginUrl
 
 EVENT = "INSERT INTO outbox.event (event_type, environment, event_context) VALUES ('t', 'test', '{}')"
 
@@ -99,7 +99,7 @@ def test_the_function_alone_publishes_and_reads_not_even_ids(
     caller = login()
     with outbox_engine.begin() as connection:
         connection.execute(text(f"GRANT USAGE ON SCHEMA outbox TO {caller.url.username}"))
-        connection.execute(text(f"GRANT EXECUTE ON FUNCTION outbox.publish TO {caller.url.username}"))
+        connection.execute(text(f"GRANT EXECUTE ON FUNCTION {PUBLISH} TO {caller.url.username}"))
 
     with caller.begin() as connection:
         event_id = connection.scalar(text("SELECT outbox.publish('t', '{}')"))
@@ -175,7 +175,7 @@ def test_the_function_holds_the_lock_that_a_cut_looks_for(producer: Engine, outb
         "CREATE FUNCTION outbox.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
         "CREATE TRIGGER mine BEFORE UPDATE ON outbox.event"
         " FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
-        "ALTER FUNCTION outbox.publish SECURITY INVOKER",
+        f"ALTER FUNCTION {PUBLISH} SECURITY INVOKER",
         "SELECT outbox.grant_roles()",
         "SET ROLE outbox_pipeline",
     ],
@@ -225,6 +225,7 @@ def test_who_wrote_an_event_is_noted(login: Callable[..., Engine], outbox_engine
     "statement",
     [
         "SELECT outbox.publish('t', '{}')",
+        "SELECT outbox.publish('t', '{}'::jsonb)",
         "SELECT outbox.advance_positions(1000000)",
         "SELECT outbox.capture('mine')",
         "SELECT outbox.grant_roles()",
@@ -253,12 +254,13 @@ def test_granting_again_closes_what_a_restore_without_privileges_opened(
     with outbox_engine.begin() as connection:
         connection.execute(text("GRANT USAGE ON SCHEMA outbox TO PUBLIC"))
         connection.execute(text("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox TO PUBLIC"))
-        connection.execute(text("REVOKE ALL ON FUNCTION outbox.publish FROM outbox_producer"))
+        connection.execute(text(f"REVOKE ALL ON FUNCTION {PUBLISH}, {PUBLISH_JSONB} FROM outbox_producer"))
         connection.execute(text("SELECT outbox.grant_roles()"))
 
     with producer.begin() as connection:
-        connection.execute(text("SELECT outbox.publish('t', '{}')"))
-    assert refusal(stranger, "SELECT outbox.publish('t', '{}')") == "42501"
+        connection.execute(text("SELECT outbox.publish('t', '{}'), outbox.publish('t', '{}'::jsonb)"))
+    for statement in ("SELECT outbox.publish('t', '{}')", "SELECT outbox.publish('t', '{}'::jsonb)"):
+        assert refusal(stranger, statement) == "42501"
 
 
 def test_the_pipeline_delivers_with_its_role_alone(stores: Stores, pipeline: Stores) -> None:
@@ -392,7 +394,7 @@ def grants(settings: Settings) -> Check:
     [
         ("DELETE ON outbox.gap", "(DELETE on outbox.gap)"),
         ("SELECT ON SEQUENCE outbox.event_position_seq", "(SELECT on sequence outbox.event_position_seq)"),
-        ("EXECUTE ON FUNCTION outbox.publish", "(EXECUTE on function outbox.publish)"),
+        (f"EXECUTE ON FUNCTION {PUBLISH}, {PUBLISH_JSONB}", "(EXECUTE on function outbox.publish)"),
         ("EXECUTE ON FUNCTION outbox.advance_positions", "(EXECUTE on function outbox.advance_positions)"),
         ("EXECUTE ON FUNCTION outbox.told_timeline", "(EXECUTE on function outbox.told_timeline)"),
         ("EXECUTE ON FUNCTION outbox.move_events", "(EXECUTE on function outbox.move_events)"),

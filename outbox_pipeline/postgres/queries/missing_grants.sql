@@ -38,7 +38,10 @@ missing AS (
     SELECT 101, format('EXECUTE on function outbox.%s', proname),
            coalesce(has_function_privilege(pipeline.oid, pg_proc.oid, 'EXECUTE'), false)
     FROM pipeline, pg_proc JOIN schema ON schema.oid = pronamespace
-    WHERE proname IN ('publish', 'event_differs', 'advance_positions', 'told_timeline', 'move_events') AND NOT has_function_privilege(pg_proc.oid, 'EXECUTE')
+    WHERE proname IN ('publish', 'event_differs', 'advance_positions', 'told_timeline', 'move_events')
+        -- The second form of publish is for producers alone.
+        AND NOT (proname = 'publish' AND proargtypes[1] = 'jsonb'::regtype)
+        AND NOT has_function_privilege(pg_proc.oid, 'EXECUTE')
 ),
 missing_temporary AS (
     SELECT format('TEMPORARY on database %I', datname) AS grant_name,
