@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, BinaryIO, NoReturn
 
+from outbox_pipeline.contexts import DEPTH_MAX
 from outbox_pipeline.errors import OutboxError, PublishError
-from outbox_pipeline.events import DEPTH_MAX, EventRow, context_text, prepare_event
+from outbox_pipeline.events import EventRow, context_text, prepare_event
 
 #: What a line may hold; the first two must be there.
 KEYS = (

@@ -9,19 +9,18 @@ that PostgreSQL accepts and keeps byte for byte. So whatever can be refused is r
 sees a statement.
 """
 
-import json
-import math
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, Unpack
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
+from outbox_pipeline import contexts
 from outbox_pipeline.errors import OutboxError, PublishError, first_line
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.names import MAX_BYTES
@@ -29,22 +28,16 @@ from outbox_pipeline.settings import default_environment, load_settings
 
 VERSION_MAX = 2**63 - 1
 
-#: Deeper nesting is refused: PostgreSQL's parser and many readers recurse.
-DEPTH_MAX = 200
-
 #: Names almost all events have; whatever else is allowed is found out more slowly.
 _PLAIN_NAME = re.compile(rf"[!-~][ -~]{{0,{min(MAX_BYTES.values()) - 1}}}")
-
-_READABLE = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-_ESCAPED = json.JSONEncoder(allow_nan=False, ensure_ascii=True, separators=(",", ":"))
 
 #: Python reads and writes no longer number without being told to.
 _DIGITS_MAX = 4_300
 _ENDLESS_NUMBER = re.compile(rf"\d{{{_DIGITS_MAX}}}")
 
-#: Types that are themselves and no subclass: nothing in them is turned into anything on the way to JSON.
+#: Types that are themselves and no subclass: what pydantic writes of them is meant.
 _PLAIN_KEYS = frozenset({str})
-_PLAIN_LEAVES = frozenset({str, int, float, bool, type(None)})
+_PLAIN_LEAVES = frozenset({str, int, float, bool, type(None), *contexts.WORDS})
 _PLAIN_TYPES = _PLAIN_LEAVES | {dict, list, tuple}
 
 #: Whose refusals name types and limits; the words of others may quote the event.
@@ -77,6 +70,16 @@ class Event(BaseModel):
             cls.__metadata_version__ = metadata_version
 
 
+class Dataclass(Protocol):
+    """An object of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+#: What is published: an Event, or together with an `event_type` a mapping, a dataclass or any other pydantic model.
+Publishable: TypeAlias = Event | Mapping[str, Any] | BaseModel | Dataclass
+
+
 class EventRow(NamedTuple):
     """One event as the outbox stores it; `event_context` is the JSON text, made once and sent as it is."""
 
@@ -95,7 +98,7 @@ def snake_case(class_name: str) -> str:
 
 
 def prepare_event(
-    event: Event | Mapping[str, Any],
+    event: Publishable,
     *,
     event_type: str | None = None,
     metadata_version: int | None = None,
@@ -106,8 +109,8 @@ def prepare_event(
 ) -> EventRow:
     """Return the row for *event*; arguments left out come from its class, the clock and the settings.
 
-    A mapping is its own context and needs an `event_type`. Raises PublishError naming the first field that cannot
-    be stored and why, also where reading a value raises something of its own, or takes too much memory.
+    All but an Event need an `event_type`. Raises PublishError naming the first field that cannot be stored and why,
+    also where reading a value raises something of its own, or takes too much memory.
     """
     try:
         own_type, own_version = _class_names(event)
@@ -132,13 +135,15 @@ def _class_names(event: object) -> tuple[str | None, int]:
         return None, 1
     if isinstance(event, Event):
         return event.__event_type__, event.__metadata_version__
-    if isinstance(event, Mapping):
+    if isinstance(event, Mapping) or contexts.has_fields(event):
         return None, 1
-    raise PublishError("event", f"must be an Event or a mapping, not {type(event).__name__}")
+    raise PublishError(
+        "event", f"must be an Event, another model, a dataclass or a mapping, not {type(event).__name__}"
+    )
 
 
 def prepare_events(
-    events: Iterable[Event | Mapping[str, Any]], *, event_ids: Iterable[UUID | str | None], **shared: Any
+    events: Iterable[Publishable], *, event_ids: Iterable[UUID | str | None], **shared: Any
 ) -> list[EventRow]:
     """Return the rows of *events* with their *event_ids*; *shared* are keywords of `prepare_event`, for all of them.
 
@@ -156,9 +161,7 @@ def prepare_events(
     return rows
 
 
-def _prepared_like(
-    first: EventRow, event: Event | Mapping[str, Any], event_id: UUID | str | None, *, is_timed: bool
-) -> EventRow:
+def _prepared_like(first: EventRow, event: Publishable, event_id: UUID | str | None, *, is_timed: bool) -> EventRow:
     return EventRow(
         _checked_id(event_id),
         first.event_type,
@@ -170,27 +173,33 @@ def _prepared_like(
     )
 
 
-def context_text(event: Event | Mapping[str, Any]) -> str:
+def context_text(event: Publishable) -> str:
     r"""Return the context of *event* as compact JSON text.
 
-    Integers keep every digit. A Decimal in a mapping is refused, as JSON readers would turn it into a float: give it
-    as text, which is also what a model's Decimal field becomes. A lone surrogate has no UTF-8 form and is written as
-    its escape, like `\u0000`. Raises PublishError for anything JSON has no word for.
+    Integers keep every digit. Times, UUIDs, Decimals, enumerations, dataclasses and models are written as pydantic
+    writes them, in a mapping as in an Event. A lone surrogate has no UTF-8 form and is written as its escape, like
+    `\u0000`. Raises PublishError for anything JSON has no word for.
     """
     try:
         # A dict is the common case, and asking pydantic's classes who is theirs is slow.
-        if type(event) is dict or not isinstance(event, Event):
-            context = event if type(event) is dict else dict(event)
-            return _plain_text(context) or _dumped(context)
-        context = event.model_dump(mode="json", by_alias=True)
-        text = _plain_text(context) or _dumped(context)
+        if type(event) is dict:
+            return _plain_text(event) or contexts.written(event)
+        context = _context_of(event)
+        text = _plain_text(context) or contexts.written(context)
         if "null" in text:
-            _refuse_vanished_floats(event)
+            contexts.refuse_vanished_floats(event)
     except PublishError:
         raise
     except Exception as error:  # noqa: BLE001 - code of the values'
         raise PublishError("event_context", _why_unwritable(error)) from None
     return text
+
+
+def _context_of(event: Any) -> dict[str, Any]:
+    context = contexts.fields_of(event) if contexts.has_fields(event) else dict(event)
+    if not isinstance(context, dict):
+        raise PublishError("event", f"must have fields, and {type(event).__name__} is written as something else")
+    return context
 
 
 def _why_unwritable(error: Exception) -> str:
@@ -219,7 +228,7 @@ def _plain_text(context: dict[str, Any]) -> str | None:
     except ValueError:
         return None
     # Each level opens and closes, so a short text needs no counting.
-    is_shallow = len(text) <= 2 * DEPTH_MAX or text.count("{") + text.count("[") <= DEPTH_MAX
+    is_shallow = len(text) <= 2 * contexts.DEPTH_MAX or text.count("{") + text.count("[") <= contexts.DEPTH_MAX
     is_finite = "NaN" not in text and "Infinity" not in text
     is_readable = len(text) < _DIGITS_MAX or not _ENDLESS_NUMBER.search(text)
     return text if is_shallow and is_finite and is_readable and _is_plain(context) else None
@@ -240,52 +249,6 @@ def _is_plain(context: dict[str, Any]) -> bool:
     return True
 
 
-def _dumped(context: dict[str, Any]) -> str:
-    text = _READABLE.encode(context)
-    _check_structure(context)
-    return text if _is_encodable(text) else _ESCAPED.encode(context)
-
-
-def _is_encodable(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_structure(context: dict[str, Any]) -> None:
-    # After json.dumps, which refuses circles; but it would quietly turn the keys 1, None and True into texts.
-    for depth, level in enumerate(_levels(context)):
-        if depth > DEPTH_MAX:
-            raise PublishError("event_context", f"is nested deeper than {DEPTH_MAX} levels")
-        for value in level:
-            if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
-                raise PublishError("event_context", "has a key that is not a string")
-
-
-def _refuse_vanished_floats(event: Event) -> None:
-    # In JSON mode pydantic writes null for a NaN in a field that is not declared as float.
-    for level in _levels(event.model_dump(by_alias=True)):
-        if any(isinstance(value, float) and not math.isfinite(value) for value in level):
-            raise PublishError("event_context", "has a number that is not finite")
-
-
-def _levels(value: object) -> Iterator[list[object]]:
-    level = [value]
-    while level:
-        yield level
-        level = [child for parent in level for child in _children(parent)]
-
-
-def _children(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        return iter(value.values())
-    return iter(value if isinstance(value, list | tuple | set | frozenset) else ())
-
-
 def _checked_size(text: str) -> str:
     size = _size(text)
     if size > _context_max_bytes():
@@ -304,7 +267,7 @@ def _context_max_bytes() -> int:
 
 def _checked_name(field: str, value: object) -> str:
     if value is None:
-        raise PublishError(field, "is missing: an Event class has one, with a mapping give it as a keyword")
+        raise PublishError(field, "is missing: an Event class has one, with anything else give it as a keyword")
     if type(value) is str and _PLAIN_NAME.fullmatch(value):
         return value
     text = _checked_text(field, value)
@@ -318,7 +281,7 @@ def _checked_text(field: str, value: object) -> str:
         raise PublishError(field, f"must be a string, not {type(value).__name__}")
     # A member of a string enumeration is written as its value; drivers know only plain strings.
     text = str.__str__(value)
-    if "\0" in text or not _is_encodable(text):
+    if "\0" in text or not contexts.is_encodable(text):
         raise PublishError(field, "must not contain NUL or lone surrogates")
     size = _size(text)
     if size > MAX_BYTES[field]:

@@ -9,9 +9,9 @@ from typing import Literal, Unpack, overload
 from uuid import UUID
 
 from outbox_pipeline.django.connections import driver_of, other_transaction
-from outbox_pipeline.events import EventRow
+from outbox_pipeline.events import EventRow, Publishable
 from outbox_pipeline.ids import EventId
-from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
+from outbox_pipeline.publish.fields import EventFields, ManyFields, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through
 from outbox_pipeline.publish.steps import Options, event_id_of, event_ids_of, give_up
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Unpack, overload
 from uuid import UUID
 
-from outbox_pipeline.events import EventRow
+from outbox_pipeline.events import EventRow, Publishable
 from outbox_pipeline.ids import EventId
-from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
+from outbox_pipeline.publish.fields import EventFields, ManyFields, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through
 from outbox_pipeline.publish.steps import Options, event_id_of, event_ids_of
 from outbox_pipeline.published import Written
@@ -43,7 +43,7 @@ def publish_event(
 ) -> EventId | None:
     """Write *event* into the outbox as part of the transaction of *session* and return its id.
 
-    *event* is an Event, or a mapping together with an `event_type`. Further keywords are `event_type`,
+    *event* is an Event, or with an `event_type` a mapping, a dataclass or another pydantic model. Further keywords are
     `metadata_version`, `event_date_time` (aware, now by default), `environment`, `event_id` and `trace_context`.
     With an `event_id` of your own, publishing it again does nothing, and the id that is returned says so: `is_repeat`,
     and `differs` when the event that is there is of another type, version or context. Without one a UUID version 7 is

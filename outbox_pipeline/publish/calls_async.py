@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, Unpack, overload
 from uuid import UUID
 
+from outbox_pipeline.events import Publishable
 from outbox_pipeline.ids import EventId
-from outbox_pipeline.publish.fields import EventFields, ManyFields, Publishable, row_of, rows_of
+from outbox_pipeline.publish.fields import EventFields, ManyFields, row_of, rows_of
 from outbox_pipeline.publish.kinds import write_through_async
 from outbox_pipeline.publish.steps import Options, event_id_of, event_ids_of
 

@@ -17,12 +17,9 @@ from typing import Any, TypedDict
 from uuid import UUID
 
 from outbox_pipeline.errors import PublishError
-from outbox_pipeline.events import Event, EventRow, prepare_event, prepare_events
+from outbox_pipeline.events import Event, EventRow, Publishable, prepare_event, prepare_events
 from outbox_pipeline.names import shortened
 from outbox_pipeline.publish.steps import give_up
-
-#: What is published: an Event, or a mapping together with an `event_type`.
-Publishable = Event | Mapping[str, Any]
 
 
 class SharedFields(TypedDict, total=False):

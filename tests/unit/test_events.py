@@ -3,20 +3,25 @@
 import enum
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from uuid import UUID, uuid4
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, Field, RootModel, computed_field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import to_json
 
 from outbox_pipeline import events
+from outbox_pipeline.contexts import DEPTH_MAX
 from outbox_pipeline.errors import PublishError, SettingsError
-from outbox_pipeline.events import DEPTH_MAX, Event, context_text, prepare_event, prepare_events, snake_case
+from outbox_pipeline.events import Event, context_text, prepare_event, prepare_events, snake_case
 from outbox_pipeline.settings import default_environment, load_settings
 
 Item = TypeVar("Item")
@@ -58,6 +63,34 @@ class Reading(BaseModel):
     """A model that is no event."""
 
     value: Any
+
+
+@dataclass
+class Seen:
+    """A dataclass, whose values nothing checks."""
+
+    value: Any
+    by: ClassVar[str] = "nobody"
+
+
+@pydantic_dataclass
+class Checked:
+    """A dataclass of pydantic's."""
+
+    value: Any = Field(serialization_alias="theValue")
+
+
+class Shade(enum.Enum):
+    """An enumeration of values that are no texts."""
+
+    DARK = date(2026, 1, 2)
+    LIGHT = (1, "two")
+
+
+class Nothing(enum.Enum):
+    """An enumeration with a value JSON has no word for."""
+
+    AT_ALL = float("nan")
 
 
 class NoOffset(tzinfo):
@@ -215,6 +248,76 @@ def test_every_value_json_knows_comes_back(context: dict[str, Any]) -> None:
         assert text == json.dumps(context, ensure_ascii=False, separators=(",", ":"))
 
 
+_ZONE = timezone(timedelta(hours=-5, minutes=-30))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC), '"2026-01-02T03:04:05.000678Z"'),
+        (datetime(2026, 1, 2, tzinfo=_ZONE), '"2026-01-02T00:00:00-05:30"'),
+        (datetime(2026, 1, 2), '"2026-01-02T00:00:00"'),
+        (pd.Timestamp("2026-01-02T03:04:05.678Z"), '"2026-01-02T03:04:05.678000Z"'),
+        (date(2026, 1, 2), '"2026-01-02"'),
+        (time(3, 4), '"03:04:00"'),
+        (time(3, 4, tzinfo=UTC), '"03:04:00Z"'),
+        (timedelta(days=1, seconds=2), '"P1DT2S"'),
+        (UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
+        (Decimal("1.10"), '"1.10"'),
+        (Decimal("1E+400"), '"1E+400"'),
+        (Colour.RED, '"red_chosen"'),
+        (Shade.DARK, '"2026-01-02"'),
+        (Shade.LIGHT, '[1,"two"]'),
+        (Seen((1, UUID(int=0))), '{"value":[1,"00000000-0000-0000-0000-000000000000"]}'),
+        (Seen(Seen(Shade.DARK)), '{"value":{"value":"2026-01-02"}}'),
+        (Reading(value=Decimal("1.0")), '{"value":"1.0"}'),
+        (Checked(date(2026, 1, 2)), '{"theValue":"2026-01-02"}'),
+        (UserCreated(email="ä"), '{"email":"ä"}'),
+        (Page[int](items=[1]), '{"items":[1]}'),
+    ],
+)
+def test_ordinary_values_are_written_as_pydantic_writes_them(value: Any, text: str) -> None:
+    """In a mapping, a list, a dataclass and a model alike, and beside what JSON knows."""
+    assert to_json(value, by_alias=True).decode() == text
+    for context in ({"v": value}, MappingProxyType({"v": value}), Measured(value=value).model_copy()):
+        assert context_text(context).partition(":")[2][:-1] == text
+    assert context_text({"n": 0, "v": [value, {"w": value}]}) == f'{{"n":0,"v":[{text},{{"w":{text}}}]}}'
+    assert context_text(Seen({"w": value})) == f'{{"value":{{"w":{text}}}}}'
+    assert context_text({"t": "\ud800", "v": value}) == f'{{"t":"\\ud800","v":{text}}}'.replace("ä", "\\u00e4")
+
+
+def test_a_dataclass_and_any_model_are_events_of_a_type_that_is_given() -> None:
+    """Their fields are the context, alone and among many; without a type they are refused as a mapping is."""
+    events: list[Any] = [Seen(Decimal("1.10")), Reading(value=UUID(int=0)), Checked(None)]
+    alone = [prepare_event(event, event_type="t") for event in events]
+    many = prepare_events([*events, *events], event_ids=[None] * 6, event_type="t", metadata_version=2)
+
+    texts = ['{"value":"1.10"}', '{"value":"00000000-0000-0000-0000-000000000000"}', '{"theValue":null}']
+    assert [row.event_context for row in alone] == texts
+    assert [(row.event_type, row.metadata_version, row.event_context) for row in many] == [
+        ("t", 2, text) for text in texts * 2
+    ]
+    with pytest.raises(PublishError, match="event_type: is missing: an Event class has one"):
+        prepare_event(events[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (b"secret", "has bytes, which JSON has no word for: give a text, such as their base64"),
+        ({"secret"}, "has a value of type set, which JSON has no word for"),
+        (Decimal("sNaN"), "has a number that is not finite"),
+        (pd.NaT, "cannot be read: a NaTType in it raises TypeError"),
+    ],
+)
+def test_what_has_no_word_is_told_by_its_kind(value: Any, said: str) -> None:
+    """The sentence names the type and not the content, in a dataclass too."""
+    for context in ({"a": value}, {"a": Seen([value])}, Seen(value)):
+        with pytest.raises(PublishError) as caught:
+            prepare_event(context, event_type="t")
+        assert str(caught.value) == f"event_context: {said}"
+
+
 def test_words_of_json_in_a_text_are_texts() -> None:
     """A text that says NaN is a text, a number that is none is refused beside it."""
     assert context_text({"a": "NaN, Infinity"}) == '{"a":"NaN, Infinity"}'
@@ -262,6 +365,19 @@ def _nested(depth: int) -> dict[str, Any]:
     return value
 
 
+def _seen(depth: int) -> dict[str, Any]:
+    value: Any = 1
+    for _ in range(depth):
+        value = Seen(value)
+    return {"a": value}
+
+
+def _seen_circle() -> Any:
+    circle = Seen(None)
+    circle.value = [circle]
+    return circle
+
+
 @pytest.mark.parametrize(
     "context",
     [
@@ -269,9 +385,26 @@ def _nested(depth: int) -> dict[str, Any]:
         {"a": [float("inf")]},
         {"a": {1, 2}},
         {"a": b"x"},
-        {"a": Decimal("1.5")},
-        {"a": datetime(2026, 1, 1, tzinfo=UTC)},
-        {"a": UUID(int=0)},
+        {"a": bytearray(b"x")},
+        {"a": Decimal("NaN")},
+        {"a": [Decimal("-Infinity")]},
+        {"a": Seen(float("nan"))},
+        {"a": Seen(b"x")},
+        {"a": Seen({1: 2})},
+        {"a": Reading(value=float("nan"))},
+        {"a": Reading(value=[float("inf")])},
+        {"a": Nothing.AT_ALL},
+        {"a": Seen},
+        {UUID(int=0): 1},
+        {"a": {Shade.DARK: 1}},
+        {"a": iter([])},
+        _seen(DEPTH_MAX),
+        _seen(100_000),
+        {"a": _seen_circle()},
+        Seen(_nested(DEPTH_MAX)),
+        Seen(float("nan")),
+        Reading(value=float("nan")),
+        Checked(value=float("nan")),
         {"a": object()},
         {"a": MappingProxyType({})},
         {1: "a"},
@@ -399,8 +532,10 @@ def test_the_environment_of_the_settings_is_as_short(
             load_settings()
 
 
-@pytest.mark.parametrize("event", [None, [1], "{}", Reading(value=1), UserCreated])
-def test_only_events_and_mappings_are_events(event: Any) -> None:
+@pytest.mark.parametrize(
+    "event", [None, [1], "{}", UserCreated, Seen, Shade.DARK, RootModel[int](1), datetime(2026, 1, 2)]
+)
+def test_only_what_has_fields_is_an_event(event: Any) -> None:
     """Anything else is refused as a whole, a class instead of an instance too."""
     with pytest.raises(PublishError) as caught:
         prepare_event(event, event_type="t")
