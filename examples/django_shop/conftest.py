@@ -12,7 +12,7 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from outbox_pipeline.embedded.engines import embedded_engines
+from outbox_pipeline.embedded import embedded_engines
 
 Arrived = Callable[[], list[dict[str, object]]]
 

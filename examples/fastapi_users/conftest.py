@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from users import app
 
-from outbox_pipeline.embedded.engines import embedded_engines
+from outbox_pipeline.embedded import embedded_engines
 
 Arrived = Callable[[], list[dict[str, object]]]
 

@@ -12,7 +12,9 @@ class OutboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Let connections keep the order in which transactions are opened."""
+        """Let connections keep the order in which transactions are opened, and follow `migrate` and `flush`."""
         from outbox_pipeline.django.blocks import keep_order
+        from outbox_pipeline.django.signals import follow_commands
 
         keep_order()
+        follow_commands(self)

@@ -10,7 +10,7 @@ the application's, so publishing outside `atomic` is autocommit there too.
 from functools import partial
 from typing import Any
 
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from outbox_pipeline.django.blocks import entered_later, is_of_testcase
 from outbox_pipeline.errors import ConfigurationError, NoTransactionError
@@ -29,7 +29,7 @@ def driver_of(using: str | None) -> Driver:
             f"The database {connection.alias!r} is {connection.vendor}, and events are published in PostgreSQL: "
             "name its alias with using=, or in a database router."
         )
-    return Driver(partial(_execute, connection), _is_autocommit(connection))
+    return Driver(partial(_execute, connection), _is_autocommit(connection), _beginning(connection.alias))
 
 
 def alias_of(using: str | None) -> str:
@@ -65,6 +65,11 @@ def _execute(connection: Any, statement: Statement) -> Reply:
     with connection.cursor() as cursor:
         cursor.execute(pyformat(statement.sql), statement.parameters or None)
         return Reply(cursor.rowcount, cursor.fetchone()[0] if statement.is_question else None)
+
+
+def _beginning(alias: str) -> str:
+    named = "" if alias == DEFAULT_DB_ALIAS else f"using={alias!r}"
+    return f"put both into one transaction.atomic({named})"
 
 
 def _is_autocommit(connection: Any) -> bool:

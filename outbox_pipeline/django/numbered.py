@@ -7,9 +7,10 @@ They do nothing on a database that is not PostgreSQL, as `django.contrib.postgre
 would take the events.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-from django.db import DatabaseError, migrations
+from django.db import DatabaseError, migrations, router, transaction
 from django.db.migrations.operations.base import Operation
 
 from outbox_pipeline.errors import ConfigurationError, OutboxError, TransientError, without_secrets
@@ -75,18 +76,10 @@ class RunNumbered(Operation):
         if schema_editor.collect_sql:
             schema_editor.execute(script(f"{self.name}.sql"), params=None)
             return
-        try:
-            with connection.cursor() as cursor:
-                _run(cursor, self.name)
-        except DatabaseError as error:
-            if not state_of(error.__cause__):
-                raise
-            raise _answer(error.__cause__, connection) from None
+        _run_files(connection, [self.name])
 
     def allow_migrate(self, alias: str, app_label: str) -> bool:
         """Tell whether the database routers let this app into the database *alias*."""
-        from django.db import router
-
         return bool(router.allow_migrate(alias, app_label))
 
     def describe(self) -> str:
@@ -97,6 +90,23 @@ class RunNumbered(Operation):
     def migration_name_fragment(self) -> str:
         """Return the end of a migration's name."""
         return self.name.partition("_")[2]
+
+
+def make_schema(connection: Any) -> None:
+    """Run each file that the database has not run yet, in one transaction, where Django runs no migrations for it."""
+    with transaction.atomic(using=connection.alias):
+        _run_files(connection, [name.removesuffix(".sql") for name in file_names()])
+
+
+def _run_files(connection: Any, names: Iterable[str]) -> None:
+    try:
+        with connection.cursor() as cursor:
+            for name in names:
+                _run(cursor, name)
+    except DatabaseError as error:
+        if not state_of(error.__cause__):
+            raise
+        raise _answer(error.__cause__, connection) from None
 
 
 def _run(cursor: Any, name: str) -> None:

@@ -63,10 +63,11 @@ class Reply(NamedTuple):
 
 
 class Driver(NamedTuple):
-    """How statements go out over one open connection."""
+    """How statements go out over one open connection, and how a transaction is begun there, for a sentence."""
 
     execute: Callable[[Statement], Reply]
     is_autocommit: bool
+    beginning: str = "begin a transaction"
 
 
 class AsyncDriver(NamedTuple):
@@ -74,6 +75,7 @@ class AsyncDriver(NamedTuple):
 
     execute: Callable[[Statement], Awaitable[Reply]]
     is_autocommit: bool
+    beginning: str = "begin a transaction"
 
 
 Steps = Generator[Statement, Reply, Outcome]
@@ -125,7 +127,7 @@ def _steps(driver: Driver | AsyncDriver, rows: Sequence[EventRow], options: Opti
     if driver.is_autocommit and not options.allows_autocommit:
         raise NoTransactionError(
             "This connection is in autocommit, so events and business data would not share a transaction: "
-            "begin a transaction, or say allow_autocommit=True."
+            f"{driver.beginning}, or say allow_autocommit=True."
         )
     if options.is_required:
         return _insertion(rows)

@@ -94,8 +94,12 @@ def test_savepoint_rollback_takes_only_its_events_back(connection: Any, publishe
 
 def test_autocommit_is_refused(connection: Any, published: Engine) -> None:
     """Outside `atomic` nothing is written by any call, unless the caller says so; then it is committed at once."""
-    with pytest.raises(NoTransactionError, match="allow_autocommit=True"):
+    with pytest.raises(
+        NoTransactionError, match=r"put both into one transaction\.atomic\(\), or say allow_autocommit=True"
+    ):
         publish_event(UserCreated(email="a"))
+    with pytest.raises(NoTransactionError, match=r"transaction\.atomic\(using='shop'\)"):
+        publish_event(UserCreated(email="a"), using="shop")
     with pytest.raises(NoTransactionError):
         publish_event(UserCreated(email="a"), required=False)
     with pytest.raises(NoTransactionError):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from outbox_pipeline.django import numbered
 from outbox_pipeline.errors import ConfigurationError, TransientError
@@ -96,6 +97,44 @@ def test_a_database_that_init_made_migrates_cleanly(empty: str) -> None:
     assert schema(empty) == before
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM outbox.event")) == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize("module", [None, "tests.fixtures.no_migrations"])
+def test_a_project_without_these_migrations_gets_the_schema(
+    empty: str, monkeypatch: pytest.MonkeyPatch, module: str | None
+) -> None:
+    """Where MIGRATION_MODULES turns them off, or leads elsewhere, `migrate` makes the same schema, once."""
+    from django.conf import settings
+
+    monkeypatch.setattr(settings, "MIGRATION_MODULES", {"outbox_pipeline": module})
+    for _ in range(2):
+        run("migrate", verbosity=0, run_syncdb=True)
+    made = schema(empty)
+    init(empty)
+
+    assert schema(empty) == made
+
+
+def test_flush_takes_no_event_from_a_project_at_work(empty: str) -> None:
+    """Only a process that Django has set up for tests finds the outbox empty behind `flush`."""
+    from django.test.utils import setup_test_environment, teardown_test_environment
+
+    run("migrate", verbosity=0)
+    engine = create_engine(empty)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT outbox.publish('t', '{}')"))
+    run("flush", interactive=False)
+    with engine.begin() as connection:
+        left = connection.scalar(text("SELECT count(*) FROM outbox.event"))
+    setup_test_environment()
+    run("flush", interactive=False)
+    teardown_test_environment()
+    with engine.begin() as connection:
+        assert (left, connection.scalar(text("SELECT count(*) FROM outbox.event"))) == (1, 0)
+        connection.execute(text("SELECT outbox.publish('t', '{}')"))
+        with pytest.raises(DBAPIError, match="insert-only: TRUNCATE is refused"):
+            connection.execute(text("TRUNCATE outbox.event"))
     engine.dispose()
 
 

@@ -1,5 +1,6 @@
 """The pytest plugin as an application has it: found by pytest, in an interpreter of its own, on every session kind."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures.pages import fences
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"dagster", "pandas", "pandera", "pyarrow", "clickhouse_connect", "chdb", "sqlalchemy", "pydantic", "psycopg"}
@@ -56,6 +59,13 @@ def test_import_loads_next_to_nothing() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert not HEAVY & set(loaded.stdout.split())
+
+
+def test_what_unittest_needs_is_there_without_pytest() -> None:
+    """An application whose tests Django runs need not install pytest."""
+    program = "import sys; sys.modules['pytest'] = None; from outbox_pipeline.testing import Outbox, OutboxTestMixin"
+
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_isolated_tests_need_no_database(application: pytest.Pytester) -> None:
@@ -214,12 +224,43 @@ def test_the_snippets_of_the_docs_pass(application: pytest.Pytester, postgres_ur
     page = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
     section = re.search(r"^## Testing\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL)
     assert section is not None
-    snippets = re.findall(r"^```python\n# (\S+)\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    snippets = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL))
     package = application.mkdir("bookshop")
-    assert [name for name, _ in snippets] == ["bookshop/orders.py", "test_orders.py", "conftest.py"]
-    for name, source in snippets:
+    alone = "test_orders_without_pytest.py"
+    assert list(snippets) == ["bookshop/orders.py", "test_orders.py", "conftest.py", alone, "engines.py"]
+    for name, source in snippets.items():
         (package.parent / name).write_text(source, encoding="utf-8")
-
+    by_unittest = subprocess.run(
+        [sys.executable, "-m", "unittest", alone], cwd=package.parent, capture_output=True, text=True, check=False
+    )
     done = application.runpytest_subprocess("-p", "no:cacheprovider")
 
-    assert done.parseoutcomes() == {"passed": 2}, done.stdout.str()
+    assert "Ran 1 test" in by_unittest.stderr, by_unittest.stderr
+    assert by_unittest.stderr.endswith("OK\n"), by_unittest.stderr
+    assert done.parseoutcomes() == {"passed": 3}, done.stdout.str()
+
+
+@pytest.mark.embedded_only
+def test_the_engines_of_the_docs_run(application: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's fixture yields engines with an outbox on each, for a test that follows an event."""
+    (source,) = [code for code in fences(ROOT / "docs" / "publishing.md", "python") if code.startswith("# engines.py")]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for name in ("OUTBOX_HOME", "OUTBOX_POSTGRES_URL", "OUTBOX_CLICKHOUSE_URL"):
+        monkeypatch.setenv(name, "")
+    application.makepyfile(engines=source)
+    run(
+        application,
+        """
+        import subprocess
+        from sqlalchemy import create_engine
+        from outbox_pipeline import publish_event
+        from engines import engines
+
+        def test_an_event_arrives(engines):
+            with create_engine(engines.postgres).begin() as connection:
+                publish_event(connection, {"n": 1}, event_type="t")
+            subprocess.run(["outbox", "relay", "--until-empty"], check=True)
+            query = ["outbox", "sql", "SELECT event_context FROM event_log", "--format", "TSVRaw"]
+            assert subprocess.run(query, check=True, capture_output=True, text=True).stdout == '{"n":1}\\n'
+        """,
+    )

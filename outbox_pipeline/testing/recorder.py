@@ -1,20 +1,18 @@
-"""The fixture `outbox` for an application's own tests: it tells which events a test has published.
+"""What a test has published: the events given to the outbox of this process, with the database or without.
 
-A pytest plugin that pytest finds by itself where the package is installed. It needs no ClickHouse and no Dagster, and
-after `outbox.isolate()` no PostgreSQL. Every pytest run loads this module, so it imports next to nothing.
+It needs no ClickHouse and no Dagster, and after `outbox.isolate()` no PostgreSQL.
 
 Invariant: what is recorded is what was given to the transaction, in order, each event_id once. A transaction or
 savepoint that is rolled back later takes nothing out of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
-
-import pytest
 
 from outbox_pipeline import published
 from outbox_pipeline.published import Written
@@ -92,6 +90,17 @@ class Outbox:
             self._ends.pop()()
 
 
+@contextmanager
+def recorded() -> Iterator[Outbox]:
+    """Record what is published during the block; `isolate` ends with it."""
+    outbox = Outbox()
+    outbox._watch()
+    try:
+        yield outbox
+    finally:
+        outbox._end()
+
+
 def _differs(first: "EventRow", again: "EventRow") -> bool:
     said = [(row.event_type, row.metadata_version, row.event_context) for row in (first, again)]
     return said[0] != said[1]
@@ -109,14 +118,3 @@ def _shown(row: "EventRow") -> PublishedEvent:
         metadata_version=row.metadata_version,
         trace_context=row.trace_context,
     )
-
-
-@pytest.fixture
-def outbox() -> Iterator[Outbox]:
-    """The events this test publishes: `outbox.published(UserCreated)`, `outbox.published()`."""
-    recorder = Outbox()
-    recorder._watch()
-    try:
-        yield recorder
-    finally:
-        recorder._end()
