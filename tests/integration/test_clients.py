@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, make_url, text
 
+from tests.fixtures.commands import Outbox
 from tests.fixtures.pages import ROOT, fences
 from tests.fixtures.roles import LoginUrl
 
@@ -126,3 +128,69 @@ def test_the_sql_snippets_run_as_a_producer(outbox_engine: Engine, producer: dic
         rows = [(row[0], row[1], json.loads(row[2])) for row in connection.execute(statement)]
     assert [row[0] for row in rows] == ["user_created", "order_paid", "orders_inserted"]
     assert rows[2][1:] == ("production", {"new": {"id": 1, "total": 2}})
+
+
+LEGACY = """
+CREATE TABLE legacy_outbox (id uuid, kind text, payload jsonb, created_at timestamptz);
+INSERT INTO legacy_outbox VALUES
+    ('00000000-0000-0000-0000-000000000002', 'paid', '{"n": 2, "t": "a\\\\b\\nc"}', '2026-01-02 00:00:00+00'),
+    ('00000000-0000-0000-0000-000000000001', 'placed', '{"n": 1}', '2026-01-01 00:00:00+00');
+"""
+_LATER = """
+INSERT INTO legacy_outbox VALUES
+    ('00000000-0000-0000-0000-000000000003', 'sent', '{"n": 3}', '2026-01-03 00:00:00+00');
+"""
+
+
+def moved(engine: Engine) -> list[tuple[object, ...]]:
+    """Return what became of the rows of an outbox table of an application's own, in the order of their positions."""
+    statement = text(
+        "SELECT event_id, event_type, extract(day FROM event_date_time AT TIME ZONE 'UTC')::int, environment,"
+        " event_context FROM outbox.event ORDER BY position"
+    )
+    with engine.begin() as connection:
+        return [(row[0].int, *row[1:]) for row in connection.execute(statement)]
+
+
+ROWS = [
+    (1, "placed", 1, "production", {"n": 1}),
+    (2, "paid", 2, "production", {"n": 2, "t": "a\\b\nc"}),
+    (3, "sent", 3, "production", {"n": 3}),
+]
+
+
+def test_an_outbox_table_of_ones_own_moves_in(outbox_engine: Engine, producer: dict[str, str]) -> None:
+    """What is there and what comes are events under their ids and times, once each however often it is repeated."""
+    with outbox_engine.begin() as connection:
+        connection.exec_driver_sql(LEGACY, execution_options={"no_parameters": True})
+        connection.exec_driver_sql(f"ALTER TABLE legacy_outbox OWNER TO {producer['PGUSER']}")
+        connection.exec_driver_sql(f"GRANT CREATE ON SCHEMA public TO {producer['PGUSER']}")
+    moving = snippet("sql", "legacy_outbox")
+    run(psql(), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", given=moving, env=producer)
+    run(psql(), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", given=_LATER, env=producer)
+    (again,) = re.findall(r"^SELECT count.*?;$", moving, re.MULTILINE | re.DOTALL)
+    run(psql(), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", given=again, env=producer)
+
+    assert moved(outbox_engine) == ROWS
+
+
+def test_an_outbox_table_of_another_database_moves_in(
+    outbox_engine: Engine, outbox: Outbox, producer: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that psql writes is taken with its ids, times and characters, and twice is once."""
+    with outbox_engine.begin() as connection:
+        connection.exec_driver_sql(LEGACY + _LATER, execution_options={"no_parameters": True})
+        connection.exec_driver_sql(f"ALTER TABLE legacy_outbox OWNER TO {producer['PGUSER']}")
+    export, command = snippet("sh", "legacy_outbox").rsplit("\n", 2)[:2]
+    # With the place of the server in its variables, psql needs no more than a database here.
+    environment = {
+        **producer,
+        "LEGACY_URL": producer["PGDATABASE"],
+        "PATH": f"{Path(psql()).parent}:{os.environ['PATH']}",
+    }
+    run("sh", "-ec", export, cwd=tmp_path, env=environment)
+    monkeypatch.chdir(tmp_path)
+    said = [outbox(*command.split()[1:]).stdout for _ in range(2)]
+
+    assert moved(outbox_engine) == ROWS
+    assert "already there 3" in " ".join(said[1].split())
