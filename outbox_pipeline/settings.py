@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox_pipeline.errors import SettingsError, without_secrets
 from outbox_pipeline.names import MAX_BYTES
+from outbox_pipeline.server_urls import require_encoded, require_scheme, with_driver
 
 #: No event counts for an earlier day, whatever a clock said, unless OUTBOX_START_DATE or the ledger's first day does.
 DEFAULT_START_DATE = date(2026, 1, 1)
@@ -257,19 +258,19 @@ class Settings(BaseSettings):
     @field_validator("postgres_url")
     @classmethod
     def _check_postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return _require_scheme(_with_driver(value, "psycopg"), "postgresql+psycopg://", "OUTBOX_POSTGRES_URL")
+        return require_scheme(with_driver(value, "psycopg"), "postgresql+psycopg://", "OUTBOX_POSTGRES_URL")
 
     @field_validator("dagster_url")
     @classmethod
     def _check_dagster_url(cls, value: SecretStr | None) -> SecretStr | None:
-        return _require_scheme(_with_driver(value, "psycopg2"), "postgresql+psycopg2://", "OUTBOX_DAGSTER_URL")
+        return require_scheme(with_driver(value, "psycopg2"), "postgresql+psycopg2://", "OUTBOX_DAGSTER_URL")
 
     @field_validator("clickhouse_url")
     @classmethod
     def _check_clickhouse_url(cls, value: SecretStr | None) -> SecretStr | None:
-        checked = _require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
+        checked = require_scheme(value, ("http://", "https://"), "OUTBOX_CLICKHOUSE_URL")
         if checked is not None:
-            _require_encoded(checked.get_secret_value(), "OUTBOX_CLICKHOUSE_URL")
+            require_encoded(checked.get_secret_value(), "OUTBOX_CLICKHOUSE_URL")
         return checked
 
     @field_validator("dagster_ui_url")
@@ -282,7 +283,7 @@ class Settings(BaseSettings):
     @field_validator("alert_webhook_url")
     @classmethod
     def _check_alert_webhook_url(cls, value: SecretStr | None) -> SecretStr | None:
-        checked = _require_scheme(value, ("http://", "https://"), "OUTBOX_ALERT_WEBHOOK_URL")
+        checked = require_scheme(value, ("http://", "https://"), "OUTBOX_ALERT_WEBHOOK_URL")
         if checked is not None and "@" in urlsplit(checked.get_secret_value()).netloc:
             raise ValueError("OUTBOX_ALERT_WEBHOOK_URL names a user: use a URL that needs none")
         return checked
@@ -301,68 +302,6 @@ class Settings(BaseSettings):
     def recheck(self) -> timedelta:
         """How long after marking a batch that took several attempts is proved once more."""
         return timedelta(seconds=self.recheck_seconds)
-
-
-def named_driver(url: str, driver: str) -> str:
-    """Return a URL of PostgreSQL with the driver that is meant where it names none, as hosts hand it out."""
-    scheme, mark, rest = url.partition("://")
-    return f"postgresql+{driver}://{rest}" if mark and scheme in ("postgresql", "postgres") else url
-
-
-def _with_driver(value: SecretStr | None, driver: str) -> SecretStr | None:
-    return None if value is None else SecretStr(named_driver(value.get_secret_value(), driver))
-
-
-def _require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], name: str) -> SecretStr | None:
-    # The driver is always named: SQLAlchemy 2.1 changed which one a plain postgresql:// means.
-    wanted = (schemes,) if isinstance(schemes, str) else schemes
-    if value is not None and not value.get_secret_value().startswith(wanted):
-        plain = ["postgresql://"] if wanted[0].startswith("postgresql") else []
-        raise ValueError(f"{name} must start with {' or '.join([*plain, *wanted])}")
-    if value is not None:
-        _require_readable(value.get_secret_value(), name)
-    # PostgreSQL's may do without: a socket's folder is a parameter.
-    if value is not None and "http://" in wanted and not urlsplit(value.get_secret_value()).hostname:
-        raise ValueError(f"{name} names no host")
-    return value
-
-
-def _require_readable(url: str, name: str) -> None:
-    rest = url.partition("://")[2]
-    credentials = rest.partition("?")[0].rpartition("@")[0]
-    begin = rest.partition("/")[0].rpartition("@")[0]
-    if any(mark in credentials for mark in "@/") or any(mark in begin for mark in "?#"):
-        # Read as they stand, the end of the password would be taken for the host, and shown.
-        raise ValueError(_unencoded(name))
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        # The words of this error may be a part of the password.
-        raise ValueError(
-            f"{name} cannot be read: write [ and ] of a password as %5B and %5D, and what is no ASCII encoded too"
-        ) from None
-    try:
-        _ = parts.port
-    except ValueError:
-        if "@" in rest and "@" not in parts.netloc:
-            raise ValueError(_unencoded(name)) from None
-        raise ValueError(f"{name} has a port that is no number up to 65535{_several_hosts(rest, name)}") from None
-
-
-def _require_encoded(url: str, name: str) -> None:
-    """Raise ValueError where @ stands behind the host, or # anywhere: over HTTP neither means anything there."""
-    if "#" in url or "@" in url.partition("://")[2].removeprefix(urlsplit(url).netloc):
-        raise ValueError(_unencoded(name))
-
-
-def _unencoded(name: str) -> str:
-    return f"{name} has a user or password with @, /, ? or # in it: write them as %40, %2F, %3F and %23"
-
-
-def _several_hosts(rest: str, name: str) -> str:
-    if name == "OUTBOX_CLICKHOUSE_URL" or "," not in rest.partition("/")[0]:
-        return ""
-    return "; several hosts are written as ?host=one:5432&host=two:5432"
 
 
 def load_settings() -> Settings:

@@ -18,7 +18,8 @@ from outbox_pipeline.postgres.errors import Server, primary_message, translated_
 from outbox_pipeline.postgres.queries import query
 from outbox_pipeline.postgres.session import ENCODING, PATIENCE
 from outbox_pipeline.postgres.sqlstates import state_of
-from outbox_pipeline.settings import named_driver, shown_url
+from outbox_pipeline.server_urls import named_driver
+from outbox_pipeline.settings import shown_url
 
 #: Names of UTC; a server's default is often one of them.
 _ZONES = ("UTC", "Etc/UTC", "GMT", "Etc/GMT", "Universal", "Zulu", "UCT", "Etc/UCT")
