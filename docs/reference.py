@@ -64,7 +64,7 @@ def commands_page() -> str:
     page = get_docs_for_click(obj=group, ctx=typer.Context(group), name="outbox")
     sections = page.partition("\n## ")[2].split("\n## ")
     table = "\n".join(_row(name, command) for name, command in group.commands.items())
-    return f"{_COMMANDS}| command | does |\n|---|---|\n{table}\n\n" + "\n".join(map(_section, sections)).rstrip() + "\n"
+    return f"{_COMMANDS}| to | command | does |\n|---|---|---|\n{table}\n\n" + "\n".join(map(_section, sections)).rstrip() + "\n"
 
 
 def settings_page() -> str:
@@ -79,7 +79,7 @@ def settings_page() -> str:
 
 
 def _row(name: str, command: Any) -> str:
-    return f"| [`outbox {name}`](#outbox-{name}) | {_paragraphs(command.help)[0]} |"
+    return f"| {command.rich_help_panel.lower()} | [`outbox {name}`](#outbox-{name}) | {_paragraphs(command.help)[0]} |"
 
 
 def _section(text: str) -> str:
