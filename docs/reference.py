@@ -64,7 +64,8 @@ def commands_page() -> str:
     page = get_docs_for_click(obj=group, ctx=typer.Context(group), name="outbox")
     sections = page.partition("\n## ")[2].split("\n## ")
     table = "\n".join(_row(name, command) for name, command in group.commands.items())
-    return f"{_COMMANDS}| to | command | does |\n|---|---|---|\n{table}\n\n" + "\n".join(map(_section, sections)).rstrip() + "\n"
+    explained = "\n".join(map(_section, sections)).rstrip()
+    return f"{_COMMANDS}| to | command | does |\n|---|---|---|\n{table}\n\n{explained}\n"
 
 
 def settings_page() -> str:
