@@ -33,6 +33,7 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import change, forget
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish, publish_in
+from tests.fixtures.pages import ROOT, fences
 from tests.fixtures.roles import PUBLISH, PUBLISH_JSONB, LoginUrl
 
 EVENT = "INSERT INTO outbox.event (event_type, environment, event_context) VALUES ('t', 'test', '{}')"
@@ -95,16 +96,19 @@ def test_a_producer_publishes_in_sql(producer: Engine, outbox_engine: Engine) ->
 def test_the_function_alone_publishes_and_reads_not_even_ids(
     login: Callable[..., Engine], outbox_engine: Engine
 ) -> None:
-    """A role with EXECUTE on outbox.publish and no right on any table can publish, and that is all."""
+    """A role with the rights of the page and none on any table can publish, and that is all."""
     caller = login()
+    (granting,) = [code for code in fences(ROOT / "docs" / "publishing.md", "sql") if "CREATE ROLE kiosk" in code]
+    grants = granting.partition("\n")[2].replace("kiosk", str(caller.url.username))
     with outbox_engine.begin() as connection:
-        connection.execute(text(f"GRANT USAGE ON SCHEMA outbox TO {caller.url.username}"))
-        connection.execute(text(f"GRANT EXECUTE ON FUNCTION {PUBLISH} TO {caller.url.username}"))
+        connection.exec_driver_sql(grants)
 
     with caller.begin() as connection:
-        event_id = connection.scalar(text("SELECT outbox.publish('t', '{}')"))
+        statement = text("SELECT outbox.publish('t', '{}') UNION ALL SELECT outbox.publish('t', CAST('{}' AS jsonb))")
+        event_ids = set(connection.scalars(statement))
 
-    assert committed_ids(outbox_engine) == {event_id}
+    assert committed_ids(outbox_engine) == event_ids
+    assert len(event_ids) == 2
     assert refusal(caller, "SELECT event_id FROM outbox.event") == "42501"
 
 
