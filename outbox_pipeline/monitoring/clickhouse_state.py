@@ -16,6 +16,7 @@ from outbox_pipeline.settings import Settings
 
 #: A server may restart without an alert.
 _RESTART = timedelta(seconds=60)
+_SILENT = "ClickHouse does not answer: "
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ def look_at_clickhouse(engine: Engine, settings: Settings) -> ClickHouseState:
     try:
         ask_seen(engine, settings)
     except OutboxError as error:
-        return ClickHouseState(first_line(error), is_away=isinstance(error, TransientError))
+        # Said by whoever shows it, with a time.
+        said = first_line(error).removeprefix(_SILENT)
+        return ClickHouseState(said, is_away=isinstance(error, TransientError))
     return ClickHouseState(None)
 
 

@@ -60,9 +60,12 @@ ASSETS = {"event_log", "postgres/outbox"}
 CHECKS = {
     "event_log/delivered_whole",
     "event_log/reconciled",
+    "postgres/outbox/automation_is_on",
+    "postgres/outbox/clickhouse_answers",
     "postgres/outbox/lag_below_threshold",
     "postgres/outbox/ledger_consistent",
     "postgres/outbox/no_old_gap",
+    "postgres/outbox/nothing_parked",
     "postgres/outbox/quarantine_empty",
 }
 _CHOICE = {"batch_id", "dry_run", "event_ids", "event_type", "everything", "reason", "since", "until"}
