@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 
 #: Where the UI is unless something else listens there.
 DEFAULT_PORT = 3000
+LOOPBACK = "127.0.0.1"
 
 Port = Annotated[
     int, typer.Option(help="Port of the Dagster UI; another one is taken when it is in use.", min=0, max=65535)
+]
+
+
+Host = Annotated[
+    str,
+    typer.Option(
+        help="Address that the Dagster UI listens on, such as 0.0.0.0 for all of this machine. The UI has no login: "
+        "who reaches it can start, stop and delete. Names that it is called by are in OUTBOX_UI_HOSTS."
+    ),
 ]
 
 
@@ -33,6 +43,7 @@ def add_to(app: typer.Typer) -> None:
 
 def up(
     port: Port = DEFAULT_PORT,
+    host: Host = LOOPBACK,
     engines_only: Annotated[
         bool,
         typer.Option(
@@ -57,7 +68,7 @@ def up(
         interruptible(),
         preloaded_dagster() as launcher,
         ready_settings() as settings,
-        running_dagster(settings, launcher, port=port) as (url, stack),
+        running_dagster(settings, launcher, port=port, host=host) as (url, stack),
     ):
         typer.echo(f"Dagster UI: {url}")
         if stack is None:
@@ -84,7 +95,12 @@ def preloaded_dagster() -> Iterator["Launcher | None"]:
 
 @contextmanager
 def running_dagster(
-    settings: "Settings", launcher: "Launcher | None", *, port: int, before: Callable[[], None] = lambda: None
+    settings: "Settings",
+    launcher: "Launcher | None",
+    *,
+    port: int,
+    host: str = LOOPBACK,
+    before: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, "DagsterStack | None"]]:
     """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block.
 
@@ -98,12 +114,12 @@ def running_dagster(
         before()
         yield url, None
         return
-    environment = dagster_environment(settings)
+    environment = {**dagster_environment(settings), **_door_names(settings, host)}
     _require_servers(settings)
     environment[VARIABLE] = find_first_day(settings).isoformat()
     typer.echo("Starting Dagster: code server, daemon, webserver …", err=True)
     before()
-    with dagster_stack(settings.home, environment, port=port, launcher=launcher) as stack:
+    with dagster_stack(settings.home, environment, port=port, host=host, launcher=launcher) as stack:
         if port not in (0, stack.plan.web_port):
             typer.echo(f"Port {port} is taken.", err=True)
         yield stack.plan.url, stack
@@ -118,6 +134,26 @@ def dagster_environment(settings: "Settings") -> dict[str, str]:
             "for example postgresql+psycopg2://user@host/dagster?sslmode=verify-full."
         )
     return {**values, "OUTBOX_HOME": str(settings.home)}
+
+
+def _door_names(settings: "Settings", host: str) -> dict[str, str]:
+    """Warn of a UI that other machines reach, and return the variable with the names that its door opens for."""
+    from outbox_pipeline.loopback import is_loopback
+
+    if is_loopback(host):
+        return {}
+    names = list(settings.ui_hosts or ())
+    if host not in ("0.0.0.0", "::"):
+        names.append(f"[{host}]" if ":" in host else host.lower())
+    typer.secho(
+        f"Who reaches {host} can start, stop and delete in the Dagster UI, which has no login: keep the port closed to "
+        "others, or put a proxy with a login in front.",
+        fg="yellow",
+        err=True,
+    )
+    told = ", ".join(names) if names else "none but this machine's own; set OUTBOX_UI_HOSTS to the names browsers use"
+    typer.echo(f"Names that the UI answers under: {told}.", err=True)
+    return {"OUTBOX_UI_HOSTS": ",".join(names)} if names else {}
 
 
 def _engines_are_up(settings: "Settings") -> str:

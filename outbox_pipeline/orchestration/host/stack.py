@@ -13,7 +13,7 @@ import os
 import socket
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,13 @@ class StackPlan:
     web_port: int
     code_socket: Path
     module: str = DEFINITIONS_MODULE
+    web_host: str = _HOST
 
     @property
     def url(self) -> str:
-        """Address of the Dagster UI."""
-        return f"http://{_HOST}:{self.web_port}"
+        """Address of the Dagster UI, on this machine where it listens on every address."""
+        host = {"0.0.0.0": _HOST, "::": "::1"}.get(self.web_host, self.web_host)
+        return f"http://[{host}]:{self.web_port}" if ":" in host else f"http://{host}:{self.web_port}"
 
     @property
     def workspace(self) -> Path:
@@ -66,7 +68,7 @@ class StackPlan:
 
     def command(self, name: str) -> list[str]:
         """Return what follows `python -m` in the command line of one of the processes."""
-        web = [WEBSERVER_MODULE, "-h", _HOST, "-p", str(self.web_port), "-w", str(self.workspace)]
+        web = [WEBSERVER_MODULE, "-h", self.web_host, "-p", str(self.web_port), "-w", str(self.workspace)]
         code = [CODE_SERVER_MODULE, "api", "grpc", "-m", self.module, "--socket", str(self.code_socket)]
         modules = {
             "code": [*code, "--empty-working-directory", "--location-name", LOCATION_NAME],
@@ -160,16 +162,18 @@ def dagster_stack(
     environment: Mapping[str, str],
     *,
     port: int,
+    host: str = _HOST,
     module: str = DEFINITIONS_MODULE,
     launcher: Launcher | None = None,
 ) -> Iterator[DagsterStack]:
     """Run the stack during the block. *environment* holds the URLs; *port* is taken if free, else another.
 
-    Raises TransientError when a stack runs on this home already.
+    Only the UI, behind its door, listens on *host*. Raises ConfigurationError when that is none of this machine's, and
+    TransientError when a stack runs on this home already.
     """
     with _only_one(home), ExitStack() as until_ended:
         end_leftovers(home)
-        plan = StackPlan(home, free_port(port), socket_folder(home) / "code.sock", module)
+        plan = StackPlan(home, free_port(port, host), socket_folder(home) / "code.sock", module, host)
         prepare_dagster_home(home)
         _write_workspace(plan)
         launcher = launcher or until_ended.enter_context(preloading(home, environment))
@@ -194,13 +198,27 @@ def running_stack(home: Path) -> str | None:
     return str(state["url"])
 
 
-def free_port(wanted: int = 0) -> int:
-    """Return *wanted* if nothing listens there on loopback, else a port that is free now."""
+def free_port(wanted: int = 0, host: str = _HOST) -> int:
+    """Return *wanted* if nothing listens there on *host*, else a port that is free now.
+
+    Raises ConfigurationError when nothing can listen on *host*.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, wanted, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"The UI cannot listen on {host!r}, which is no address: {error}.") from error
+    refused: OSError | None = None
     for port in (wanted, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((_HOST, port))
+        with socket.socket(family, kind, protocol) as probe:
+            # As the webserver does: connections of the last one, closed but not yet over, keep nothing from listening.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((place[0], port))
+            except OSError as error:
+                refused = error
+                continue
             return int(probe.getsockname()[1])
-    raise ConfigurationError("No free port on the loopback interface.")
+    raise ConfigurationError(f"The UI cannot listen on {host}: {refused}. Give --host an address of this machine.")
 
 
 @contextmanager
