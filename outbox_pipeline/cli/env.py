@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from outbox_pipeline.cli.support.engines import given_urls, running_settings
+from outbox_pipeline.cli.support.engines import given_urls, other_home, running_settings
 from outbox_pipeline.cli.support.output import quoted
 from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line
 
@@ -22,11 +22,20 @@ def env() -> None:
 
     OUTBOX_FIRST_DAY is the ledger's first day, with which the partitions of a code server begin that is started here.
 
+    URLs that an earlier one printed for another OUTBOX_HOME give way, and a line says so.
+
     The URLs are printed with their passwords, that is what this command is for: keep them out of logs.
 
     Example: `eval "$(outbox env)" && dagster dev`
     """
+    from outbox_pipeline.settings import load_settings
+
     settings = running_settings()
+    other = other_home(load_settings())
+    if other is not None:
+        typer.echo(
+            f"The URLs in this shell were of {other}; OUTBOX_HOME is {settings.home}, so these are its.", err=True
+        )
     values, missing = given_urls(settings)
     if missing:
         raise ConfigurationError(

@@ -102,6 +102,13 @@ def leads_to(url: str, home: Path) -> bool:
     return url.endswith(host_parameter(known_sockets(Home(home.expanduser().resolve()))))
 
 
+def serves(home: Path, *, postgres: str | None, clickhouse: str | None) -> bool:
+    """Return whether one of these URLs is of the home's engines: PostgreSQL's always, ClickHouse's while it runs."""
+    return (postgres is not None and leads_to(postgres, home)) or (
+        clickhouse is not None and clickhouse == running_engines(home).clickhouse
+    )
+
+
 def _database_url(handle: PostgresHandle | None, database: str, *, driver: str) -> str | None:
     return handle.url(database, driver=driver) if handle else None
 

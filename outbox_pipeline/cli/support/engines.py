@@ -4,9 +4,13 @@ Invariant: engines are joined or started only for a URL that is not set; a real 
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from outbox_pipeline.errors import ConfigurationError, OutboxError
 
@@ -41,6 +45,7 @@ def ready_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterato
 def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator[tuple["Settings", "Settings"]]:
     """Yield the settings as the environment has them, and with the URLs of embedded engines filled in."""
     given = _read_settings()
+    _require_own_urls(given)
     _require_no_stale_urls(given)
     wants_postgres = postgres and given.postgres_url is None
     wants_clickhouse = clickhouse and given.clickhouse_url is None
@@ -50,6 +55,8 @@ def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterat
     require_embedded()
     from outbox_pipeline.embedded.engines import embedded_engines
 
+    if not (given.home / "lock").exists():
+        typer.echo(f"A new outbox is made in {given.home.absolute()}; for another one, set OUTBOX_HOME.", err=True)
     with embedded_engines(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse) as urls:
         yield given, with_urls(given, urls)
 
@@ -66,6 +73,7 @@ def reachable_settings() -> Iterator[tuple["Settings", dict[str, str]]]:
         for name, url in (("postgres", given.postgres_url), ("clickhouse", given.clickhouse_url)):
             try:
                 if name == "postgres":
+                    _require_own_urls(given)
                     _require_no_stale_urls(given)
                 if url is None:
                     require_embedded()
@@ -109,10 +117,15 @@ def ledger_engine(settings: "Settings") -> "Engine":
 
 
 def running_settings() -> "Settings":
-    """Return settings with the URLs of the embedded engines that run now; starts nothing, so URLs may be missing."""
+    """Return settings with the URLs of the embedded engines that run now; starts nothing, so URLs may be missing.
+
+    URLs that come from `outbox env` on another home are as good as missing.
+    """
     from outbox_pipeline.settings import load_settings
 
     given = load_settings()
+    if other_home(given) is not None:
+        given = given.model_copy(update={"postgres_url": None, "clickhouse_url": None, "dagster_url": None})
     try:
         require_embedded()
     except ConfigurationError:
@@ -168,6 +181,35 @@ def given_urls(settings: "Settings") -> tuple[dict[str, str], list[str]]:
     }
     given = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
     return given, [name for name in urls if name not in given]
+
+
+def other_home(settings: "Settings") -> Path | None:
+    """Return the home whose embedded engines the URLs lead to where that is not OUTBOX_HOME, else None.
+
+    It is known by DAGSTER_HOME, which `outbox env` exports beside the URLs.
+    """
+    exported = os.environ.get("DAGSTER_HOME")
+    home = Path(exported).parent if exported else settings.home
+    if home.resolve() == settings.home.expanduser().resolve() or not (home / "lock").exists():
+        return None
+    try:
+        require_embedded()
+    except ConfigurationError:
+        return None
+    from outbox_pipeline.embedded.engines import serves
+
+    urls = given_urls(settings)[0]
+    found = serves(home, postgres=urls.get("OUTBOX_POSTGRES_URL"), clickhouse=urls.get("OUTBOX_CLICKHOUSE_URL"))
+    return home if found else None
+
+
+def _require_own_urls(settings: "Settings") -> None:
+    home = other_home(settings)
+    if home is not None:
+        raise ConfigurationError(
+            f"The URLs come from 'outbox env' on {home}, and OUTBOX_HOME is {settings.home}: for that one run "
+            f'eval "$(outbox env)" again, for the other set OUTBOX_HOME to {home}.'
+        )
 
 
 def _require_no_stale_urls(settings: "Settings") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from outbox_pipeline.cli.support.engines import ready_settings
+from outbox_pipeline.cli.support.engines import ready_settings, running_settings
 from outbox_pipeline.embedded.engines import embedded_engines, leads_to, running_engines
 from outbox_pipeline.embedded.homes import Home
 from outbox_pipeline.embedded.places import data_folders
@@ -189,3 +189,30 @@ def test_urls_of_engines_that_have_stopped_are_one_sentence(tmp_path: Path, monk
 
     with pytest.raises(ConfigurationError, match="engines they lead to have stopped"), ready_settings():
         pass
+
+
+def test_urls_of_another_home_publish_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a shell with the URLs of one home and OUTBOX_HOME of another, commands refuse and `outbox env` sets it right.
+
+    A new home is told when it is made, an old one no more.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    with embedded_engines(one, clickhouse=False) as urls:
+        monkeypatch.setenv("OUTBOX_POSTGRES_URL", str(urls.postgres))
+    monkeypatch.setenv("DAGSTER_HOME", str(one / "dagster"))
+    monkeypatch.setenv("OUTBOX_HOME", str(two))
+
+    with pytest.raises(ConfigurationError, match=f"on {one}, and OUTBOX_HOME is {two}"), ready_settings():
+        pass
+    assert not two.exists()
+    assert running_settings().postgres_url is None
+
+    monkeypatch.delenv("OUTBOX_POSTGRES_URL")
+    for told in (f"A new outbox is made in {two}; for another one, set OUTBOX_HOME.\n", ""):
+        with ready_settings(clickhouse=False) as settings:
+            right = settings.postgres_url
+        assert capsys.readouterr().err == told
+        assert right is not None
+        assert leads_to(right.get_secret_value(), two)
