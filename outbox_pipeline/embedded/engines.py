@@ -5,7 +5,7 @@ these processes stops them when it ends. One that was killed leaves its engines 
 the ClickHouse server, which watches the list, stops both a few seconds after the last process has died.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,13 @@ class EngineUrls:
 
 
 @contextmanager
-def embedded_engines(home: Path, *, postgres: bool = True, clickhouse: bool = True) -> Iterator[EngineUrls]:
+def embedded_engines(
+    home: Path, *, postgres: bool = True, clickhouse: bool = True, on_up: Callable[[str], None] = lambda _: None
+) -> Iterator[EngineUrls]:
     """Run the engines asked for on *home* during the block, joining those that run already.
 
-    Raises ConfigurationError, which says what to do, when a wheel is missing or an engine does not start.
+    *on_up* is told the name of each that answers. Raises ConfigurationError, which says what to do, when a wheel is
+    missing or an engine does not start.
     """
     place = Home(home.expanduser().resolve())
     place.create()
@@ -46,8 +49,10 @@ def embedded_engines(home: Path, *, postgres: bool = True, clickhouse: bool = Tr
             user = add_user(place)
             if postgres:
                 start_postgres(place)
+                on_up("PostgreSQL")
             if clickhouse:
                 start_clickhouse(place)
+                on_up("ClickHouse")
         yield running_engines(place.path)
     finally:
         if user is not None:

@@ -5,7 +5,7 @@ Invariant: engines are joined or started only for a URL that is not set; a real 
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,22 +27,28 @@ _TALKATIVE = ("clickhouse_connect", "urllib3")
 
 
 @contextmanager
-def ready_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator["Settings"]:
+def ready_settings(
+    *, postgres: bool = True, clickhouse: bool = True, on_up: Callable[[str], None] = lambda _: None
+) -> Iterator["Settings"]:
     """Yield settings with a URL for each store asked for; an embedded store that is new gets its schema first.
 
-    The table in ClickHouse is made where the ledger is asked for too, which knows whether it was there before. Raises
-    ConfigurationError for wrong settings, for engines that are not installed or do not start, and when it was.
+    The table in ClickHouse is made where the ledger is asked for too, which knows whether it was there before. *on_up*
+    is told what is up: PostgreSQL, ClickHouse, schema. Raises ConfigurationError for wrong settings, for engines that
+    are not installed or do not start, and when the table was there before.
     """
-    with engine_settings(postgres=postgres, clickhouse=clickhouse) as (given, settings):
+    with engine_settings(postgres=postgres, clickhouse=clickhouse, on_up=on_up) as (given, settings):
         if postgres and given.postgres_url is None:
             _ensure_schema(settings)
         if postgres and clickhouse and given.clickhouse_url is None:
             _ensure_table(settings)
+        on_up("schema")
         yield settings
 
 
 @contextmanager
-def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterator[tuple["Settings", "Settings"]]:
+def engine_settings(
+    *, postgres: bool = True, clickhouse: bool = True, on_up: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple["Settings", "Settings"]]:
     """Yield the settings as the environment has them, and with the URLs of embedded engines filled in."""
     given = _read_settings()
     _require_own_urls(given)
@@ -57,7 +63,7 @@ def engine_settings(*, postgres: bool = True, clickhouse: bool = True) -> Iterat
 
     if not (given.home / "lock").exists():
         typer.echo(f"A new outbox is made in {given.home.absolute()}; for another one, set OUTBOX_HOME.", err=True)
-    with embedded_engines(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse) as urls:
+    with embedded_engines(given.home, postgres=wants_postgres, clickhouse=wants_clickhouse, on_up=on_up) as urls:
         yield given, with_urls(given, urls)
 
 

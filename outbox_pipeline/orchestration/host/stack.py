@@ -89,17 +89,20 @@ class DagsterStack:
         self.processes: dict[str, ProcessIdentity] = {}
         self._launcher = launcher or Interpreters()
 
-    def start(self) -> None:
-        """Start all processes and wait until the UI answers.
+    def start(self, on_up: Callable[[str], None] = lambda _: None) -> None:
+        """Start all processes and wait until the UI answers; *on_up* is told what is up.
 
         Raises ConfigurationError naming the log when one of them does not come up.
         """
         self._start_one("code")
         self._make_tables()
         self._wait("code", lambda: _is_listening(self.plan.code_socket))
+        on_up("code server")
         self._start_one("daemon")
+        on_up("daemon")
         self._start_one("webserver")
         self._wait("webserver", lambda: _answers(self.plan.url))
+        on_up("UI")
 
     def revive(self) -> list[str]:
         """Start every process again that has ended, and return their names.
@@ -165,6 +168,7 @@ def dagster_stack(
     host: str = _HOST,
     module: str = DEFINITIONS_MODULE,
     launcher: Launcher | None = None,
+    on_up: Callable[[str], None] = lambda _: None,
 ) -> Iterator[DagsterStack]:
     """Run the stack during the block. *environment* holds the URLs; *port* is taken if free, else another.
 
@@ -179,7 +183,7 @@ def dagster_stack(
         launcher = launcher or until_ended.enter_context(preloading(home, environment))
         stack = DagsterStack(plan, {**environment, **home_variables(home)}, launcher)
         try:
-            stack.start()
+            stack.start(on_up)
             yield stack
         finally:
             stack.stop()
