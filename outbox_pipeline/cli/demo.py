@@ -62,7 +62,7 @@ def demo(
         else:
             complain(_mismatch(report, day, settings))
         if not exits:
-            _leave_up(url, stack)
+            _leave_up(url, stack, day)
     if not is_clean:
         raise typer.Exit(1)
 
@@ -151,12 +151,13 @@ def _mismatch(report: "Report", day: "ShopDay", settings: "Settings") -> str:
     )
 
 
-def _leave_up(url: str, stack: "DagsterStack | None") -> None:
+def _leave_up(url: str, stack: "DagsterStack | None", day: "ShopDay") -> None:
     typer.echo(
         f"\nDagster UI: {url}\n"
         f"  1. What was delivered (Plots, then Events: a point for every batch):  {url}/assets/event_log\n"
         f"  2. What the sensor saw and started at each tick:  {url}/locations/outbox_pipeline/sensors/outbox_sensor\n"
-        f"  3. The runs, one a batch, with the time of each step:  {url}/runs",
+        f"  3. The runs, one a batch, with the time of each step:  {url}/runs\n"
+        f"In another terminal, in this folder, the life of the first event:  outbox trace {day.opening_id}",
         err=True,
     )
     if stack is None:

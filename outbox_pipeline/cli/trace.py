@@ -35,7 +35,7 @@ def trace(
 
     Links need OUTBOX_DAGSTER_UI_URL, or an 'outbox up' on this home. Exit code 1 when neither side knows the event.
 
-    Example: `outbox trace 412d8176-416a-5d43-8b59-333d72dce3f0`
+    Example: `outbox trace "$(outbox sql 'SELECT event_id FROM event_log LIMIT 1')"`
     """
     from outbox_pipeline.monitoring.trace import trace_event
 

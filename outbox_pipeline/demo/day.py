@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
+from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -72,6 +73,11 @@ class ShopDay:
         with translated(self._engine), Session(self._engine) as session, session.begin():
             self._opening = shop.open_doors(session, len(self._customers))
         self._journal.note_committed([self._opening])
+
+    @property
+    def opening_id(self) -> UUID:
+        """Id of the first event, which says that the shop is open."""
+        return self._opening
 
     def close(self) -> None:
         """End what watches and close all connections."""

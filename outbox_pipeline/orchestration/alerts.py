@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.batches import BATCH_ID_TAG, BatchStatus
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.health import lag_sentence
 from outbox_pipeline.monitoring.incidents import Condition, Incidents
@@ -93,7 +94,7 @@ def watch_parked(look: Look) -> list[Condition] | None:
     count = look.status.open_batches.get(BatchStatus.PARKED, 0)
     if not count:
         return []
-    title = f"{count} {'batch is' if count == 1 else 'batches are'} parked with {look.status.parked:,} events."
+    title = f"{count} {'batch is' if count == 1 else 'batches are'} parked with {counted(look.status.parked, 'event')}."
     return [Condition("parked", title, "Fix what 'outbox status' shows as last error, then 'outbox resume'.")]
 
 

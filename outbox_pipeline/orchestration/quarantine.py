@@ -6,6 +6,7 @@ The jobs change nothing until their dry run is turned off. health_sensor reports
 import dagster as dg
 from pydantic import Field
 
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import UsageError
 from outbox_pipeline.operations import quarantine
 from outbox_pipeline.operations.quarantine import Held, Requeued
@@ -84,9 +85,11 @@ def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline:
         if _is_dry(context, config, chosen.held):
             return
         done = quarantine.requeue(pipeline.engine, chosen.wanted)
-        context.log.info(f"Requeued {done.count} events; outbox_sensor puts them into the next batch.")
+        context.log.info(f"Requeued {counted(done.count, 'event')}; outbox_sensor puts them into the next batch.")
         for refusal in done.refused:
-            context.log.warning(f"{refusal.event_count} events of batch {refusal.batch_id} stay held: {refusal.why}.")
+            context.log.warning(
+                f"{counted(refusal.event_count, 'event')} of batch {refusal.batch_id}: held on: {refusal.why}."
+            )
         context.add_output_metadata(_of_requeue(chosen.held, done))
 
 
@@ -104,7 +107,7 @@ def discard_held(context: dg.OpExecutionContext, config: DiscardConfig, pipeline
         if _is_dry(context, config, chosen.held):
             return
         count = quarantine.discard(pipeline.engine, chosen.wanted, note=config.note)
-        context.log.info(f"Discarded {count} events.")
+        context.log.info(f"Discarded {counted(count, 'event')}.")
         context.add_output_metadata({**of_held(chosen.held), "discarded": count})
 
 

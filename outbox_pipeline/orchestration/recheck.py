@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from outbox_pipeline.counts import counted
 from outbox_pipeline.operations.replay import Outcome, rechecks_due, replay
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_limits import move_limit, redelivery_seconds
@@ -35,7 +36,9 @@ def recheck_due(context: dg.OpExecutionContext, pipeline: PipelineResource):  # 
             move_limit(context.instance, context.run_id, redelivery_seconds(pipeline.settings))
     for item in replayed:
         if item.outcome != Outcome.PROVEN:
-            context.log.warning(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
+            context.log.warning(
+                f"Batch {item.batch_id}: {item.outcome}, {counted(item.row_count, 'row')}. {item.detail}"
+            )
     context.add_output_metadata(of_replay(replayed))
 
 

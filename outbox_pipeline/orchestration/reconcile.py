@@ -16,6 +16,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from pydantic import Field
 
+from outbox_pipeline.counts import counted
 from outbox_pipeline.days import Window
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.names import shortened
@@ -364,8 +365,11 @@ def _summary(found: Reconciled, repaired: Repaired | None) -> str:
     lines = [f"**{found.window.first_day} to {found.window.last_day}**", ""]
     lines += [f"- {day.day}: {day.sentence}" for day in found.days[-ROWS_SHOWN:]]
     if repaired is not None:
-        lines += ["", f"Delivered again: {len(repaired.redelivered)} batches. Put back: {repaired.put_back} events."]
+        lines += [
+            "",
+            f"Delivered again: {counted(len(repaired.redelivered), 'batch', 'batches')}. Put back: {counted(repaired.put_back, 'event')}.",
+        ]
         if repaired.moved:
-            lines.append(f"Moved to new positions: {repaired.moved} events.")
+            lines.append(f"Moved to new positions: {counted(repaired.moved, 'event')}.")
         lines += [f"- {sentence}" for sentence in repaired.left[:ROWS_SHOWN]]
     return "\n".join(lines)

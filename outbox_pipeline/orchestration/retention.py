@@ -7,6 +7,7 @@ one goes on where it stopped.
 import dagster as dg
 from pydantic import Field
 
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, TransientError, first_line
 from outbox_pipeline.operations.retention import Pruned, prune
 from outbox_pipeline.orchestration.host.history import Purged, purge_history
@@ -57,10 +58,10 @@ def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipelin
     except OutboxError as error:
         raise dg.Failure(description=first_line(error), allow_retries=False) from None
     context.log.info(
-        f"{'Would prune' if done.is_dry_run else 'Pruned'} {done.events} events of {done.batches} batches."
+        f"{'Would prune' if done.is_dry_run else 'Pruned'} {counted(done.events, 'event')} of {counted(done.batches, 'batch', 'batches')}."
     )
     for item in done.refused:
-        context.log.error(f"Batch {item.batch_id} keeps its {item.event_count} events: {item.detail}.")
+        context.log.error(f"Batch {item.batch_id} keeps its {counted(item.event_count, 'event')}: {item.detail}.")
     if done.refused:
         raise dg.Failure(
             description=f"{len(done.refused)} batches keep their events: {done.refused[0].detail}.",

@@ -62,7 +62,7 @@ def show(
 
     Prints the event's context: mind who reads along.
 
-    Example: `outbox quarantine show 412d8176-416a-5d43-8b59-333d72dce3f0`
+    Example: `outbox quarantine show EVENT_ID`, with an id of `outbox quarantine list`
     """
     from outbox_pipeline.operations.quarantine import parse_filter
     from outbox_pipeline.operations.quarantine import show as show_event

@@ -36,7 +36,7 @@ def replace(
     event_date_time and metadata_version are those of the held event unless the file gives them. Both changes are made
     in one transaction. The next batch validates the corrected event and delivers it.
 
-    Example: `outbox quarantine replace 412d8176-416a-5d43-8b59-333d72dce3f0 --with corrected.json`
+    Example: `outbox quarantine replace EVENT_ID --with corrected.json`, with an id of `outbox quarantine list`
     """
     from outbox_pipeline.operations import quarantine
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from outbox_pipeline.batches import BATCH_ID_TAG, Batch
+from outbox_pipeline.counts import counted
 from outbox_pipeline.names import shortened
 from outbox_pipeline.operations.replay import Outcome, Replayed
 from outbox_pipeline.orchestration.partitions import nearest_day
@@ -98,7 +99,7 @@ def summary_of_batch(batch: Batch, marked: Marked, event_types: Mapping[str, int
     *event_types* is None where another process validated the batch.
     """
     lines = [
-        f"**{marked.accepted_count:,} events delivered and proved**, {marked.quarantined_count:,} refused.",
+        f"**{counted(marked.accepted_count, 'event')} delivered and proved**, {marked.quarantined_count:,} refused.",
         "",
         "| | |",
         "|---|---|",
@@ -123,7 +124,7 @@ def summary_of_day(replayed: Sequence[Replayed]) -> dg.MarkdownMetadataValue:
     counts = {str(outcome): sum(item.outcome == outcome for item in replayed) for outcome in Outcome}
     rows = sum(item.row_count for item in replayed)
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count)
-    return dg.MetadataValue.md(f"**{len(replayed):,} batches with {rows:,} rows**: {told}.")
+    return dg.MetadataValue.md(f"**{counted(len(replayed), 'batch', 'batches')} with {counted(rows, 'row')}**: {told}.")
 
 
 def _waited(seconds: float) -> str:

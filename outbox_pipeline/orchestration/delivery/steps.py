@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from outbox_pipeline.batches import Batch
+from outbox_pipeline.counts import counted
 from outbox_pipeline.days import Window
 from outbox_pipeline.errors import ProofError
 from outbox_pipeline.operations.reconcile.repair import prove_days
@@ -150,7 +151,7 @@ def _prove_batches(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
     for item in _replay(context, config, pipeline, on_batch=again):
         replayed.append(item)
         if item.outcome != Outcome.PROVEN:
-            context.log.info(f"Batch {item.batch_id}: {item.outcome}, {item.row_count} rows. {item.detail}")
+            context.log.info(f"Batch {item.batch_id}: {item.outcome}, {counted(item.row_count, 'row')}. {item.detail}")
     bad = [item for item in replayed if item.outcome in (Outcome.FAILED, Outcome.PRUNED)]
     return _check(passed=not bad, shown={**of_replay(replayed), "summary": summary_of_day(replayed)})
 
