@@ -104,20 +104,33 @@ def _deliver_one(stores: Stores, settings: Settings) -> Generator[BatchResult]:
 
 def _deliver_until_empty(stores: Stores, settings: Settings) -> Generator[BatchResult]:
     running: set[Future[BatchResult | None]] = set()
+    # Looks for a batch take turns: they would wait for each other at the ledger, and most would find nothing.
+    look: Future[bool] | None = None
     is_more = True
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver") as workers:
         while is_more or running:
-            while is_more and len(running) < _AT_ONCE:
-                running.add(workers.submit(_deliver_next, stores, settings))
-            done, running = wait(running, return_when=FIRST_COMPLETED)
+            if is_more and look is None and len(running) < _AT_ONCE:
+                is_more, look = False, Future()
+                running.add(workers.submit(_deliver_next, stores, settings, look.set_result))
+            wait(running if look is None else {*running, look}, return_when=FIRST_COMPLETED)
+            if look is not None and look.done():
+                is_more, look = is_more or look.result(), None
+            done = {future for future in running if future.done()}
+            running -= done
             outcomes = [outcome for future in done if (outcome := future.result()) is not None]
             # A delivery took a while: what was committed meanwhile is looked for once more after the last one.
-            is_more = bool(outcomes)
+            is_more = is_more or bool(outcomes)
             yield from outcomes
 
 
-def _deliver_next(stores: Stores, settings: Settings) -> BatchResult | None:
-    delivery = _next_delivery(stores, settings)
+def _deliver_next(
+    stores: Stores, settings: Settings, tell_found: Callable[[bool], None] = lambda _: None
+) -> BatchResult | None:
+    delivery = None
+    try:
+        delivery = _next_delivery(stores, settings)
+    finally:
+        tell_found(delivery is not None)
     if delivery is None:
         return None
     try:

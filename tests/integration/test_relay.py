@@ -10,6 +10,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import RelayResult, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
+from tests.fixtures.costs import traffic
 from tests.fixtures.events import assert_each_exactly_once, publish
 
 _PATIENCE_SECONDS = 30
@@ -73,6 +74,17 @@ def test_two_batches_at_most_have_their_events_in_memory(small: Stores) -> None:
         end()
 
     assert seen[0] == 2
+    assert_each_exactly_once(small.engine, small.client)
+
+
+def test_one_batch_is_looked_for_three_times(small: Stores) -> None:
+    """It is found, nothing is found beside it, and nothing after it: no worker looks while another one does."""
+    publish(small.engine, 5)
+
+    with traffic(small.engine) as seen:
+        relay(small, until_empty=True)
+
+    assert sum("FROM outbox.unclaimed FOR UPDATE" in statement for statement in seen.statements) == 3
     assert_each_exactly_once(small.engine, small.client)
 
 
