@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 from outbox_pipeline.operations.first_day import find_first_day
 from outbox_pipeline.postgres import adopt as adoption
 from outbox_pipeline.postgres.engine import ledger_transaction
-from outbox_pipeline.postgres.schema import migrate
+from outbox_pipeline.postgres.migrations.files import script
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
@@ -66,9 +66,7 @@ def test_a_ledger_of_before_begins_with_its_earliest_batch(
         cut_batches(outbox_engine, settings, limit=2)
     with outbox_engine.begin() as connection:
         connection.execute(text("ALTER TABLE outbox.unclaimed DROP COLUMN begun_on"))
-        connection.execute(text("UPDATE outbox.schema_version SET version_num = '0015'"))
-
-    migrate(outbox_engine)
+        connection.exec_driver_sql(script("0016_first_day.sql"))
 
     assert str(find_first_day(settings)) == (expected or str(today(outbox_engine)))
 

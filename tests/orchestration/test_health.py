@@ -13,6 +13,7 @@ from dagster._core.loader import LoadingContextForTest
 from sqlalchemy import text
 
 from outbox_pipeline.errors import TransientError
+from outbox_pipeline.orchestration import health
 from outbox_pipeline.orchestration.assets import OUTBOX_KEY
 from outbox_pipeline.orchestration.definitions import build_definitions
 from outbox_pipeline.orchestration.health import (
@@ -38,6 +39,12 @@ ALL = [
     *(LAG_BELOW_THRESHOLD, NO_OLD_GAP, LEDGER_CONSISTENT, NOTHING_PARKED),
     *(CLICKHOUSE_ANSWERS, AUTOMATION_IS_ON, QUARANTINE_EMPTY),
 ]
+
+
+@pytest.fixture(autouse=True)
+def same_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test begins in one report's ten minutes and ends in the next one's."""
+    monkeypatch.setattr(health, "_REPORTED_EVERY_SECONDS", 1_000_000_000)
 
 
 def reported(result: dg.SensorResult) -> list[str]:
