@@ -367,7 +367,8 @@ def _summary(found: Reconciled, repaired: Repaired | None) -> str:
     if repaired is not None:
         lines += [
             "",
-            f"Delivered again: {counted(len(repaired.redelivered), 'batch', 'batches')}. Put back: {counted(repaired.put_back, 'event')}.",
+            f"Delivered again: {counted(len(repaired.redelivered), 'batch', 'batches')}. "
+            f"Put back: {counted(repaired.put_back, 'event')}.",
         ]
         if repaired.moved:
             lines.append(f"Moved to new positions: {counted(repaired.moved, 'event')}.")

@@ -58,7 +58,8 @@ def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipelin
     except OutboxError as error:
         raise dg.Failure(description=first_line(error), allow_retries=False) from None
     context.log.info(
-        f"{'Would prune' if done.is_dry_run else 'Pruned'} {counted(done.events, 'event')} of {counted(done.batches, 'batch', 'batches')}."
+        f"{'Would prune' if done.is_dry_run else 'Pruned'} {counted(done.events, 'event')} "
+        f"of {counted(done.batches, 'batch', 'batches')}."
     )
     for item in done.refused:
         context.log.error(f"Batch {item.batch_id} keeps its {counted(item.event_count, 'event')}: {item.detail}.")

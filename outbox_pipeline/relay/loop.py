@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import BoundedSemaphore
+from typing import Any
 
 from outbox_pipeline.errors import DefectError, OutboxError, WitnessError, sentence_of
 from outbox_pipeline.postgres.engine import ledger_transaction
@@ -112,7 +113,8 @@ def _deliver_until_empty(stores: Stores, settings: Settings) -> Generator[BatchR
             if is_more and look is None and len(running) < _AT_ONCE:
                 is_more, look = False, Future()
                 running.add(workers.submit(_deliver_next, stores, settings, look.set_result))
-            wait(running if look is None else {*running, look}, return_when=FIRST_COMPLETED)
+            awaited: list[Future[Any]] = [*running, *([] if look is None else [look])]
+            wait(awaited, return_when=FIRST_COMPLETED)
             if look is not None and look.done():
                 is_more, look = is_more or look.result(), None
             done = {future for future in running if future.done()}
