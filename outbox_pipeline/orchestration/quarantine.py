@@ -87,9 +87,8 @@ def requeue_held(context: dg.OpExecutionContext, config: ChoiceConfig, pipeline:
         done = quarantine.requeue(pipeline.engine, chosen.wanted)
         context.log.info(f"Requeued {counted(done.count, 'event')}; outbox_sensor puts them into the next batch.")
         for refusal in done.refused:
-            context.log.warning(
-                f"{counted(refusal.event_count, 'event')} of batch {refusal.batch_id}: held on: {refusal.why}."
-            )
+            held = counted(refusal.event_count, "event")
+            context.log.warning(f"Still held: {held} of batch {refusal.batch_id}: {refusal.why}.")
         context.add_output_metadata(_of_requeue(chosen.held, done))
 
 
