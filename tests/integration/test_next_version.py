@@ -322,9 +322,9 @@ _SECOND_FORM = "CREATE FUNCTION outbox.{}(event_type {}, extra {}) RETURNS uuid 
         ("REVOKE DELETE ON outbox.event FROM outbox_pipeline", "gone: outbox_pipeline may DELETE event"),
     ],
 )
-def test_what_is_no_addition_is_found(outbox_engine: Engine, statement: str, said: str | None) -> None:
+def test_what_is_no_addition_is_found(kept_engine: Engine, statement: str, said: str | None) -> None:
     """The rule for migrations is held by this comparison, which sees each way to break it."""
-    with outbox_engine.connect() as connection:
+    with kept_engine.connect() as connection:
         before = read_shape(connection)
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
         found = not_only_added(before, read_shape(connection))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import change, forget
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish, publish_in
 from tests.fixtures.pages import ROOT, fences
-from tests.fixtures.roles import PUBLISH, PUBLISH_JSONB, LoginUrl
+from tests.fixtures.roles import PUBLISH, PUBLISH_JSONB, LoginUrl, logins
+from tests.fixtures.servers import Servers
+from tests.fixtures.stores import OWN_IDENTITY, fresh_database, url_of
 
 EVENT = "INSERT INTO outbox.event (event_type, environment, event_context) VALUES ('t', 'test', '{}')"
 
@@ -53,6 +55,37 @@ def pipeline(stores: Stores, login_url: LoginUrl) -> Iterator[Stores]:
     settings = stores.settings.model_copy(update={"postgres_url": SecretStr(url)})
     yield replace(stores, engine=engine, settings=settings)
     engine.dispose()
+
+
+@dataclass(frozen=True)
+class Closed:
+    """An outbox with two events, to which statements are sent that are refused and leave it as it is, and who sends."""
+
+    owner: Engine
+    producer: Engine
+    pipeline: Engine
+    stranger: Engine
+
+
+@pytest.fixture(scope="module")
+def closed(servers: Servers, migrated_template: str) -> Iterator[Closed]:
+    """One outbox, and one login of each kind, for all statements."""
+    with fresh_database(servers, template=migrated_template) as name:
+        owner = create_engine(url_of(servers, name))
+        with owner.begin() as connection:
+            connection.execute(OWN_IDENTITY)
+        publish(owner, 2)
+        with logins(url_of(servers, name)) as login_url:
+            engines = [create_engine(login_url(*groups)) for groups in (("outbox_producer",), ("outbox_pipeline",), ())]
+            stranger = engines[-1].url.username
+            with owner.begin() as connection:
+                connection.execute(text(f"GRANT USAGE ON SCHEMA outbox TO {stranger}"))
+                connection.execute(text("CREATE TABLE mine (id integer)"))
+                connection.execute(text(f"ALTER TABLE mine OWNER TO {stranger}"))
+            yield Closed(owner, *engines)
+            for engine in engines:
+                engine.dispose()
+        owner.dispose()
 
 
 def refusal(engine: Engine, statement: str) -> str | None:
@@ -184,12 +217,10 @@ def test_the_function_holds_the_lock_that_a_cut_looks_for(producer: Engine, outb
         "SET ROLE outbox_pipeline",
     ],
 )
-def test_a_producer_can_do_nothing_but_publish(producer: Engine, outbox_engine: Engine, statement: str) -> None:
+def test_a_producer_can_do_nothing_but_publish(closed: Closed, statement: str) -> None:
     """PostgreSQL refuses reading events, choosing positions, and touching ledger, triggers and schema."""
-    publish(outbox_engine, 2)
-
-    assert refusal(producer, statement) in ("42501", "428C9")
-    assert len(committed_ids(outbox_engine)) == 2
+    assert refusal(closed.producer, statement) in ("42501", "428C9")
+    assert len(committed_ids(closed.owner)) == 2
 
 
 def test_a_producer_sees_ids_and_nothing_else(producer: Engine, outbox_engine: Engine) -> None:
@@ -237,17 +268,9 @@ def test_who_wrote_an_event_is_noted(login: Callable[..., Engine], outbox_engine
         "SELECT event_id FROM outbox.event",
     ],
 )
-def test_a_role_outside_both_cannot_even_publish(
-    login: Callable[..., Engine], outbox_engine: Engine, statement: str
-) -> None:
+def test_a_role_outside_both_cannot_even_publish(closed: Closed, statement: str) -> None:
     """Nothing of the outbox is open to everybody, not even to a role that may look into the schema."""
-    stranger = login()
-    with outbox_engine.begin() as connection:
-        connection.execute(text(f"GRANT USAGE ON SCHEMA outbox TO {stranger.url.username}"))
-        connection.execute(text("CREATE TABLE mine (id integer)"))
-        connection.execute(text(f"ALTER TABLE mine OWNER TO {stranger.url.username}"))
-
-    assert refusal(stranger, statement) == "42501"
+    assert refusal(closed.stranger, statement) == "42501"
 
 
 def test_granting_again_closes_what_a_restore_without_privileges_opened(
@@ -371,9 +394,9 @@ def test_the_pipeline_adopts(stores: Stores, pipeline: Stores) -> None:
         "SELECT outbox.grant_roles()",
     ],
 )
-def test_the_pipeline_can_do_no_more_than_deliver(pipeline: Stores, statement: str) -> None:
+def test_the_pipeline_can_do_no_more_than_deliver(closed: Closed, statement: str) -> None:
     """Events, positions, triggers and the schema stay out of the pipeline's reach."""
-    assert refusal(pipeline.engine, statement) in ("42501", "428C9")
+    assert refusal(closed.pipeline, statement) in ("42501", "428C9")
 
 
 def test_the_pipeline_moves_positions_forward_only(stores: Stores, pipeline: Stores) -> None:

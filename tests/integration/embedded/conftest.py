@@ -4,6 +4,7 @@ import http.client
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
+from uuid import uuid4
 
 import clickhouse_connect
 import pytest
@@ -27,13 +28,20 @@ def clickhouse_url(home: Path) -> Iterator[str]:
         yield urls.clickhouse
 
 
-@pytest.fixture
-def client(clickhouse_url: str) -> Iterator[Client]:
-    """Return a client, and clear away what the test made."""
+@pytest.fixture(scope="module")
+def module_client(clickhouse_url: str) -> Iterator[Client]:
+    """Return a client of the module's ClickHouse: to open one takes three requests."""
     with clickhouse_connect.get_client(dsn=clickhouse_url) as client:
         yield client
-        for (name,) in client.query("SELECT name FROM system.tables WHERE database = 'default'").result_rows:
-            client.command("DROP TABLE {name:Identifier}", parameters={"name": name})
+
+
+@pytest.fixture
+def client(module_client: Client) -> Iterator[Client]:
+    """Return a client with a session of its own, and clear away what the test made."""
+    module_client.set_client_setting("session_id", str(uuid4()))
+    yield module_client
+    for (name,) in module_client.query("SELECT name FROM system.tables WHERE database = 'default'").result_rows:
+        module_client.command("DROP TABLE {name:Identifier}", parameters={"name": name})
 
 
 @pytest.fixture
