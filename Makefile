@@ -15,6 +15,9 @@ POSTGRES15 ?= /usr/lib/postgresql/15/bin
 INSTALL := .ci/install
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
 
+# Tests and demo are many processes: where the environment forbids to keep what was compiled, each compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
