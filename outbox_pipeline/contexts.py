@@ -9,7 +9,9 @@ that are no strings and whatever else has no form are a PublishError, which quot
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -28,6 +30,9 @@ DEPTH_MAX = 200
 #: What pydantic writes as one text. A Decimal may also be no number.
 WORDS = (datetime, date, time, timedelta, UUID, Decimal)
 
+#: In JSON text only within strings.
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+
 _BYTES = (bytes, bytearray, memoryview)
 
 
@@ -42,7 +47,8 @@ def fields_of(value: Any) -> Any:
     The values of a plain dataclass stay as they are.
     """
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True)
+        # A warning would quote what does not fit.
+        return value.model_dump(mode="json", by_alias=True, warnings=False)
     if _has_serializer(value):
         return to_jsonable_python(value, by_alias=True)
     return {field.name: getattr(value, field.name) for field in fields(value)}
@@ -62,7 +68,7 @@ def written(context: object) -> str:
         spelled.append(value)
         return part
 
-    text = _encoded(context, spell, ensure_ascii=False)
+    text = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=spell).encode(context)
     for part in parts:
         _check_structure(part)
     if len(parts) > 1:
@@ -71,7 +77,8 @@ def written(context: object) -> str:
     if "null" in text:
         for value in spelled:
             refuse_vanished_floats(value)
-    return text if is_encodable(text) else _encoded(context, _spelled, ensure_ascii=True)
+    # Not written once more: some values can be read only once.
+    return text if is_encodable(text) else _NOT_ASCII.sub(_escaped, text)
 
 
 def is_encodable(text: str) -> bool:
@@ -88,18 +95,18 @@ def is_encodable(text: str) -> bool:
 def refuse_vanished_floats(value: Any) -> None:
     """Raise PublishError when a float of *value* became null on the way to JSON.
 
-    In JSON mode pydantic writes null for a NaN in a model's field that is not declared as float.
+    In JSON mode pydantic writes null for a NaN in a model's field that is not declared as float, as the value of a
+    member of an enumeration too.
     """
     if not _has_serializer(value):
         return
-    for level in _levels(value.__pydantic_serializer__.to_python(value, by_alias=True)):
+    for level in _levels(value.__pydantic_serializer__.to_python(value, by_alias=True, warnings=False)):
         if any(isinstance(number, float) and not math.isfinite(number) for number in level):
             raise PublishError("event_context", "has a number that is not finite")
 
 
-def _encoded(context: object, spell: Callable[[Any], Any], *, ensure_ascii: bool) -> str:
-    encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=ensure_ascii, separators=(",", ":"), default=spell)
-    return encoder.encode(context)
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def _spelled(value: Any) -> Any:
@@ -118,10 +125,16 @@ def _word(value: Any) -> Any:
     if isinstance(value, Decimal) and not value.is_finite():
         raise PublishError("event_context", "has a number that is not finite")
     try:
-        return to_jsonable_python(value)
+        word = to_jsonable_python(value)
+        # pandas' times are Python's, and more.
+        is_finer = getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0)
     except Exception as error:  # noqa: BLE001 - a time that is none, or code of its zone's
         said = f"cannot be read: a {type(value).__name__} in it raises {type(error).__name__}"
         raise PublishError("event_context", said) from None
+    if is_finer:
+        said = f"has a {type(value).__name__} with nanoseconds, and a time in it has microseconds: round it"
+        raise PublishError("event_context", said)
+    return word
 
 
 def _has_serializer(value: object) -> bool:
@@ -148,4 +161,6 @@ def _levels(value: object) -> Iterator[list[object]]:
 def _children(value: object) -> Iterator[object]:
     if isinstance(value, Mapping):
         return iter(value.values())
-    return iter(value if isinstance(value, list | tuple | set | frozenset) else ())
+    if isinstance(value, Enum):
+        return iter([value.value])
+    return iter(value if isinstance(value, list | tuple | set | frozenset | deque) else ())

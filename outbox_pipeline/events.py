@@ -39,6 +39,8 @@ _ENDLESS_NUMBER = re.compile(rf"\d{{{_DIGITS_MAX}}}")
 _PLAIN_KEYS = frozenset({str})
 _PLAIN_LEAVES = frozenset({str, int, float, bool, type(None), *contexts.WORDS})
 _PLAIN_TYPES = _PLAIN_LEAVES | {dict, list, tuple}
+#: More dicts and lists in one context are written more slowly.
+_PLAIN_CONTAINERS_MAX = 100_000
 
 #: Whose refusals name types and limits; the words of others may quote the event.
 _WORDED = frozenset({"json", "pydantic", "outbox_pipeline"})
@@ -222,7 +224,10 @@ def _raised_in(error: Exception) -> str:
 
 
 def _plain_text(context: dict[str, Any]) -> str | None:
-    # Five times faster than json, but it would write more than JSON knows: so only for what both write alike.
+    # Five times faster than json, but it would write more than JSON knows: so only for what both write alike. Asked
+    # before anything is written, because some values can be read only once.
+    if not _is_plain(context):
+        return None
     try:
         text = to_json(context).decode()
     except ValueError:
@@ -231,7 +236,7 @@ def _plain_text(context: dict[str, Any]) -> str | None:
     is_shallow = len(text) <= 2 * contexts.DEPTH_MAX or text.count("{") + text.count("[") <= contexts.DEPTH_MAX
     is_finite = "NaN" not in text and "Infinity" not in text
     is_readable = len(text) < _DIGITS_MAX or not _ENDLESS_NUMBER.search(text)
-    return text if is_shallow and is_finite and is_readable and _is_plain(context) else None
+    return text if is_shallow and is_finite and is_readable else None
 
 
 def _is_plain(context: dict[str, Any]) -> bool:
@@ -246,6 +251,9 @@ def _is_plain(context: dict[str, Any]) -> bool:
             if not _PLAIN_TYPES.issuperset(map(type, children)):
                 return False
             remaining.extend(child for child in children if type(child) not in _PLAIN_LEAVES)
+            # A circle has no end.
+            if len(remaining) > _PLAIN_CONTAINERS_MAX:
+                return False
     return True
 
 

@@ -2,7 +2,8 @@
 
 import enum
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -85,6 +86,12 @@ class Shade(enum.Enum):
 
     DARK = date(2026, 1, 2)
     LIGHT = (1, "two")
+
+
+class Parts(BaseModel):
+    """A model with values that come once, as pydantic reads an iterable."""
+
+    parts: Iterable[str]
 
 
 class Nothing(enum.Enum):
@@ -308,6 +315,8 @@ def test_a_dataclass_and_any_model_are_events_of_a_type_that_is_given() -> None:
         ({"secret"}, "has a value of type set, which JSON has no word for"),
         (Decimal("sNaN"), "has a number that is not finite"),
         (pd.NaT, "cannot be read: a NaTType in it raises TypeError"),
+        (pd.Timestamp(1), "has a Timestamp with nanoseconds, and a time in it has microseconds: round it"),
+        (pd.Timedelta(1), "has a Timedelta with nanoseconds, and a time in it has microseconds: round it"),
     ],
 )
 def test_what_has_no_word_is_told_by_its_kind(value: Any, said: str) -> None:
@@ -316,6 +325,32 @@ def test_what_has_no_word_is_told_by_its_kind(value: Any, said: str) -> None:
         with pytest.raises(PublishError) as caught:
             prepare_event(context, event_type="t")
         assert str(caught.value) == f"event_context: {said}"
+
+
+@pytest.mark.parametrize("part", ["a", "ä\ud800🎉"])
+def test_what_can_be_read_once_is_read_once(part: str) -> None:
+    """An iterable of a model arrives whole, wherever the model stands and whatever its texts are."""
+    text = json.dumps({"parts": [part]}, separators=(",", ":"))
+
+    assert context_text({"a": Parts(parts=[part])}) == f'{{"a":{text}}}'
+    assert context_text(Seen([Parts(parts=[part])])) == f'{{"value":[{text}]}}'
+    assert context_text(Parts(parts=[part])) == text
+
+
+def test_no_warning_quotes_a_value_that_does_not_fit_its_model(recwarn: pytest.WarningsRecorder) -> None:
+    """What pydantic would say of it stands on stderr or in a log, and an event's content shall not."""
+    odd = UserCreated.model_construct(email=7)
+
+    assert context_text(odd) == '{"email":7}'
+    assert context_text({"a": odd, "b": None}) == '{"a":{"email":7},"b":null}'
+    assert not recwarn.list
+
+
+def test_a_context_of_very_many_parts_is_written() -> None:
+    """More of them than are counted on the fast way."""
+    context = {"a": [[] for _ in range(events._PLAIN_CONTAINERS_MAX)]}
+
+    assert context_text(context) == json.dumps(context, separators=(",", ":"))
 
 
 def test_words_of_json_in_a_text_are_texts() -> None:
@@ -418,6 +453,9 @@ def _seen_circle() -> Any:
         Measured(value=float("nan")),
         Measured(value={"a": [float("-inf")]}),
         Measured(value=Reading(value=float("nan"))),
+        Measured(value=Nothing.AT_ALL),
+        Measured(value=deque([float("nan")])),
+        {"a": Reading(value=Seen(Nothing.AT_ALL))},
         Measured(value=object()),
         Measured(value=b"\xff"),
         Measured(value=_circle()),
