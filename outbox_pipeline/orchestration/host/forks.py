@@ -3,7 +3,7 @@
 In an interpreter each, code server, daemon and webserver spend more than half of a start's processor time on the same
 imports. Invariants: this process opens no connection, starts no Python thread and reads no setting, so what it forks
 shares code with it and nothing else, and is what `python -m` would have started. It does what its supervisor orders
-over a channel, and ends when the channel does.
+over a channel, and ends when the channel does: an order of a supervisor that has ended meanwhile starts nothing.
 """
 
 import ctypes
@@ -11,6 +11,8 @@ import gc
 import json
 import os
 import runpy
+import select
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -37,19 +39,35 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
     """Answer orders until the channel ends: None. Returns the order in each process that was forked for one."""
     with channel, channel.makefile("rb") as orders:
         for line in orders:
+            # It may have been killed during the imports, and left its order behind: nothing would know of the process.
+            if _is_left(channel):
+                break
             order = json.loads(line)
             if "end_of" in order:
                 _, status = os.waitpid(order["end_of"], 0)
-                answer = {"code": os.waitstatus_to_exitcode(status)}
-            else:
-                _reap()
-                pid = os.fork()
-                if not pid:
-                    return order  # type: ignore[no-any-return]
-                answer = {"pid": pid}
-            with suppress(BrokenPipeError):
-                channel.sendall(json.dumps(answer).encode() + b"\n")
+                _answer(channel, code=os.waitstatus_to_exitcode(status))
+                continue
+            _reap()
+            pid = os.fork()
+            if not pid:
+                return order  # type: ignore[no-any-return]
+            if not _answer(channel, pid=pid):
+                os.kill(pid, signal.SIGKILL)
     return None
+
+
+def _is_left(channel: socket.socket) -> bool:
+    """Return whether the other end is closed, though orders may still wait to be read."""
+    poll = select.poll()
+    poll.register(channel, 0)
+    return bool(poll.poll(0))
+
+
+def _answer(channel: socket.socket, **answer: int) -> bool:
+    with suppress(BrokenPipeError):
+        channel.sendall(json.dumps(answer).encode() + b"\n")
+        return True
+    return False
 
 
 def _reap() -> None:

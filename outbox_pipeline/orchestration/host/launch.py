@@ -1,22 +1,26 @@
 """The supervisor's side of `forks`: the process that imports is started here, and given its orders.
 
-Invariant: it lives no longer than the block it is started in. Only on Linux: elsewhere forking after such imports is
-unsafe, and each process imports for itself.
+Invariant: neither it nor what it has forked outlives the block it is started in, and once it has not answered in time
+it does no order any more. Only on Linux: elsewhere forking after such imports is unsafe, and each process imports for
+itself.
 """
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.folders import private_home
-from outbox_pipeline.processes import end_group, identify, start_detached
+from outbox_pipeline.processes import ProcessIdentity, end_group, identify, start_detached
 
 _FORKS_MODULE = "outbox_pipeline.orchestration.host.forks"
 #: Longest that imports may take on a machine that is busy, and so an answer.
@@ -55,10 +59,12 @@ class Interpreters:
 class Forks:
     """The process that others are forked from; made by `preloading`."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        """Take the channel to a process that has been started; it may be importing still."""
+    def __init__(self, channel: socket.socket, process: ProcessIdentity | None) -> None:
+        """Take the channel to a process that has been started; it may be importing still. None: it has ended again."""
         self._channel = channel
         self._answers = channel.makefile("rb")
+        self._process = process
+        self._known: set[int] = set()
 
     def start(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> int:
         """Start `python -m COMMAND` in exactly this environment and return its pid.
@@ -66,22 +72,39 @@ class Forks:
         Waits for the imports. Raises TransientError when the process has ended, or does not answer in time.
         """
         order = {"command": list(command), "log": str(log), "environment": dict(environment)}
-        return int(self._ask(order)["pid"])
+        pid = int(self._ask(order)["pid"])
+        self._known.add(pid)
+        return pid
 
     def end_of(self, pid: int) -> int:
         """Wait until a process started here has ended and return its exit code. Raises TransientError as above."""
         return int(self._ask({"end_of": pid})["code"])
 
     def close(self) -> None:
-        """Let the process end."""
+        """End the process, and what it has forked."""
         self._answers.close()
         self._channel.close()
+        self._end(spared=set())
+
+    def _end(self, *, spared: set[int]) -> None:
+        if self._process is None or not self._process.is_alive():
+            return
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            # Stopped, it forks no other one while its children are looked at.
+            process.send_signal(signal.SIGSTOP)
+            for child in process.children():
+                if child.pid not in spared:
+                    _kill(child)
+        end_group(self._process, grace_seconds=0)
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         try:
             self._channel.sendall(json.dumps(order).encode() + b"\n")
             answer: dict[str, Any] = json.loads(self._answers.readline())
         except (OSError, ValueError) as error:
+            # Frozen or late, it would do the order when it can, beside the process that is started in its place.
+            self._end(spared=self._known)
             raise TransientError("The process that Dagster's processes are forked from does not answer.") from error
         return answer
 
@@ -104,14 +127,20 @@ def preloading(home: Path, environment: Mapping[str, str]) -> Iterator[Forks | N
             environment={**os.environ, **environment, **home_variables(home)},
             pass_fds=[theirs.fileno()],
         )
-    identity = identify(process.pid)
-    forks = Forks(ours)
+    forks = Forks(ours, identify(process.pid))
     try:
         yield forks
     finally:
         forks.close()
-        if identity is not None:
-            end_group(identity, grace_seconds=0)
+
+
+def _kill(child: psutil.Process) -> None:
+    identity = identify(child.pid)
+    with suppress(psutil.NoSuchProcess):
+        child.kill()
+    # One that has just been forked leads no group yet.
+    if identity is not None:
+        end_group(identity, grace_seconds=0)
 
 
 def home_variables(home: Path) -> dict[str, str]:
