@@ -18,6 +18,7 @@ OF_A_RUN = (
 #: What the definitions import from the floors below; they themselves read settings.
 OF_THE_DEFINITIONS = (
     *("outbox_pipeline.relay.delivery", "outbox_pipeline.relay.tick", "outbox_pipeline.monitoring.health"),
+    "outbox_pipeline.monitoring.clickhouse_state",
     *("outbox_pipeline.folders", "outbox_pipeline.monitoring.incidents", "outbox_pipeline.monitoring.webhook"),
     *("outbox_pipeline.operations.completeness", "outbox_pipeline.operations.quarantine"),
     *("outbox_pipeline.operations.reconcile.repair", "outbox_pipeline.operations.resume"),
