@@ -62,6 +62,8 @@ class Loan:
 
     connection: Any
     is_unchanged: bool = False
+    #: How often the kept connections had been forgotten when this one was lent.
+    forgotten: int = 0
 
 
 #: The database and the settings that a kept connection has.
@@ -92,6 +94,7 @@ class Engine:
         self._root = self._connect()
         self._sessions: dict[str, _Session] = {}
         self._kept: list[tuple[_Setup, Any]] = []
+        self._forgotten = 0
         self._guard = threading.Lock()
         self.version, self.timezone = self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
 
@@ -110,22 +113,22 @@ class Engine:
                 yield Loan(connection)
             return
         setup = (scope.database, frozenset(scope.settings.items()))
-        loan = Loan(self._take_kept(setup))
+        loan = Loan(None, forgotten=self._forgotten)
+        loan.connection = self._take_kept(setup, scope.request_id)
         try:
             if loan.connection is None:
                 loan.connection = self._connect()
                 _set_up(loan.connection, scope)
-            else:
-                run(loan.connection, f"SET {_assignments({REQUEST_SETTING: scope.request_id})}")
             yield loan
         finally:
             if loan.connection is not None:
                 self._give_back(loan, setup)
 
     def forget_kept(self) -> None:
-        """Close the connections that are kept: what they are set up for may be gone."""
+        """Close the connections that are kept, now or once their requests end: what they are for may be gone."""
         with self._guard:
             kept, self._kept = self._kept, []
+            self._forgotten += 1
         for _, connection in kept:
             connection.close()
 
@@ -163,18 +166,25 @@ class Engine:
         except RuntimeError as error:
             raise from_engine(error) from error
 
-    def _take_kept(self, setup: _Setup) -> Any:
+    def _take_kept(self, setup: _Setup, request_id: str) -> Any:
         with self._guard:
-            for at in reversed(range(len(self._kept))):
-                if self._kept[at][0] == setup:
-                    return self._kept.pop(at)[1]
-        return None
+            at = next((at for at in reversed(range(len(self._kept))) if self._kept[at][0] == setup), None)
+            connection = None if at is None else self._kept.pop(at)[1]
+        if connection is None:
+            return None
+        try:
+            run(connection, f"SET {_assignments({REQUEST_SETTING: request_id})}")
+        except ServerError:
+            # Its settings may be such that it takes no other one: a limit to the length of statements, for example.
+            connection.close()
+            return None
+        return connection
 
     def _give_back(self, loan: Loan, setup: _Setup) -> None:
         too_old = loan.connection
-        # Under `readonly` it would not take another request's id.
-        if loan.is_unchanged and "readonly" not in dict(setup[1]):
-            with self._guard:
+        with self._guard:
+            # Under `readonly` it would not take another request's id.
+            if loan.is_unchanged and loan.forgotten == self._forgotten and "readonly" not in dict(setup[1]):
                 self._kept.append((setup, loan.connection))
                 too_old = self._kept.pop(0)[1] if len(self._kept) > _MOST_KEPT else None
         if too_old is not None:

@@ -104,7 +104,8 @@ def execute(engine: Engine, order: Order, body: Iterator[bytes], *, uploads: Pat
             text = whole_text(chain([head], rest))
             _refuse_other_rights(text)
         if statement.keyword not in _KEEPS_DATABASES:
-            engine.forget_kept()
+            # At its end: until then a query of another request may still be under way there.
+            resources.callback(engine.forget_kept)
         loan = resources.enter_context(engine.connection(order.scope))
         result = _run(loan, _decoded(text), statement, order, resources)
         result._resources = resources.pop_all()

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 from anyio import from_thread, to_thread
@@ -60,6 +61,8 @@ _FOR_THE_SERVER = frozenset(
 
 #: As much of a body as is fetched from the event loop at once, where there is more than its first piece.
 _VISIT_BYTES = 4_000_000
+
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 _KILL_PAUSE_SECONDS = 0.5
 _THREADS = 64
@@ -177,13 +180,14 @@ class Interface:
     async def _answer(self, request: Request, incoming: Incoming, request_id: str, send: Send) -> None:
         query_id = request.query_params.get("query_id") or request_id
         headers = {
-            "X-ClickHouse-Query-Id": query_id,
+            "X-ClickHouse-Query-Id": _in_head(query_id),
             "X-ClickHouse-Timezone": self._engine.timezone,
             "X-ClickHouse-Server-Display-Name": self._name,
         }
         try:
             order, body = await self._read(request, incoming, request_id)
-            headers["X-ClickHouse-Timezone"] = order.scope.settings.get("session_timezone") or self._engine.timezone
+            timezone = order.scope.settings.get("session_timezone") or self._engine.timezone
+            headers["X-ClickHouse-Timezone"] = _in_head(timezone)
             answer = await self._in_thread(partial(self._begin, request, order, body))
             try:
                 await self._hand_over(answer, headers, send)
@@ -256,6 +260,11 @@ def build_application(engine: Engine, *, uploads: Path, token: str, name: str) -
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
         routes=[Route("/ping", _ping), Route("/", interface, methods=["GET", "POST"])],
     )
+
+
+def _in_head(text: str) -> str:
+    """Return what a client named as a head may have it: other than printable ASCII is encoded as in a URL."""
+    return quote(text, safe=_PRINTABLE)
 
 
 async def _ping(_: Request) -> Response:

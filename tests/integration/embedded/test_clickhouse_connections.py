@@ -1,7 +1,10 @@
 """A connection of the embedded ClickHouse's engine that is kept for the next request brings nothing of the last."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from outbox_pipeline.processes import wait_until
 from tests.fixtures.plain_http import Ask
 
 _ASKED = {"database": "default", "max_threads": "3"}
@@ -53,3 +56,22 @@ def test_a_request_may_be_read_only(ask: Ask) -> None:
     """Settings that forbid to set any are met again and again."""
     for _ in range(3):
         assert said(ask, b"SELECT 1", database="default", readonly="1") == "1"
+
+
+def test_a_database_that_goes_during_a_query_is_unknown_after_it(ask: Ask) -> None:
+    """A query that was under way in a database when it was dropped keeps no connection to it."""
+    said(ask, b"CREATE DATABASE leaving")
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(said, ask, b"SELECT sleep(2)", database="leaving")
+        running = b"SELECT count() FROM system.processes WHERE query = 'SELECT sleep(2)'"
+        assert wait_until(lambda: said(ask, running) == "1", seconds=10)
+        said(ask, b"DROP DATABASE leaving")
+        slow.result()
+
+    assert "UNKNOWN_DATABASE" in said(ask, b"SELECT 1", database="leaving")
+
+
+def test_a_request_may_bound_the_length_of_its_statement(ask: Ask) -> None:
+    """A limit that a statement of the server's own would pass is met again and again."""
+    for _ in range(3):
+        assert said(ask, b"SELECT 1", database="default", max_query_size="50") == "1"

@@ -60,6 +60,20 @@ def test_answer_says_format_time_zone_and_id(ask: Ask) -> None:
     assert "written_rows" in json.loads(response.headers["X-ClickHouse-Summary"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [("query_id", "mine €", 200), ("query_id", "a\r\nb: c", 200), ("session_timezone", "Europe/€", 400)],
+)
+def test_what_no_head_can_hold_is_answered(ask: Ask, name: str, value: str, status: int) -> None:
+    """An id or a time zone of any characters gets ClickHouse's own answer, told without a line of the head's own."""
+    response = ask(b"SELECT 1", **{name: value})
+
+    assert (response.status, response.headers["b"]) == (status, None)
+    assert (response.read() == b"1\n") == (status == 200)
+    assert ("%" in response.headers["X-ClickHouse-Query-Id"]) == (name == "query_id")
+    assert ("X-ClickHouse-Exception-Code" in response.headers) == (status != 200)
+
+
 def test_query_in_the_url_is_continued_by_the_body(ask: Ask) -> None:
     """As on a server, the body follows the query of the URL on a new line."""
     assert ask(b"+ 2", query="SELECT 1").read() == b"3\n"
