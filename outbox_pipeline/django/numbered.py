@@ -93,9 +93,21 @@ class RunNumbered(Operation):
 
 
 def make_schema(connection: Any) -> None:
-    """Run each file that the database has not run yet, in one transaction, where Django runs no migrations for it."""
+    """Run each file that the database has not run yet, in one transaction, where Django runs no migrations for it.
+
+    A schema of another role is left to that role, which migrates it with `outbox init`.
+    """
     with transaction.atomic(using=connection.alias):
+        rights = _rights(connection)
+        if rights.tables_owner is not None and not rights.is_tables_owner:
+            return
         _run_files(connection, [name.removesuffix(".sql") for name in file_names()])
+
+
+def _rights(connection: Any) -> Rights:
+    with connection.cursor() as cursor:
+        cursor.execute(READ_RIGHTS)
+        return Rights(*cursor.fetchone())
 
 
 def _run_files(connection: Any, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from outbox_pipeline.postgres.migrations.files import LOCK_KEY, file_names
 from outbox_pipeline.postgres.schema import check_version, latest_version, migrate
 from outbox_pipeline.settings import Settings
 from tests.fixtures.django_project import on_database
+from tests.fixtures.roles import LoginUrl
 from tests.fixtures.servers import Servers
 from tests.fixtures.stores import fresh_database, url_of
 
@@ -116,8 +117,52 @@ def test_a_project_without_these_migrations_gets_the_schema(
     assert schema(empty) == made
 
 
-def test_flush_takes_no_event_from_a_project_at_work(empty: str) -> None:
+def test_a_schema_of_another_role_is_left_to_it(
+    postgres_url: str, login_url: LoginUrl, django_project: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`migrate` of a project that leaves the outbox to `outbox init` passes, as a role that may only publish."""
+    from django.conf import settings
+
+    made = schema(postgres_url)
+    engine = create_engine(postgres_url)
+    with engine.begin() as connection:
+        connection.execute(text("GRANT CREATE ON SCHEMA public TO PUBLIC"))
+    engine.dispose()
+    monkeypatch.setattr(settings, "MIGRATION_MODULES", {"outbox_pipeline": None})
+    with on_database(login_url("outbox_producer")):
+        run("migrate", verbosity=0)
+
+    assert schema(postgres_url) == made
+
+
+@pytest.mark.parametrize(("own", "is_emptied"), [(None, False), ("{name}", True), ("{name}_1", False)])
+def test_flush_empties_the_outbox_of_a_test_database_alone(
+    empty: str, monkeypatch: pytest.MonkeyPatch, own: str | None, is_emptied: bool
+) -> None:
+    """A shell in which `setup_test_environment` was called is still on the database of before."""
+    from django.db import connection
+    from django.test.utils import setup_test_environment, teardown_test_environment
+
+    run("migrate", verbosity=0)
+    engine = create_engine(empty)
+    with engine.begin() as session:
+        session.execute(text("SELECT outbox.publish('t', '{}')"))
+    named = own and own.format(name=connection.settings_dict["NAME"])
+    monkeypatch.setitem(connection.settings_dict["TEST"], "NAME", named)
+    setup_test_environment()
+    try:
+        run("flush", interactive=False)
+    finally:
+        teardown_test_environment()
+
+    with engine.begin() as session:
+        assert session.scalar(text("SELECT count(*) FROM outbox.event")) == (0 if is_emptied else 1)
+    engine.dispose()
+
+
+def test_flush_takes_no_event_from_a_project_at_work(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a process that Django has set up for tests finds the outbox empty behind `flush`."""
+    from django.db import connection as django_connection
     from django.test.utils import setup_test_environment, teardown_test_environment
 
     run("migrate", verbosity=0)
@@ -127,6 +172,7 @@ def test_flush_takes_no_event_from_a_project_at_work(empty: str) -> None:
     run("flush", interactive=False)
     with engine.begin() as connection:
         left = connection.scalar(text("SELECT count(*) FROM outbox.event"))
+    monkeypatch.setitem(django_connection.settings_dict["TEST"], "NAME", django_connection.settings_dict["NAME"])
     setup_test_environment()
     run("flush", interactive=False)
     teardown_test_environment()
