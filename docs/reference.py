@@ -63,7 +63,9 @@ def commands_page() -> str:
     group: Any = typer.main.get_command(main.app)
     page = get_docs_for_click(obj=group, ctx=typer.Context(group), name="outbox")
     sections = page.partition("\n## ")[2].split("\n## ")
-    table = "\n".join(_row(name, command) for name, command in group.commands.items())
+    panels = list(dict.fromkeys(command.rich_help_panel for command in group.commands.values()))
+    ordered = sorted(group.commands.items(), key=lambda item: panels.index(item[1].rich_help_panel))
+    table = "\n".join(_row(name, command) for name, command in ordered)
     explained = "\n".join(map(_section, sections)).rstrip()
     return f"{_COMMANDS}| to | command | does |\n|---|---|---|\n{table}\n\n{explained}\n"
 
@@ -75,7 +77,8 @@ def settings_page() -> str:
         if name in _HEADINGS:
             lines += ["", f"## {_HEADINGS[name]}", "", "| variable | default | meaning |", "|---|---|---|"]
         more = f" ([more]({_MORE[name]}))" if name in _MORE else ""
-        lines.append(f"| `OUTBOX_{name.upper()}` | {_shown(field.default)} | {field.description}{more} |")
+        meaning = f"{field.description}{_range(field.metadata)}{more}"
+        lines.append(f"| `OUTBOX_{name.upper()}` | {_shown(field.default)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -102,6 +105,13 @@ def _sentences(text: str) -> Iterator[str]:
 
 def _paragraphs(text: str) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+
+
+def _range(metadata: list[Any]) -> str:
+    words = {"ge": "at least", "gt": "more than", "le": "at most"}
+    found = [(said, getattr(each, key, None)) for each in metadata for key, said in words.items()]
+    bounds = [f"{said} {value:,}" for said, value in found if value is not None]
+    return f"; {', '.join(bounds)}" if bounds else ""
 
 
 def _shown(default: object) -> str:

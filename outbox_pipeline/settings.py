@@ -72,7 +72,10 @@ class Settings(BaseSettings):
     environment: str = Field(
         "development",
         min_length=1,
-        description=f"Environment written on each event that names none; at most {MAX_BYTES['environment']} bytes",
+        description=(
+            "Environment written on each event that names none, read where it is published; at most "
+            f"{MAX_BYTES['environment']} bytes"
+        ),
     )
     clickhouse_table: str = Field(
         "event_log",

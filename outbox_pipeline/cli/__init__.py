@@ -5,18 +5,28 @@ here import nothing heavy at their top, so that `outbox --help` answers at once.
 """
 
 import sys
+from importlib.util import find_spec
+
+#: What commands import first of what the extra brings.
+_OF_THE_EXTRA = ("typer", "rich", "structlog", "psycopg", "clickhouse_connect")
 
 
 def run() -> None:
     """Be the command `outbox`, which an install that only publishes has too, but not what it needs."""
-    try:
-        from outbox_pipeline.cli.main import app
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", __package__.partition(".")[0]):
-            raise
+    # An application may have some of them of its own: a command would then begin, and end in a traceback.
+    missing = next((name for name in _OF_THE_EXTRA if not _is_installed(name)), None)
+    if missing is not None:
         sys.exit(
             f"The command outbox needs the extra 'pipeline', because {missing} is not installed: install "
             "outbox-pipeline[pipeline], or outbox-pipeline[embedded] to have the engines on this machine too."
         )
+    from outbox_pipeline.cli.main import app
+
     app()
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:
+        return False

@@ -107,7 +107,8 @@ def check_start_date(settings: Settings) -> Check:
     if first > now:
         said = f"OUTBOX_START_DATE is {first}, after today ({now} UTC), so no day has a partition: set an earlier day."
         return Check("start date", False, said)
-    return Check("start date", True, f"Dagster's partitions start on {first}.")
+    said = f"No event counts for a day before {first}, or before the ledger's first, with which the partitions begin."
+    return Check("start date", True, said)
 
 
 def check_event_models(settings: Settings) -> Check:

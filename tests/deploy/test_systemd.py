@@ -75,11 +75,11 @@ class Machine:
 
     def environment(self, unit: str) -> dict[str, str]:
         """Return the whole environment of a unit's processes: its own words, and those of its file."""
-        (file,) = self.values(unit, "EnvironmentFile")
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        files = [Path(name) for name in self.values(unit, "EnvironmentFile") if not name.startswith("-")]
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         words = [line for line in lines if line and not line.startswith("#")]
         words += [word for value in self.values(unit, "Environment") for word in shlex.split(value)]
-        return {"PATH": "/usr/bin:/bin", **dict(word.split("=", 1) for word in words)}
+        return {"PATH": "/usr/bin:/bin", **dict("".join(shlex.split(word)).split("=", 1) for word in words)}
 
     def start(self, unit: str) -> subprocess.Popen[bytes]:
         """Run what comes before a unit's last command, and start that one."""
@@ -157,7 +157,7 @@ def installed(machine: Machine, servers: Servers) -> Iterator[tuple[Machine, Eng
         }
         example = (FOLDER / "outbox.env.example").read_text(encoding="utf-8")
         for name, url in urls.items():
-            example = re.sub(rf"^{name}=.*$", lambda _, said=f"{name}={url}": said, example, flags=re.MULTILINE)
+            example = re.sub(rf"^{name}=.*$", lambda _, said=f"{name}='{url}'": said, example, flags=re.MULTILINE)
         (machine.etc / "outbox.env").write_text(example, encoding="utf-8")
         shutil.copy(machine.units / "workspace.yaml", machine.etc)
         shutil.copy(FOLDER.parents[1] / "dagster.yaml", machine.etc)

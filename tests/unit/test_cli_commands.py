@@ -58,15 +58,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert "publish" in done.stdout
 
 
-def test_an_install_that_only_publishes_says_what_the_command_needs() -> None:
+@pytest.mark.parametrize("missing", ["typer", "clickhouse_connect"])
+def test_an_install_that_only_publishes_says_what_the_command_needs(missing: str) -> None:
     """It has the command too: one sentence names the extra, instead of a traceback."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, name = project["scripts"]["outbox"].partition(":")
-    program = f"import sys; sys.modules['typer'] = None; from {module} import {name}; {name}()"
+    program = f"import sys; sys.modules[{missing!r}] = None; from {module} import {name}; {name}()"
     done = subprocess.run([sys.executable, "-c", program, "status"], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert "because typer is not installed: install outbox-pipeline[pipeline]" in done.stderr
+    assert f"because {missing} is not installed: install outbox-pipeline[pipeline]" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
