@@ -229,11 +229,14 @@ def _is_ready(data: Path) -> bool:
 def _create_databases(handle: PostgresHandle) -> None:
     if not wait_until(lambda: _answers(handle), seconds=_START_SECONDS):
         raise ConfigurationError(f"PostgreSQL with pid {handle.pid} does not answer; stop it and try again.")
-    with _connect(handle) as connection:
-        present = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
-        for name in DATABASES:
-            if name not in present:
-                _create_database(connection, name)
+    try:
+        with _connect(handle) as connection:
+            present = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+            for name in DATABASES:
+                if name not in present:
+                    _create_database(connection, name)
+    except psycopg.OperationalError as error:
+        raise ConfigurationError(f"PostgreSQL with pid {handle.pid} ended while it was started; try again.") from error
 
 
 def _create_database(connection: "psycopg.Connection[Any]", name: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from outbox_pipeline.embedded import postgres
 from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse
 from outbox_pipeline.embedded.engines import embedded_engines, running_engines
 from outbox_pipeline.embedded.homes import Home, locked
@@ -67,6 +68,31 @@ def test_an_engine_that_cannot_start_says_why_once(own_home: Path) -> None:
         data.rename(home.clickhouse_data)
         assert wait_until(lambda: bool(told.extend(keeper.revive()) or told), seconds=60)
         assert told == ["ClickHouse had ended and was started again."]
+
+
+def test_an_engine_that_is_killed_again_at_once_is_started_later(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends between its first answer and its first statement: that is told, and `outbox up` goes on."""
+    home, keeper = Home(own_home), EngineKeeper(own_home, clickhouse=False)
+    answers = postgres._answers
+
+    def answer_once(handle: postgres.PostgresHandle) -> bool:
+        assert answers(handle)
+        os.kill(handle.pid, signal.SIGKILL)
+        return wait_until(lambda: not answers(handle), seconds=20)
+
+    with embedded_engines(own_home, clickhouse=False):
+        os.kill(running_postgres(home).pid, signal.SIGKILL)  # type: ignore[union-attr]
+        assert wait_until(lambda: running_postgres(home) is None, seconds=20)
+        with monkeypatch.context() as patched:
+            patched.setattr(postgres, "_answers", answer_once)
+            (why,) = keeper.revive()
+        told: list[str] = []
+
+        assert why.startswith("PostgreSQL had ended and cannot be started again: PostgreSQL with pid ")
+        assert wait_until(lambda: bool(told.extend(keeper.revive()) or told), seconds=60)
+        assert told == ["PostgreSQL had ended and was started again."]
 
 
 @pytest.mark.parametrize("start", [start_clickhouse, start_postgres])
