@@ -178,7 +178,8 @@ def compare_days(context: dg.OpExecutionContext, config: ReconcileConfig, pipeli
 def _evaluations(
     context: dg.OpExecutionContext, found: Reconciled, repaired: Repaired | None
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    for totals in _each_day(found):
+    # Days that differ come last: alerts read the latest results only, and of many days would miss an early one.
+    for totals in sorted(_each_day(found), key=lambda day: not _after_repair(day, found, repaired).is_clean):
         yield _evaluation(totals, found, repaired, target=_latest_materialization(context.instance, totals.day))
 
 

@@ -167,6 +167,16 @@ def test_a_run_that_finds_broken_batches_fails_with_the_sentence(
     assert step.step_failure_data.user_failure_data.metadata["batches_differing"].value == 1
 
 
+def test_days_that_differ_are_reported_last(instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]) -> None:
+    """Alerts read the latest results, fewer than the days that may be compared, and this run's failure is not told."""
+    BREAKAGES["half a batch"].do(stores.client, batches[1].batch_id)
+    days = {"first_day": str(today()), "last_day": str(today() + timedelta(days=1))}
+
+    reported = [(check.partition, check.passed) for check in run_job(instance, **days).get_asset_check_evaluations()]
+
+    assert reported == [(days["last_day"], True), (days["first_day"], False)]
+
+
 def test_execute_all_compares_today_and_yesterday(
     instance: dg.DagsterInstance, stores: Stores, batches: list[Batch]
 ) -> None:
