@@ -32,11 +32,13 @@ def env() -> None:
 
     settings = running_settings()
     other = other_home(load_settings())
-    if other is not None:
-        typer.echo(
-            f"The URLs in this shell were of {other}; OUTBOX_HOME is {settings.home}, so these are its.", err=True
-        )
     values, missing = given_urls(settings)
+    if other is not None and missing:
+        # One's own code would go on publishing there.
+        typer.echo(f"unset {' '.join(missing)}")
+    if other is not None:
+        done = "they are taken out of it" if missing else "these are its"
+        typer.echo(f"The URLs in this shell were of {other}; OUTBOX_HOME is {settings.home}: {done}.", err=True)
     if missing:
         raise ConfigurationError(
             f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "

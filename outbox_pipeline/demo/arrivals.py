@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from uuid import UUID
 
 from outbox_pipeline.clickhouse.client import EventLogClient, open_client
-from outbox_pipeline.errors import InDoubtError, TransientError
+from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.settings import Settings
 
 POLL_SECONDS = 0.25
@@ -52,11 +52,11 @@ class Arrivals:
         self._counts = counts
 
     def keep_looking(self, stopped: threading.Event) -> None:
-        """Look until *stopped*, and past moments in which ClickHouse does not answer."""
+        """Look until *stopped*, and past moments in which ClickHouse does not answer or has no table."""
         while not stopped.wait(POLL_SECONDS):
             try:
                 self.look()
-            except (TransientError, InDoubtError):
+            except OutboxError:
                 continue
 
 

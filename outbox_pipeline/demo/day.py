@@ -143,7 +143,7 @@ class ShopDay:
         return Report(
             comparison=compare(self._journal, found),
             seconds=round(seconds, 3),
-            first_delivery_seconds=_rounded(quantile(first, 1)),
+            opening_event_seconds=_rounded(quantile(first, 1)),
             latency_p50_seconds=_rounded(quantile(measured, 0.5)),
             latency_p95_seconds=_rounded(quantile(measured, 0.95)),
         )

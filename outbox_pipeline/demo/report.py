@@ -63,12 +63,12 @@ class Report:
     """A comparison, and how long things took in seconds.
 
     `seconds`: from when the UI answers until the comparison. `latency_…`: commit to visible in ClickHouse, without the
-    opening event, whose time (`first_delivery_seconds`) includes Dagster's start; None when nothing arrived.
+    opening event, whose time (`opening_event_seconds`) includes Dagster's start; None when nothing arrived.
     """
 
     comparison: Comparison
     seconds: float
-    first_delivery_seconds: float | None
+    opening_event_seconds: float | None
     latency_p50_seconds: float | None
     latency_p95_seconds: float | None
 

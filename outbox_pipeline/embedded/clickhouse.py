@@ -28,6 +28,8 @@ from outbox_pipeline.processes import (
 )
 
 _START_SECONDS = 60.0
+#: A server has opened its engine when it is known to run: one that then says nothing for so long is frozen.
+_ANSWER_SECONDS = 20.0
 _STOP_SECONDS = 15.0
 
 #: The user whose password is the server's token.
@@ -89,9 +91,10 @@ def start_clickhouse(home: Home, *, more_grants: Sequence[str] = ()) -> ClickHou
         running = None
     if running is None:
         return _start(home, more_grants)
-    if not wait_until(lambda: _answers(running), seconds=_START_SECONDS):
+    if not wait_until(lambda: _answers(running), seconds=_ANSWER_SECONDS):
         raise ConfigurationError(
-            f"The ClickHouse server with pid {running.pid} does not answer: stop it and try again."
+            f"The ClickHouse server with pid {running.pid} does not answer: end it with kill -9 {running.pid}, then "
+            "try again; what was stored is in its files."
         )
     return running
 

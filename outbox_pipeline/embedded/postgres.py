@@ -228,7 +228,9 @@ def _is_ready(data: Path) -> bool:
 
 def _create_databases(handle: PostgresHandle) -> None:
     if not wait_until(lambda: _answers(handle), seconds=_START_SECONDS):
-        raise ConfigurationError(f"PostgreSQL with pid {handle.pid} does not answer; stop it and try again.")
+        raise ConfigurationError(
+            f"PostgreSQL with pid {handle.pid} does not answer: end it with kill -9 {handle.pid}, then try again."
+        )
     try:
         with _connect(handle) as connection:
             present = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}

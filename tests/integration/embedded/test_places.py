@@ -19,6 +19,7 @@ from outbox_pipeline.embedded.places import data_folders
 from outbox_pipeline.embedded.postgres import running_postgres
 from outbox_pipeline.errors import ConfigurationError
 from tests.fixtures.accounts import LONG, OWNER, as_owner, needs_root, open_to_strangers, stranger_connects
+from tests.fixtures.commands import run_outbox
 from tests.fixtures.folders import mode
 from tests.fixtures.queries import rows
 
@@ -208,11 +209,14 @@ def test_urls_of_another_home_publish_nothing_there(
         pass
     assert not two.exists()
     assert running_settings().postgres_url is None
+    told = run_outbox("env")
+    assert told.stdout == "unset OUTBOX_POSTGRES_URL OUTBOX_CLICKHOUSE_URL OUTBOX_DAGSTER_URL\n"
+    assert f"were of {one}; OUTBOX_HOME is {two}: they are taken out of it." in told.stderr
 
     monkeypatch.delenv("OUTBOX_POSTGRES_URL")
-    for told in (f"A new outbox is made in {two}; for another one, set OUTBOX_HOME.\n", ""):
+    for said in (f"A new outbox is made in {two}; for another one, set OUTBOX_HOME.\n", ""):
         with ready_settings(clickhouse=False) as settings:
             right = settings.postgres_url
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == said
         assert right is not None
         assert leads_to(right.get_secret_value(), two)
