@@ -36,6 +36,8 @@ _WAIT_SECONDS = 60.0
 _GRACE_SECONDS = 5
 
 _FIRST_DAY = "OUTBOX_FIRST_DAY"
+#: How long a start waits for it.
+_ANSWER_SECONDS = 60.0
 
 #: What every run imports.
 _PRELOADED = [DEFINITIONS_MODULE, *OF_A_RUN]
@@ -103,13 +105,18 @@ def tell_first_day() -> None:
     if os.environ.get(_FIRST_DAY):
         return
     command = [sys.executable, "-P", "-m", "outbox_pipeline.operations.first_day"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.returncode == 0:
-        os.environ[_FIRST_DAY] = asked.stdout.strip()
-        return
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        said = f"PostgreSQL has said nothing for {_ANSWER_SECONDS:.0f} s."
+    else:
+        if asked.returncode == 0:
+            os.environ[_FIRST_DAY] = asked.stdout.strip()
+            return
+        said = asked.stderr.strip()
     print(
         "The partitions begin with OUTBOX_START_DATE, because the ledger cannot be asked for its first day: "
-        f"{asked.stderr.strip()} Start this code server again when it can.",
+        f"{said} Start this code server again when it can.",
         file=sys.stderr,
     )
 

@@ -13,7 +13,7 @@ import os
 import socket
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,18 @@ class DagsterStack:
     def revive(self) -> list[str]:
         """Start every process again that has ended, and return their names.
 
-        One whose group cannot be ended is left to the next call: its successor would share its place with it.
+        One whose group cannot be ended is left to the next call: its successor would share its place with it. So is
+        one that cannot be started, as on a full disk.
         """
         ended = [name for name, process in self.processes.items() if not process.is_alive()]
-        revived = [name for name in ended if end_group(self.processes[name], grace_seconds=0)]
-        for name in revived:
+        revived = []
+        for name in ended:
+            if not end_group(self.processes[name], grace_seconds=0):
+                continue
             log().warning("process_restarted", name=name, pid=self.processes[name].pid)
-            self._start_one(name)
+            with suppress(ConfigurationError, OSError):
+                self._start_one(name)
+                revived.append(name)
         return revived
 
     def stop(self) -> None:
