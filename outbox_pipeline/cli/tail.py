@@ -8,6 +8,7 @@ from outbox_pipeline.cli.support.engines import ledger_engine, ready_settings
 from outbox_pipeline.cli.support.failures import complain
 from outbox_pipeline.cli.support.output import AsJson, print_json, shown, strong, until_interrupted
 from outbox_pipeline.cli.support.texts import in_utf8
+from outbox_pipeline.counts import counted
 from outbox_pipeline.names import shortened
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _of_batch(batch: "MarkedBatch") -> str:
     refused = f", {batch.rejected_count:,} refused" if batch.rejected_count else ""
     again = f", generation {batch.generation}" if batch.generation else ""
     marked = f"{batch.processed_at:%H:%M:%S}  batch {batch.batch_id}"
-    return f"{strong(marked)}  {batch.accepted_count:,} events{refused}{again}"
+    return f"{strong(marked)}  {counted(batch.accepted_count, 'event')}{refused}{again}"
 
 
 def _of_event(event: "DeliveredEvent") -> str:

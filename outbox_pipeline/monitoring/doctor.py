@@ -120,7 +120,7 @@ def check_event_models(settings: Settings) -> Check:
 
 def _said_of_models(modules: tuple[str, ...]) -> str:
     registry = load_registry(modules)
-    return f"{len(registry.models)} models of {len(registry.versions)} event types are registered."
+    return f"Registered: {counted(len(registry.models), 'model')} of {counted(len(registry.versions), 'event type')}."
 
 
 def _postgres_checks(settings: Settings, clocks: list[ServerClock]) -> Iterator[Check]:

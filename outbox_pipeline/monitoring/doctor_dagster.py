@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError, without_secrets
 from outbox_pipeline.monitoring.check import Check, duration, skipped
 from outbox_pipeline.postgres.dagster_storage import DagsterState, read_dagster_state, read_storage_settings
@@ -157,8 +158,10 @@ def check_sensors(state: DagsterState) -> Check:
 def check_queue(state: DagsterState) -> Check:
     """Find runs that wait in the queue for minutes, and what keeps them there."""
     if not state.queued_count or state.queued_seconds <= _QUEUED_SECONDS:
-        return Check("dagster queue", True, f"{state.queued_count} runs are queued, {state.working_count} at work.")
-    waiting = f"{state.queued_count} runs are queued, the oldest for {duration(state.queued_seconds)}"
+        return Check(
+            "dagster queue", True, f"{counted(state.queued_count, 'run')} queued, {state.working_count} at work."
+        )
+    waiting = f"{counted(state.queued_count, 'run')} queued, the oldest for {duration(state.queued_seconds)}"
     if not state.working_count:
         said = (
             f"{waiting}, and none is at work: look whether the daemon runs; the page of a queued run says which limit "

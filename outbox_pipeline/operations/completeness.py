@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from outbox_pipeline.clickhouse.completeness import as_row, delivered_problem, drop_days, read_delivered, write_days
+from outbox_pipeline.counts import counted
 from outbox_pipeline.days import DayCompleteness, DeliveredDay
 from outbox_pipeline.errors import ConfigurationError, LostDeliveriesError
 from outbox_pipeline.postgres.completeness import Wanted, observe, read_day_completeness
@@ -45,7 +46,7 @@ class Recorded:
     def summary(self) -> str:
         """Say it in one line."""
         behind = sum(bool(day.undelivered_count) for day in self.days)
-        days = f"{len(self.days)} days written, {behind} of them with events on their way"
+        days = f"{counted(len(self.days), 'day')} written, {behind} of them with events on their way"
         retold = f"; {self.retold_count} told anew, because PostgreSQL's clock was ahead" if self.retold_count else ""
         return f"{days}{retold}; no event recorded before {self.watermark:%Y-%m-%d %H:%M:%S} UTC is unseen"
 

@@ -43,7 +43,9 @@ class Tick:
         """Say in one sentence why nothing, or what, was requested."""
         parts = [f"{counted(self.open_count, 'batch', 'batches')} in flight"]
         if self.cut.lingering_count:
-            parts.append(f"{self.cut.lingering_count} events wait for a fuller batch (OUTBOX_LINGER_SECONDS)")
+            parts.append(
+                f"{counted(self.cut.lingering_count, 'event')} held back for a fuller batch (OUTBOX_LINGER_SECONDS)"
+            )
         if self.is_probing:
             parts.append("one at a time until a delivery succeeds, because the latest failed for a passing reason")
         if self.parked_count:

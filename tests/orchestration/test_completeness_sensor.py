@@ -14,7 +14,7 @@ def test_a_tick_writes_the_days_and_starts_nothing(instance: dg.DagsterInstance,
 
     said = tick_completeness(instance, stores)
 
-    assert "1 days written, 1 of them with events on their way" in said
+    assert "1 day written, 1 of them with events on their way" in said
     assert read_delivered(stores.client)[-1].undelivered_count == 2
 
 

@@ -53,7 +53,7 @@ def test_a_working_dagster_has_no_finding() -> None:
         (check_sensors(replace(WELL, outbox_tick_age=None)), ["has never ticked"]),
         (
             check_queue(replace(WELL, queued_seconds=1200.0)),
-            ["3 runs are queued, the oldest for 20 min", "0b5c", "max_concurrent_runs"],
+            ["3 runs queued, the oldest for 20 min", "0b5c", "max_concurrent_runs"],
         ),
         (check_queue(replace(WELL, queued_seconds=1200.0, working_count=0)), ["none is at work", "daemon"]),
     ],

@@ -247,7 +247,7 @@ def test_doctor_looks_at_the_models(module: Write) -> None:
     """Unset is fine, good ones are counted, wrong ones are named before a batch meets them."""
     assert check_event_models(Settings()).ok is True
     assert check_event_models(Settings(event_modules=(module(SHOP),))).message == (
-        "3 models of 2 event types are registered."
+        "Registered: 3 models of 2 event types."
     )
     assert check_event_models(Settings(event_modules=("no_such_shop",))).ok is False
 

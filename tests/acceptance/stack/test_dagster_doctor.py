@@ -80,6 +80,6 @@ def test_doctor_finds_a_dagster_that_has_stopped(instance: dg.DagsterInstance, d
     assert found["dagster daemon"].ok is False
     assert "silent for 60 min" in found["dagster daemon"].message
     assert found["dagster queue"].ok is False
-    assert "runs are queued, the oldest for 60 min" in found["dagster queue"].message
+    assert " queued, the oldest for 60 min" in found["dagster queue"].message
     assert found["dagster sensors"].ok is False
     assert "has never ticked" in found["dagster sensors"].message
