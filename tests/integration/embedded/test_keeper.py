@@ -2,17 +2,17 @@
 
 import os
 import signal
-import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from outbox_pipeline.embedded import postgres
-from outbox_pipeline.embedded.clickhouse import running_clickhouse, start_clickhouse
+from outbox_pipeline.embedded import clickhouse, postgres
+from outbox_pipeline.embedded.clickhouse import running_clickhouse
 from outbox_pipeline.embedded.engines import embedded_engines, running_engines
 from outbox_pipeline.embedded.homes import Home, locked
 from outbox_pipeline.embedded.keeper import EngineKeeper
-from outbox_pipeline.embedded.postgres import running_postgres, start_postgres
+from outbox_pipeline.embedded.postgres import running_postgres
 from outbox_pipeline.processes import wait_until
 from tests.fixtures.homes import processes_of
 
@@ -95,22 +95,23 @@ def test_an_engine_that_is_killed_again_at_once_is_started_later(
         assert told == ["PostgreSQL had ended and was started again."]
 
 
-@pytest.mark.parametrize("start", [start_clickhouse, start_postgres])
-def test_an_interrupted_start_leaves_nothing_running(own_home: Path, start) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("engine", [clickhouse, postgres])
+def test_an_interrupted_start_leaves_nothing_running(
+    own_home: Path, engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C ends an engine that has not said yet that it is there."""
     home = Home(own_home)
     with embedded_engines(own_home):
         # The data is made before: here is only about the servers.
         pass
 
-    def interrupt() -> None:
-        wait_until(lambda: bool(processes_of(own_home)), seconds=60)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.setattr(engine, "wait_until", wait_until)
+        raise KeyboardInterrupt
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    start = {clickhouse: clickhouse.start_clickhouse, postgres: postgres.start_postgres}[engine]
+    monkeypatch.setattr(engine, "wait_until", interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(home)
-    thread.join()
 
     assert processes_of(own_home) == []
