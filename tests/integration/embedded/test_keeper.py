@@ -107,6 +107,7 @@ def test_an_interrupted_start_leaves_nothing_running(
 
     def interrupted(*_: object, **__: object) -> None:
         monkeypatch.setattr(engine, "wait_until", wait_until)
+        assert wait_until(lambda: bool(processes_of(own_home)), seconds=60)
         raise KeyboardInterrupt
 
     start = {clickhouse: clickhouse.start_clickhouse, postgres: postgres.start_postgres}[engine]
