@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -105,7 +106,9 @@ def test_an_interrupted_start_leaves_nothing_running(
         # The data is made before: here is only about the servers.
         pass
 
-    def interrupted(*_: object, **__: object) -> None:
+    def interrupted(condition: Callable[[], bool], *, seconds: float, **options: float) -> bool:
+        if seconds != engine._START_SECONDS:
+            return wait_until(condition, seconds=seconds, **options)
         monkeypatch.setattr(engine, "wait_until", wait_until)
         assert wait_until(lambda: bool(processes_of(own_home)), seconds=60)
         raise KeyboardInterrupt
