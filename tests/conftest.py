@@ -1,6 +1,7 @@
 """Fixtures come as plugins by topic; see `tests/fixtures/`. Here: where they keep data."""
 
 import os
+import signal
 
 import pytest
 
@@ -54,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in _FOR_TESTS:
             config.pluginmanager.import_plugin(name)
         _let_examples_take_their_time()
+        # A shell starts what is to run in the background without it, and some tests are interrupted as by Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _let_examples_take_their_time() -> None:
