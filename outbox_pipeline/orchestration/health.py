@@ -142,7 +142,7 @@ def ledger_consistent(pipeline: PipelineResource) -> dg.AssetCheckResult:
     ),
 )
 def nothing_parked(pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Look for batches that are parked; reads PostgreSQL only."""
+    """Look for batches that have used up their attempts and wait for a person; reads PostgreSQL only."""
     return _result(_of_ledger(pipeline)[NOTHING_PARKED])
 
 

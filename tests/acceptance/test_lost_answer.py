@@ -39,7 +39,7 @@ def last_error(stores: Stores) -> tuple[str, str]:
         (Fault.LOSE_REQUEST, "in_doubt", "The connection to ClickHouse broke", 0),
         (Fault.CUT_BODY, "in_doubt", "The connection to ClickHouse broke", 0),
         (Fault.LOSE_ANSWER, "in_doubt", "The connection to ClickHouse broke", 50),
-        (Fault.HOLD_ANSWER, "in_doubt", "Read timed out", 50),
+        (Fault.HOLD_ANSWER, "in_doubt", "has not answered it in time", 50),
         (Fault.REFUSE_429, "transient", "ClickHouse is busy", 0),
         (Fault.REFUSE_503, "transient", "ClickHouse is busy", 0),
     ],
@@ -85,7 +85,7 @@ def test_a_request_held_back_arrives_after_its_repetition(stores: Stores, distan
     recover(distant)
     held.release()
 
-    assert "Read timed out" in failure
+    assert "has not answered it in time" in failure
     assert proxy.count() == 2
     assert_each_exactly_once(stores.engine, stores.client)
 

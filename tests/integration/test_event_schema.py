@@ -150,7 +150,8 @@ def test_a_producer_may_set_every_published_column(outbox_engine: Engine) -> Non
             " AND table_schema = 'outbox' AND table_name = 'event' AND privilege_type = 'INSERT'"
         ).scalars()
         taken = connection.exec_driver_sql(
-            "SELECT proargnames FROM pg_proc WHERE oid = to_regproc('outbox.publish')"
+            "SELECT proargnames FROM pg_proc"
+            " WHERE oid = to_regprocedure('outbox.publish(text, json, text, bigint, timestamptz, uuid, text)')"
         ).scalar_one()
 
         assert set(granted) == names(PUBLISHED)

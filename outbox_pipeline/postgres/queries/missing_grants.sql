@@ -35,7 +35,7 @@ missing AS (
     FROM pipeline, pg_class JOIN schema ON schema.oid = relnamespace
     WHERE relname = 'event_position_seq' AND NOT has_sequence_privilege(pg_class.oid, 'SELECT, USAGE')
     UNION ALL
-    SELECT 101, format('EXECUTE on function outbox.%s', proname),
+    SELECT 101, format('EXECUTE on function %s', pg_proc.oid::regprocedure),
            coalesce(has_function_privilege(pipeline.oid, pg_proc.oid, 'EXECUTE'), false)
     FROM pipeline, pg_proc JOIN schema ON schema.oid = pronamespace
     WHERE proname IN ('publish', 'event_differs', 'advance_positions', 'told_timeline', 'move_events')
