@@ -290,14 +290,15 @@ def _last_reported(cursor: str | None) -> dict[str, Any]:
         found = json.loads(cursor or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and isinstance(found.get("answers"), dict) else {}
 
 
 def _time_of(stored: Any) -> datetime | None:
     try:
-        return datetime.fromisoformat(stored)
+        found = datetime.fromisoformat(stored)
     except (TypeError, ValueError):
         return None
+    return found if found.tzinfo else None
 
 
 def _summary(reports: Mapping[str, Report], news: list[str]) -> str:
