@@ -212,16 +212,18 @@ def watch(revive: Callable[[], list[str]]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, once: what follows may clean up undisturbed."""
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, once: what it still holds is cleaned up undisturbed."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for ending in before:
             signal.signal(ending, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, interrupt)
+    before = {ending: signal.signal(ending, interrupt) for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:
         typer.echo("Stopped.", err=True)
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler or signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -157,6 +158,18 @@ def test_a_port_that_there_is_not_is_wrong_use(command: list[str], port: str) ->
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--port" in result.stderr
+
+
+@pytest.mark.usefixtures("nobody_answers")
+def test_a_command_that_ctrl_c_ends_leaves_ctrl_c_as_it_was() -> None:
+    """What goes on in its process afterwards is ended by signals as before."""
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(ending) for ending in endings]
+
+    result = outbox("up", "--port", "0")
+
+    assert result.exit_code == 1
+    assert [signal.getsignal(ending) for ending in endings] == before
 
 
 @pytest.mark.parametrize("word", ["sekret", ""])
