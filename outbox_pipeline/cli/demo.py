@@ -160,8 +160,15 @@ def _leave_up(url: str, stack: "DagsterStack | None", day: "ShopDay") -> None:
         f"In another terminal, in this folder, the life of the first event:  outbox trace {day.opening_id}",
         err=True,
     )
+    from outbox_pipeline.demo.visits import EVENING_PAUSE_SECONDS
+
     if stack is None:
         typer.echo("It goes on running: another 'outbox up' on this home started it.", err=True)
         return
-    typer.echo("Ctrl-C ends it.", err=True)
-    watch(revival(stack))
+    typer.echo(
+        f"The shop goes on, with a customer every {EVENING_PAUSE_SECONDS:.0f} seconds, so there is always something to "
+        "see. Ctrl-C ends it.",
+        err=True,
+    )
+    with day.evening():
+        watch(revival(stack))

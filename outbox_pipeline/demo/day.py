@@ -5,8 +5,8 @@ second.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
 from uuid import UUID
@@ -18,7 +18,7 @@ from outbox_pipeline.clickhouse.client import clickhouse_client
 from outbox_pipeline.demo import shop
 from outbox_pipeline.demo.arrivals import watching_arrivals
 from outbox_pipeline.demo.report import Report, compare, latencies, look_at_both, quantile
-from outbox_pipeline.demo.visits import plan_visits
+from outbox_pipeline.demo.visits import EVENING_PAUSE_SECONDS, plan_evening, plan_visits
 from outbox_pipeline.demo.writers import Journal, Writers, writing
 from outbox_pipeline.errors import TransientError
 from outbox_pipeline.monitoring.status import Status, read_status
@@ -58,6 +58,7 @@ class ShopDay:
         self._held_before = 0
         self._until_closed = ExitStack()
         self._until_closed.callback(self._engine.dispose)
+        self._watching = self._until_closed.enter_context(ExitStack())
 
     def open(self) -> None:
         """Make the shop's tables and publish that it is open; call it before what delivers has started.
@@ -69,7 +70,7 @@ class ShopDay:
             self._customers = shop.create_tables(self._engine)
         self._after = self._last_position()
         self._held_before = read_status(self._engine).quarantined
-        self._arrivals = self._until_closed.enter_context(watching_arrivals(self.settings, after=self._after))
+        self._arrivals = self._watching.enter_context(watching_arrivals(self.settings, after=self._after))
         with translated(self._engine), Session(self._engine) as session, session.begin():
             self._opening = shop.open_doors(session, len(self._customers))
         self._journal.note_committed([self._opening])
@@ -97,7 +98,16 @@ class ShopDay:
             while not writers.is_done():
                 self._look("The shop is open")
         self._drain()
-        return self._report(started)
+        report = self._report(started)
+        self._watching.close()
+        return report
+
+    @contextmanager
+    def evening(self, *, pause_seconds: float = EVENING_PAUSE_SECONDS) -> Iterator[None]:
+        """Let a customer come every *pause_seconds* during the block, through outages of PostgreSQL."""
+        writers = Writers(self._engine, Journal(), self._customers, outlive_outages=True)
+        with writing(writers, plan_evening(Random(), pause_seconds=pause_seconds)):
+            yield
 
     def _wait_for_the_opening(self) -> None:
         deadline = time.monotonic() + OPENING_SECONDS

@@ -18,6 +18,9 @@ DECLINED_EVERY = 10
 
 MALFORMED_COUNT = 5
 
+#: Between two customers in the evening, after the report.
+EVENING_PAUSE_SECONDS = 10.0
+
 
 class Kind(StrEnum):
     """What one transaction does."""
@@ -50,6 +53,12 @@ def plan_visits(event_count: int, chance: Random) -> list[Visit]:
         kinds.insert((number + 1) * len(kinds) // (MALFORMED_COUNT + 1), Kind.MALFORMED)
     pause = open_seconds(event_count) / len(kinds)
     return [Visit(kind, number * pause) for number, kind in enumerate(kinds)]
+
+
+def plan_evening(chance: Random, *, pause_seconds: float = EVENING_PAUSE_SECONDS) -> Iterator[Visit]:
+    """Yield visits without an end, one every *pause_seconds*, none of them malformed."""
+    for number in count():
+        yield Visit(_usual(COMMITS[Kind.SALE], chance), number * pause_seconds)
 
 
 def open_seconds(event_count: int) -> float:

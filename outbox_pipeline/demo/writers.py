@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from random import Random
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from outbox_pipeline.demo import shop
 from outbox_pipeline.demo.visits import Kind, Visit
+from outbox_pipeline.errors import TransientError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.postgres.errors import translated
 
@@ -59,11 +60,14 @@ class Journal:
 class Writers:
     """The threads at work; opened by `writing`."""
 
-    def __init__(self, engine: Engine, journal: Journal, customers: Sequence[int]) -> None:
-        """Start nothing yet."""
+    def __init__(
+        self, engine: Engine, journal: Journal, customers: Sequence[int], *, outlive_outages: bool = False
+    ) -> None:
+        """Start nothing yet; an outage of PostgreSQL ends a thread, or only the visit it is at."""
         self.engine = engine
         self.journal = journal
         self._customers = customers
+        self._outlives = (TransientError,) if outlive_outages else ()
         self._malformed = cycle(_MALFORMED_ROWS)
         self._turn = threading.Lock()
         self._stopped = threading.Event()
@@ -90,7 +94,7 @@ class Writers:
         while (visit := self._next(remaining)) is not None:
             if self._stopped.wait(max(0.0, opened + visit.due_seconds - time.monotonic())):
                 return
-            with translated(self.engine):
+            with suppress(*self._outlives), translated(self.engine):
                 self._carry_out(visit.kind, chance)
 
     def _next(self, remaining: Iterator[Visit]) -> Visit | None:

@@ -125,8 +125,8 @@ def lag_sentence(status: Status) -> str:
     """Say what the lag is, without a stop: an age, or how far ahead something was recorded."""
     if status.is_ahead:
         return (
-            f"{status.future:,} undelivered events were recorded in the future, up to {duration(status.lag_seconds)} "
-            "ahead of PostgreSQL's clock, which was ahead or is behind now"
+            f"{counted(status.future, 'undelivered event was', 'undelivered events were')} recorded in the future, "
+            f"up to {duration(status.lag_seconds)} ahead of PostgreSQL's clock, which was ahead or is behind now"
         )
     return f"The oldest undelivered event is {duration(status.lag_seconds)} old"
 
@@ -235,32 +235,37 @@ _Sentence = Callable[[Breach, LedgerConditions], str]
 #: What each rule of `ledger_breaches.sql` means when it is broken, and what to do.
 _RULES: dict[str, _Sentence] = {
     "pending_and_in_a_batch": lambda breach, _: (
-        f"{breach.breach_count:,} stretches of positions are pending and in a batch at once (batch {breach.example}): "
+        f"{counted(breach.breach_count, 'stretch of positions is', 'stretches of positions are')} pending and in a "
+        f"batch at once (batch {breach.example}): "
         "nothing is doubled, the next cut takes them out of the pending ones."
     ),
     "unclaimed_and_in_a_gap": lambda breach, _: (
-        f"{breach.breach_count:,} gaps are unclaimed too (gap {breach.example}): somebody changed them by hand; "
-        "nothing is doubled, and it is over when the gap's transactions have ended."
+        f"{counted(breach.breach_count, 'gap is', 'gaps are')} unclaimed too (gap {breach.example}): somebody changed "
+        "them by hand; nothing is doubled, and it is over when the gap's transactions have ended."
     ),
     "new_events_unseen": lambda _, conditions: (
         "outbox.unclaimed has an upper end, so new events are never delivered: add "
         f"int8multirange(int8range({conditions.last_known + 1}, NULL)) to its positions."
     ),
     "counts_differ": lambda breach, _: (
-        f"{breach.breach_count:,} batches count other events than they hold (batch {breach.example}): somebody changed "
-        "outbox.batch by hand. Find out what, and prove the batch's day by materializing its partition."
+        f"{counted(breach.breach_count, 'batch counts', 'batches count')} another number of events than there are "
+        f"(batch {breach.example}): somebody changed outbox.batch by hand. Find out what, and prove the batch's day by "
+        "materializing its partition."
     ),
     "refused_events_missing": lambda breach, _: (
-        f"{breach.breach_count:,} batches refused other events than quarantine has of them (batch {breach.example}): "
+        f"{counted(breach.breach_count, 'batch', 'batches')} refused other events than quarantine has (batch "
+        f"{breach.example}): "
         "somebody changed outbox.quarantined_event by hand. 'outbox trace' tells where an event is."
     ),
     "refused_and_delivered": lambda breach, _: (
-        f"{breach.breach_count:,} events are in quarantine and also pending or in a batch (position {breach.example}): "
+        f"{counted(breach.breach_count, 'event is', 'events are')} in quarantine and also pending or in a batch "
+        f"(position {breach.example}): "
         "somebody changed the ledger by hand. Set their status in outbox.quarantined_event to requeued."
     ),
     "guard_missing": lambda breach, _: (
-        f"{breach.breach_count:,} guards of the outbox are switched off or dropped ({breach.example}): enable them "
-        "again with ALTER TABLE … ENABLE TRIGGER, or take them from the migration 0001_outbox.sql."
+        f"{counted(breach.breach_count, 'guard of the outbox is', 'guards of the outbox are')} switched off or dropped "
+        f"({breach.example}): enable again with ALTER TABLE … ENABLE TRIGGER, or take again from the migration "
+        "0001_outbox.sql."
     ),
 }
 

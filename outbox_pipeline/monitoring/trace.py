@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import RowMapping
 
 from outbox_pipeline.clickhouse.client import EventLogClient, clickhouse_client
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.stations import Station, in_order, read_stations, run_url, runs_url
 from outbox_pipeline.postgres.elsewhere import read_elsewhere
@@ -238,7 +239,7 @@ def _explain(life: RowMapping, batch: TracedBatch | None, rows: list[TracedRow])
 def _explain_repeated(life: RowMapping, rows: list[TracedRow]) -> str:
     said = f"Another instance of this ledger delivered it in batch {life['elsewhere']}"
     if life["status"] == "processed":
-        return f"{said}, and it was delivered here as well: ClickHouse has {len(rows)} rows of it."
+        return f"{said}, and it was delivered here as well: ClickHouse has {counted(len(rows), 'row')} of it."
     said += ", and it was published here again"
     if life["status"] == "held":
         return f"{said}: it is held, so that it is not delivered twice, until somebody discards it."

@@ -65,7 +65,8 @@ def prune_delivered(context: dg.OpExecutionContext, config: PruneConfig, pipelin
         context.log.error(f"Batch {item.batch_id} keeps its {counted(item.event_count, 'event')}: {item.detail}.")
     if done.refused:
         raise dg.Failure(
-            description=f"{len(done.refused)} batches keep their events: {done.refused[0].detail}.",
+            description=f"{counted(len(done.refused), 'batch keeps its', 'batches keep their')} events: "
+            f"{done.refused[0].detail}.",
             metadata=_of_prune(done),
             allow_retries=False,
         )

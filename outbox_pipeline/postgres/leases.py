@@ -37,6 +37,7 @@ from outbox_pipeline.batches import (
     Lease,
     Proof,
 )
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import ConfigurationError, LeaseLostError, LedgerError
 from outbox_pipeline.event_schema import PROOF_VERSION
 from outbox_pipeline.postgres.queries import query
@@ -199,7 +200,7 @@ def mark_processed(connection: Connection, lease: Lease) -> tuple[int, int, date
         return _marked_before(connection, lease)
     if row.held_count != row.quarantined_count:
         raise LedgerError(
-            f"Batch {lease.batch_id} rejected {row.held_count} events but outbox.event holds only "
+            f"Batch {lease.batch_id} rejected {counted(row.held_count, 'event')} but outbox.event holds only "
             f"{row.quarantined_count} of them: rows were deleted by hand. Nothing was marked; restore them."
         )
     return row.accepted_count, row.quarantined_count, row.processed_at

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 from uuid import UUID
 
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import PublishError
 from outbox_pipeline.events import Event, EventRow, Publishable, prepare_event, prepare_events
 from outbox_pipeline.names import shortened
@@ -92,7 +93,7 @@ def _checked_rows(events: list[Publishable], fields: ManyFields) -> list[EventRo
     given_ids = shared.pop("event_ids", None)
     event_ids = [None] * len(events) if given_ids is None else list(given_ids)
     if len(event_ids) != len(events):
-        raise PublishError("event_ids", f"are {len(event_ids)} for {len(events)} events")
+        raise PublishError("event_ids", f"are {len(event_ids)} for {counted(len(events), 'event')}")
     return prepare_events(events, event_ids=event_ids, **shared)
 
 

@@ -19,6 +19,7 @@ from outbox_pipeline.clickhouse import load as store
 from outbox_pipeline.clickhouse.deadline import read_deadline
 from outbox_pipeline.clickhouse.probe import find_refused
 from outbox_pipeline.clickhouse.proof import proof_in_clickhouse, proof_of_table
+from outbox_pipeline.counts import counted
 from outbox_pipeline.errors import BatchDataError, OutboxError, ProofError, ServerMemoryError
 from outbox_pipeline.logs import log
 from outbox_pipeline.postgres import leases
@@ -376,7 +377,7 @@ def proof_differences(stores: Stores, batch: Batch, *, generation: int) -> str:
     found, foreign_count = proof_in_clickhouse(stores.client, batch, generation=generation)
     differences = batch.proof.differences(found)
     if foreign_count:
-        differences = ", ".join(filter(None, [differences, f"{foreign_count} rows of another generation"]))
+        differences = ", ".join(filter(None, [differences, f"{counted(foreign_count, 'row')} of another generation"]))
     return differences
 
 
