@@ -12,7 +12,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from outbox_pipeline.cli import main
-from outbox_pipeline.settings import Settings
+from outbox_pipeline.settings import Settings, secret_files
 
 _FOLDER = Path(__file__).parent
 
@@ -31,6 +31,10 @@ _SETTINGS = """\
 The environment is the only source, and a wrong value is refused with one sentence that names it.
 Without any, the commands run embedded engines for one user of one machine.
 `outbox doctor` names variables that look like a setting and are none.
+
+A secret may lie in a file instead, which a variable with `_FILE` at its end names: {secrets}.
+The file holds the secret alone, with or without a line break after it, and only one of both variables may be set.
+A process reads it with its other settings, and one that opens connections for hours goes on with what it has read.
 """
 
 #: The heading above a setting and those that follow it.
@@ -72,7 +76,8 @@ def commands_page() -> str:
 
 def settings_page() -> str:
     """Return the page of all settings, in the order of their fields."""
-    lines = [_SETTINGS.rstrip()]
+    secrets = ", ".join(f"`{variable}`" for variable in secret_files())
+    lines = [_SETTINGS.format(secrets=secrets).rstrip()]
     for name, field in Settings.model_fields.items():
         if name in _HEADINGS:
             lines += ["", f"## {_HEADINGS[name]}", "", "| variable | default | meaning |", "|---|---|---|"]

@@ -1,7 +1,7 @@
 """Every setting of the pipeline, read from the environment once and validated with a sentence for each mistake.
 
-The environment is the only source (12-factor). URLs are secrets: they print as stars, and `shown_url` is the one way
-to put one into a message.
+The environment is the only source (12-factor), and the files that it names for secrets. URLs are secrets: they print
+as stars, and `shown_url` is the one way to put one into a message.
 """
 
 import json
@@ -15,10 +15,11 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from outbox_pipeline.errors import SettingsError, without_secrets
 from outbox_pipeline.names import MAX_BYTES
+from outbox_pipeline.secret_files import SUFFIX, SecretFiles, is_secret
 from outbox_pipeline.server_urls import require_encoded, require_scheme, with_driver
 
 #: No event counts for an earlier day, whatever a clock said, unless OUTBOX_START_DATE or the ledger's first day does.
@@ -210,6 +211,18 @@ class Settings(BaseSettings):
         "INFO", description="Least severe level logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment, and the files that it names."""
+        return init_settings, env_settings, SecretFiles(settings_cls)
+
     @field_validator("environment")
     @classmethod
     def _check_environment(cls, value: str) -> str:
@@ -307,8 +320,18 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.recheck_seconds)
 
 
+def variable_of(field: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"OUTBOX_{field.upper()}"
+
+
+def secret_files() -> list[str]:
+    """Return each variable that may name the file of a secret, in the order of the settings."""
+    return [variable_of(name) + SUFFIX for name, field in Settings.model_fields.items() if is_secret(field)]
+
+
 def load_settings() -> Settings:
-    """Read the settings from the environment.
+    """Read the settings from the environment, and secrets from the files that it names.
 
     Raises SettingsError naming each wrong variable and what it must be; never its value, which may be
     a secret.
@@ -318,11 +341,14 @@ def load_settings() -> Settings:
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in json.loads(error.json(include_input=False, include_url=False)))
         raise SettingsError(f"Wrong settings: {problems}.") from None
+    except ValueError as error:
+        # A source's, of a secret's file.
+        raise SettingsError(f"Wrong settings: {error}.") from None
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
     """Return each variable that looks like a setting and is none, with the setting it may have meant."""
-    known = [f"OUTBOX_{name.upper()}" for name in Settings.model_fields]
+    known = [*map(variable_of, Settings.model_fields), *secret_files()]
     unknown = sorted(name for name in environment if name.startswith("OUTBOX_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in unknown}
 
@@ -336,7 +362,7 @@ def _problem(item: dict[str, object]) -> str:
     location = item["loc"]
     field = str(location[0]) if isinstance(location, list) and location else "settings"
     said = str(item["msg"]).removeprefix("Value error, ")
-    variable = f"OUTBOX_{field.upper()}"
+    variable = variable_of(field)
     return said if said.startswith(variable) else f"{variable}: {said}"
 
 

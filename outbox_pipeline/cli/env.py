@@ -45,7 +45,11 @@ def env() -> None:
             "Start the engines with 'outbox up', or set what is missing."
         )
     from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
+    from outbox_pipeline.secret_files import SUFFIX, is_in_file
 
+    if in_files := [name + SUFFIX for name in values if is_in_file(name)]:
+        # With both a command would ask which one counts.
+        typer.echo(f"unset {' '.join(in_files)}")
     values["OUTBOX_HOME"] = str(settings.home)
     values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
     for name, value in values.items():

@@ -123,14 +123,20 @@ def _untold(_name: str) -> None:
 
 
 def dagster_environment(settings: "Settings") -> dict[str, str]:
-    """Return the variables Dagster's processes need. Raises ConfigurationError when a URL is missing."""
+    """Return the variables Dagster's processes need beside those of this process.
+
+    A URL that lies in a file they read there. Raises ConfigurationError when a URL is missing.
+    """
+    from outbox_pipeline.secret_files import is_in_file
+
     values, missing = given_urls(settings)
     if missing:
         raise ConfigurationError(
             f"{' and '.join(missing)} not set: Dagster needs its own database, "
             "for example postgresql+psycopg2://user@host/dagster?sslmode=verify-full."
         )
-    return {**values, "OUTBOX_HOME": str(settings.home)}
+    told = {name: url for name, url in values.items() if not is_in_file(name)}
+    return {**told, "OUTBOX_HOME": str(settings.home)}
 
 
 def _door_names(settings: "Settings", host: str) -> dict[str, str]:

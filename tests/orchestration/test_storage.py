@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._core.storage.dagster_run import DagsterRun
 from pydantic import SecretStr
@@ -94,6 +95,39 @@ def run_sql(url: str, *statements: str) -> None:
         for statement in statements:
             connection.exec_driver_sql(statement)
     engine.dispose()
+
+
+def test_the_url_may_lie_in_a_file(
+    pipeline_environment: Path, dagster_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`env: OUTBOX_DAGSTER_URL` of dagster.yaml means the file of OUTBOX_DAGSTER_URL_FILE too."""
+    (tmp_path / "url").write_text(f"{dagster_url}\n", encoding="utf-8")
+    monkeypatch.delenv("OUTBOX_DAGSTER_URL")
+    monkeypatch.setenv("OUTBOX_DAGSTER_URL_FILE", str(tmp_path / "url"))
+
+    with dg.DagsterInstance.from_config(str(pipeline_environment)) as instance:
+        use_all_parts(instance)
+        # What a run elsewhere is handed of its instance, in the arguments of its process.
+        assert dagster_url not in dg.serialize_value(instance.get_ref())
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (None, "OUTBOX_DAGSTER_URL is not set, and neither is OUTBOX_DAGSTER_URL_FILE"),
+        ("nowhere", "OUTBOX_DAGSTER_URL_FILE names nowhere, which is no file, or not there"),
+    ],
+)
+def test_a_url_that_is_missing_is_named(
+    pipeline_environment: Path, monkeypatch: pytest.MonkeyPatch, file: str | None, said: str
+) -> None:
+    """Dagster's error has a sentence that says which variable, and which file."""
+    monkeypatch.delenv("OUTBOX_DAGSTER_URL")
+    if file is not None:
+        monkeypatch.setenv("OUTBOX_DAGSTER_URL_FILE", file)
+
+    with pytest.raises(DagsterInvalidConfigError, match=said):
+        dg.DagsterInstance.from_config(str(pipeline_environment))
 
 
 DROP_ALL = ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
