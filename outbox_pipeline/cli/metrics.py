@@ -50,6 +50,7 @@ def serve(
     """Serve the metrics over HTTP until interrupted; each scrape reads the ledger once.
 
     There is no password: let only Prometheus reach the address. While PostgreSQL is away `outbox_up` is 0.
+    `/healthz` is for a supervisor: 200 as long as the process answers, and in its body whether the ledger does.
 
     Example: `outbox metrics serve --host 0.0.0.0 --port 9720`
     """

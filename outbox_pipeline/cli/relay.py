@@ -1,6 +1,9 @@
 """The command `relay`: cut and deliver batches here, without Dagster."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,8 +52,8 @@ def relay(
     """Cut pending events into batches and deliver them here, without Dagster; one batch unless told otherwise.
 
     Several relays and Dagster may work on one outbox at once. Exit code 1 when a batch failed or is parked; a failed
-    batch is kept and tried again by a later relay once its wait is over. Ctrl-C ends it once the batches under way are
-    delivered.
+    batch is kept and tried again by a later relay once its wait is over. Ctrl-C and SIGTERM end it once the batches
+    under way are delivered.
 
     Example: `outbox relay --until-empty`
     """
@@ -59,7 +62,7 @@ def relay(
 
     if until_empty:
         keep_freed_memory()
-    with ready_settings() as settings, open_stores(settings) as stores:
+    with _sigterm_as_ctrl_c(), ready_settings() as settings, open_stores(settings) as stores:
         report = _relay(stores, until_empty=until_empty)
     if as_json:
         print_json(report)
@@ -70,6 +73,16 @@ def relay(
     if report.has_failed:
         complain(_left_behind(report))
         raise typer.Exit(1)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    # What a supervisor sends. A container's first process is not ended by it at all unless it has a handler.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _relay(stores: "Stores", *, until_empty: bool) -> RelayReport:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Metric, start_http_server
+from prometheus_client import CollectorRegistry, Metric, make_wsgi_app, start_http_server
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from outbox_pipeline.batches import BatchStatus
 from outbox_pipeline.errors import ConfigurationError, OutboxError, sentence_of
 from outbox_pipeline.logs import log
+from outbox_pipeline.monitoring.healthz import with_healthz
 from outbox_pipeline.postgres.engine import create_outbox_engine, ledger_transaction
 from outbox_pipeline.postgres.overview import read_metrics
 from outbox_pipeline.postgres.schema import check_version
@@ -155,16 +156,18 @@ def metrics_text(settings: Settings) -> tuple[str, str | None]:
 
 
 def start_server(settings: Settings, *, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Serve the metrics over HTTP from threads of this process; return the port and what ends it.
+    """Serve the metrics, and `/healthz`, over HTTP from threads of this process; return the port and what ends it.
 
     Raises ConfigurationError when the address cannot be had.
     """
+    registry, collector = _registry(settings)
     try:
-        server, thread = start_http_server(port, addr=host, registry=_registry(settings)[0])
+        server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise ConfigurationError(
             f"Nothing can listen on {host}:{port} ({error.strerror}): choose another --host or --port."
         ) from error
+    server.set_app(with_healthz(make_wsgi_app(registry), collector.engine))
 
     def stop() -> None:
         server.shutdown()

@@ -71,8 +71,8 @@ def relay(
 ) -> RelayResult:
     """Cut what is pending and deliver what is due; with *until_empty* again until neither is left.
 
-    Then several batches are under way at once, in threads; a caller that is interrupted gets out when those are
-    delivered. A failed batch is written to the ledger with its error and does not stop the others; it is not tried
+    Then several batches are under way at once. They are in threads, so a caller that is interrupted gets out when they
+    are delivered. A failed batch is written to the ledger with its error and does not stop the others; it is not tried
     again in this call, its backoff decides. Raises what keeps everything from working: no schema, no table or another
     outbox's, a ledger that stopped, a ClickHouse that alters known bytes.
     """
@@ -98,7 +98,8 @@ def _relay_settings(settings: Settings, *, until_empty: bool) -> Settings:
 
 
 def _deliver_one(stores: Stores, settings: Settings) -> Generator[BatchResult]:
-    outcome = _deliver_next(stores, settings)
+    with ThreadPoolExecutor(1, thread_name_prefix="deliver") as worker:
+        outcome = worker.submit(_deliver_next, stores, settings).result()
     if outcome is not None:
         yield outcome
 

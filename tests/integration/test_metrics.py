@@ -1,10 +1,13 @@
 """Metrics: the ledger's numbers in Prometheus's format, an answer in any case, and a scrape that stays cheap."""
 
 import asyncio
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -261,6 +264,38 @@ def test_the_server_serves_what_show_prints(outbox_engine: Engine, settings: Set
         stop()
 
     assert pending == [2, 5]
+
+
+def healthz(settings: Settings) -> tuple[int, dict[str, str], float]:
+    """Return what the server says of its health, status and body, and how long that took."""
+    port, stop = start_server(settings, host="127.0.0.1", port=0)
+    started = time.monotonic()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+            return answer.status, json.loads(answer.read()), time.monotonic() - started
+    finally:
+        stop()
+
+
+def test_a_server_is_alive_whatever_the_ledger_is(outbox_engine: Engine, settings: Settings) -> None:
+    """A supervisor that started it again would bring no ledger back; the body says how that is, and no address."""
+    well, away = healthz(settings), healthz(NOWHERE)
+
+    assert well[:2] == (200, {"process": "alive", "ledger": "answers"})
+    assert away[:2] == (200, {"process": "alive", "ledger": "does not answer"})
+
+
+def test_a_silent_ledger_does_not_delay_the_answer() -> None:
+    """Kubernetes gives a probe one second; questions do not pile up behind a server that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://user@127.0.0.1:{silent.getsockname()[1]}/outbox"
+        before = threading.active_count()
+
+        status, body, seconds = healthz(Settings(postgres_url=SecretStr(url)))
+
+        assert (status, body["ledger"]) == (200, "silent")
+        assert seconds < 1
+        assert threading.active_count() <= before + 1
 
 
 @pytest.fixture

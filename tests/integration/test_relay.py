@@ -1,5 +1,7 @@
 """The relay has several batches under way at once: faster, and nothing is lost, left or held by it."""
 
+import os
+import signal
 import threading
 import time
 
@@ -10,6 +12,7 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import RelayResult, relay
 from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.stores import Stores
+from tests.fixtures.commands import Outbox
 from tests.fixtures.costs import traffic
 from tests.fixtures.events import assert_each_exactly_once, publish
 
@@ -136,6 +139,27 @@ def test_a_caller_that_stops_leaves_no_batch_half_way(small: Stores) -> None:
     assert set(statuses(small)) == {"processed"}
     assert len(statuses(small)) < 10
     assert heartbeats() == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("options", [[], ["--until-empty"]])
+def test_a_command_that_is_ended_delivers_what_is_under_way(
+    stores: Stores, outbox: Outbox, ending: signal.Signals, options: list[str]
+) -> None:
+    """A supervisor's SIGTERM counts like Ctrl-C: no batch waits for its lease to run out."""
+    publish(stores.engine, 10)
+    before = signal.getsignal(signal.SIGTERM)
+
+    end = listen(lambda point: point == Point.SENDING and os.kill(os.getpid(), ending))
+    try:
+        ended = outbox("relay", *options)
+    finally:
+        end()
+
+    assert ended.exit_code == 130
+    assert statuses(stores) == ["processed"]
+    assert heartbeats() == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_one_round_takes_one_batch(small: Stores) -> None:
