@@ -53,6 +53,7 @@ _HEADINGS = {
 #: Where a setting is explained.
 _MORE = {
     "clickhouse_url": "deploying.md#the-url-of-clickhouse",
+    "celery_broker": "scaling.md#runs-on-celery-workers",
     "ui_hosts": "deploying.md#the-door-of-the-ui",
     "event_modules": "publishing.md#typed-versioned-events",
     "linger_seconds": "operating.md#how-many-runs-a-day",

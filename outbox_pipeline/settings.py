@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from outbox_pipeline.errors import SettingsError, without_secrets
@@ -49,6 +49,17 @@ class Settings(BaseSettings):
             "PostgreSQL database for Dagster's own storage, `postgresql://…`; empty: embedded, "
             "while `OUTBOX_POSTGRES_URL` is empty too"
         ),
+    )
+    celery_broker: SecretStr | None = Field(
+        None,
+        description=(
+            "Celery's broker, `redis://…`, where runs are done by `outbox worker`; `deploy/dagster/celery.yaml` takes "
+            "it from here"
+        ),
+    )
+    celery_backend: SecretStr | None = Field(
+        None,
+        description="Celery's result backend, such as another database of the same Redis; never `rpc://`",
     )
     dagster_ui_url: str | None = Field(
         None,
@@ -288,6 +299,13 @@ class Settings(BaseSettings):
         if checked is not None:
             require_encoded(checked.get_secret_value(), "OUTBOX_CLICKHOUSE_URL")
         return checked
+
+    @field_validator("celery_broker", "celery_backend")
+    @classmethod
+    def _check_celery_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and "://" not in value.get_secret_value():
+            raise ValueError(f"OUTBOX_{str(info.field_name).upper()} must be a URL, like redis://host:6379/0")
+        return value
 
     @field_validator("dagster_ui_url")
     @classmethod

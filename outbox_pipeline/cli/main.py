@@ -29,6 +29,7 @@ from outbox_pipeline.cli import (
     tail,
     trace,
     up,
+    worker,
 )
 from outbox_pipeline.cli.support.failures import OutboxGroup, show_defect, warn
 
@@ -36,7 +37,7 @@ from outbox_pipeline.cli.support.failures import OutboxGroup, show_defect, warn
 PANELS = {
     "Try": (demo, up, env),
     "Publish": (init, publish, events),
-    "Run": (relay, resume, prune, metrics),
+    "Run": (relay, worker, resume, prune, metrics),
     "Look": (status, tail, trace, doctor, delivered, sql),
     "Repair": (quarantine, reconcile, replay, adopt, log),
 }

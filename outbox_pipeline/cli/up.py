@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from enum import StrEnum
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from outbox_pipeline.cli.support.starting import Tell, starting
 from outbox_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox_pipeline.orchestration.host.stack import DagsterStack
+    from outbox_pipeline.orchestration.host.stack import CeleryPlan, DagsterStack
     from outbox_pipeline.settings import Settings
 
     #: What is done with the settings around Dagster's life.
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: Where the UI is unless something else listens there.
 DEFAULT_PORT = 3000
 LOOPBACK = "127.0.0.1"
+#: Runs that the packaged dagster.yaml lets work at once.
+_MAX_RUNS = 4
 #: What is started, in the order in which it is up.
 PARTS = ("PostgreSQL", "ClickHouse", "schema", "code server", "daemon", "UI")
 
@@ -41,6 +44,13 @@ Host = Annotated[
 ]
 
 
+class RunsOn(StrEnum):
+    """What does the runs."""
+
+    CODE = "code"
+    CELERY = "celery"
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     app.command("up")(up)
@@ -55,6 +65,14 @@ def up(
             "--engines-only", help="Start the embedded engines without Dagster, for `outbox relay` or `dagster dev`."
         ),
     ] = False,
+    runs: Annotated[
+        RunsOn,
+        typer.Option(
+            help="Who does the runs: processes of the code server, or Celery workers, to try these on one machine. "
+            "Celery takes OUTBOX_CELERY_BROKER and OUTBOX_CELERY_BACKEND, or a Redis of its own (program redis-server)."
+        ),
+    ] = RunsOn.CODE,
+    workers: Annotated[int, typer.Option(help="Celery workers, with --runs celery.", min=1, max=16)] = 2,
 ) -> None:
     """Run everything: embedded engines where no URL is set, and Dagster's webserver, daemon and code location.
 
@@ -69,7 +87,8 @@ def up(
             typer.echo(_engines_are_up(settings), err=True)
             watch(revival(None))
         return
-    with interruptible(), whole_stack(port=port, host=host) as (settings, url, stack):
+    on_celery = workers if runs is RunsOn.CELERY else None
+    with interruptible(), whole_stack(port=port, host=host, celery_workers=on_celery) as (settings, url, stack):
         typer.echo(f"Dagster UI: {url}")
         if stack is None:
             typer.echo("It runs already, started by another 'outbox up' on this home.", err=True)
@@ -80,11 +99,16 @@ def up(
 
 @contextmanager
 def whole_stack(
-    *, port: int, host: str = LOOPBACK, beforehand: "Beforehand | None" = None
+    *,
+    port: int,
+    host: str = LOOPBACK,
+    celery_workers: int | None = None,
+    beforehand: "Beforehand | None" = None,
 ) -> Iterator[tuple["Settings", str, "DagsterStack | None"]]:
     """Run engines and Dagster during the block, and yield the settings, the UI's URL and Dagster's stack.
 
     The stack is None when another process runs it. Dagster's processes import what they need while the engines start.
+    Runs are the code server's, or those of *celery_workers*.
     *beforehand* is entered when both stores answer, before Dagster is started, and left after it has ended.
     """
     from outbox_pipeline.operations.first_day import VARIABLE, find_first_day
@@ -96,8 +120,10 @@ def whole_stack(
         shown = until_ended.enter_context(ExitStack())
         home, launcher = load_settings().home, None
         tell: Tell = _untold
+        celery = None if celery_workers is None else _celery_plan(celery_workers)
         if running_stack(home) is None:
-            tell = shown.enter_context(starting(PARTS))
+            parts = PARTS if celery is None or not celery.has_broker else [*PARTS[:3], "broker", *PARTS[3:]]
+            tell = shown.enter_context(starting(parts))
             launcher = until_ended.enter_context(preloading(home, {}))
         settings = until_ended.enter_context(ready_settings(on_up=tell))
         url, stack = running_stack(home), None
@@ -109,13 +135,35 @@ def whole_stack(
             until_ended.enter_context(beforehand(settings))
         if url is None:
             stack = until_ended.enter_context(
-                dagster_stack(home, environment, port=port, host=host, launcher=launcher, on_up=tell)
+                dagster_stack(home, environment, port=port, host=host, celery=celery, launcher=launcher, on_up=tell)
             )
             url = stack.plan.url
         shown.close()
         if stack is not None and port not in (0, stack.plan.web_port):
             typer.echo(f"Port {port} is taken.", err=True)
         yield settings, url, stack
+
+
+def _celery_plan(workers: int) -> "CeleryPlan":
+    """Return who does the runs, with a place for each that `dagster.yaml` lets work at once.
+
+    Raises ConfigurationError when Celery, or a broker, is missing.
+    """
+    from outbox_pipeline.monitoring.celery_launcher import CeleryLauncher, require_answers, require_celery
+    from outbox_pipeline.orchestration.host.broker import require_program
+    from outbox_pipeline.orchestration.host.stack import CeleryPlan
+    from outbox_pipeline.settings import load_settings
+
+    require_celery()
+    settings = load_settings()
+    broker, backend = settings.celery_broker, settings.celery_backend
+    if (broker is None) != (backend is None):
+        raise ConfigurationError("Of OUTBOX_CELERY_BROKER and OUTBOX_CELERY_BACKEND one is not set: set both or none.")
+    if broker is None or backend is None:
+        require_program()
+    else:
+        require_answers(CeleryLauncher(broker.get_secret_value(), backend.get_secret_value()))
+    return CeleryPlan(workers, concurrency=-(-_MAX_RUNS // workers), has_broker=broker is None)
 
 
 def _untold(_name: str) -> None:

@@ -15,6 +15,7 @@ from outbox_pipeline.errors import OutboxError
 from outbox_pipeline.monitoring.captures import CAPTURED_TABLES, check_captures
 from outbox_pipeline.monitoring.check import Check, fine, newer_by_one, outcome, skipped, told
 from outbox_pipeline.monitoring.clocks import ServerClock, check_clocks, clock_of
+from outbox_pipeline.monitoring.doctor_celery import CELERY_CHECKS, examine_celery
 from outbox_pipeline.monitoring.doctor_clickhouse import CLICKHOUSE_CHECKS, examine_clickhouse
 from outbox_pipeline.monitoring.doctor_dagster import DAGSTER_CHECKS, examine_dagster
 from outbox_pipeline.monitoring.encryption import check_encryption
@@ -58,6 +59,7 @@ CHECKS = (
     *CLICKHOUSE_CHECKS,
     "clocks",
     *DAGSTER_CHECKS,
+    *CELERY_CHECKS,
 )
 _NEEDING_POSTGRES = CHECKS[CHECKS.index("postgres") + 1 : CHECKS.index(CAPTURED_TABLES) + 1]
 #: What needs a schema of this code's version, or the next one.
@@ -83,12 +85,14 @@ def examine(settings: Settings, failed: Mapping[str, str] | None = None) -> list
     else:
         checks += in_time(examine_clickhouse(settings, clocks, has_ledger=has_ledger), CLICKHOUSE_CHECKS)
     checks.append(check_clocks(clocks))
-    return [*checks, *in_time(examine_dagster(settings, os.environ, has_ledger=has_ledger), DAGSTER_CHECKS)]
+    checks += in_time(examine_dagster(settings, os.environ, has_ledger=has_ledger), DAGSTER_CHECKS)
+    return [*checks, *in_time(examine_celery(settings, os.environ), CELERY_CHECKS)]
 
 
 def unusable(error: OutboxError) -> list[Check]:
     """Return the report for settings that cannot even be read, or engines that do not start."""
-    return [Check("settings", False, told(error)), *skipped(CHECKS[1:], "settings")]
+    names = [name for name in CHECKS[1:] if name not in CELERY_CHECKS]
+    return [Check("settings", False, told(error)), *skipped(names, "settings")]
 
 
 def check_variables(environment: Mapping[str, str]) -> Check:

@@ -26,7 +26,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from outbox_pipeline.orchestration.host.imports import OF_A_RUN, import_all
+from outbox_pipeline.orchestration.host.imports import OF_A_RUN, import_all, keep_python_path
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE
 from outbox_pipeline.processes import wait_until
 
@@ -119,14 +119,6 @@ def tell_first_day() -> None:
         f"{said} Start this code server again when it can.",
         file=sys.stderr,
     )
-
-
-def keep_python_path() -> None:
-    """Let the definitions be imported from all of PYTHONPATH.
-
-    Dagster drops the first entry of `sys.path` for that, which it takes for a script's folder; with -P there is none.
-    """
-    sys.path.insert(0, sys.path[0])
 
 
 def address_of(arguments: Sequence[str]) -> tuple[str, int] | str | None:

@@ -16,6 +16,7 @@ from outbox_pipeline.clickhouse.client import EventLogClient, open_client
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.logs import configure_logs
 from outbox_pipeline.orchestration.run_limits import require_limit
+from outbox_pipeline.orchestration.run_tags import tags_of_this_process
 from outbox_pipeline.orchestration.shared_settings import tell_other_settings
 from outbox_pipeline.postgres.engine import create_outbox_engine
 from outbox_pipeline.relay.delivery import Delivery
@@ -37,6 +38,7 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
         configure_logs(load_settings())
         if context.run is not None and context.instance is not None and context.log is not None:
             require_limit(context.instance, context.run)
+            _tell_worker(context.instance, context.run)
             tell_other_settings(context.run, self.settings, context.log)
         try:
             yield self
@@ -91,6 +93,13 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # Da
             raise ConfigurationError(
                 "The batch_id in the run config is no UUID: take it from the tag outbox/batch_id of a run."
             ) from None
+
+
+def _tell_worker(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Tag the run with the worker that does it, where it is one of Celery's."""
+    tags = tags_of_this_process()
+    if tags:
+        instance.add_run_tags(run.run_id, tags)
 
 
 class NothingKept(dg.IOManager):

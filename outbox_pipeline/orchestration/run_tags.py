@@ -6,8 +6,24 @@ ATTEMPT_TAG = "outbox/attempt"
 #: On a run that ended well and failed for what its check says: the check is the incident, the run none.
 TOLD_BY_CHECK_TAG = "outbox/told_by_check"
 
+#: On a run that a Celery worker does: the worker's name.
+WORKER_TAG = "outbox/worker"
+
 #: Dagster's own tag: seconds after which a run that is at work counts as failed.
 MAX_RUNTIME_TAG = "dagster/max_runtime"
+
+#: The tags of all runs of this process.
+_of_this_process: dict[str, str] = {}
+
+
+def name_worker(name: str) -> None:
+    """Let the runs of this process, and of what it forks, be those of the worker *name*."""
+    _of_this_process[WORKER_TAG] = name
+
+
+def tags_of_this_process() -> dict[str, str]:
+    """Return what each run that is done here is tagged with, which is nothing outside of a worker."""
+    return dict(_of_this_process)
 
 
 def max_runtime(seconds: float) -> dict[str, str]:

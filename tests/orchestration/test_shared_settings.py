@@ -8,14 +8,9 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 
+from outbox_pipeline.monitoring.shared_settings import other_settings, settings_digest
 from outbox_pipeline.orchestration.definitions import build_definitions
-from outbox_pipeline.orchestration.shared_settings import (
-    SETTINGS_TAG,
-    other_settings,
-    settings_digest,
-    settings_tag,
-    tell_other_settings,
-)
+from outbox_pipeline.orchestration.shared_settings import SETTINGS_TAG, settings_tag, tell_other_settings
 from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, publish
@@ -27,6 +22,8 @@ HERE = Settings(
     clickhouse_url=SecretStr("https://app:secret@ch:8443/events?ca_cert=/a.pem"),
     dagster_url=SecretStr("postgresql+psycopg2://app:secret@db/dagster"),
     alert_webhook_url=SecretStr("https://hooks.example.org/secret"),
+    celery_broker=SecretStr("redis://:secret@redis:6379/0"),
+    celery_backend=SecretStr("redis://:secret@redis:6379/1"),
 )
 
 #: Another place for each URL that both sides must share.
@@ -37,6 +34,7 @@ ELSEWHERE = {
 
 #: What a process or a machine has for itself.
 OWN = {"dagster_url", "alert_webhook_url", "dagster_ui_url", "ui_hosts", "home", "server_folder", "first_day"} | {
+    *("celery_broker", "celery_backend"),
     *("freshness_hours", "owners", "sensor_interval_seconds", "alert_lag_seconds", "log_format", "log_level"),
 }
 
@@ -75,6 +73,8 @@ def test_no_secret_is_in_it() -> None:
         "clickhouse_url": "https://other:word@ch:8443/events?client_cert=/other.pem",
         "dagster_url": "postgresql+psycopg2://other:word@elsewhere/dagster",
         "alert_webhook_url": "https://hooks.example.org/other",
+        "celery_broker": "redis://:other@elsewhere:6379/0",
+        "celery_backend": "redis://:other@elsewhere:6379/1",
     }
     secrets = {name for name in Settings.model_fields if isinstance(getattr(HERE, name), SecretStr)}
 

@@ -5,6 +5,7 @@ before either is known.
 """
 
 import importlib
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ OF_A_RUN = (
 #: What the definitions import from the floors below; they themselves read settings.
 OF_THE_DEFINITIONS = (
     *("outbox_pipeline.relay.delivery", "outbox_pipeline.relay.tick", "outbox_pipeline.monitoring.health"),
-    "outbox_pipeline.monitoring.clickhouse_state",
+    *("outbox_pipeline.monitoring.clickhouse_state", "outbox_pipeline.monitoring.shared_settings"),
     *("outbox_pipeline.folders", "outbox_pipeline.monitoring.incidents", "outbox_pipeline.monitoring.webhook"),
     *("outbox_pipeline.operations.completeness", "outbox_pipeline.operations.quarantine"),
     *("outbox_pipeline.operations.reconcile.repair", "outbox_pipeline.operations.resume"),
@@ -34,3 +35,12 @@ def import_all(names: Iterable[str]) -> None:
     for name in names:
         with suppress(Exception):
             importlib.import_module(name)
+
+
+def keep_python_path() -> None:
+    """Let the definitions be imported from all of PYTHONPATH.
+
+    Dagster drops the first entry of `sys.path` for that, which it takes for a script's folder; with -P there is none.
+    """
+    if sys.flags.safe_path:
+        sys.path.insert(0, sys.path[0])

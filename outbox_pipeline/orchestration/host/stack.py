@@ -1,5 +1,7 @@
 """Dagster's processes for `outbox up`: code server, daemon and webserver, started, watched and ended together.
 
+Where runs are Celery's, its workers are among them, and a broker unless one is given.
+
 Invariant: at most one stack runs on a home, and none of its processes outlives it. A process that ends by itself is
 started again, once nothing is left of it; what a killed stack left behind is ended at the next start, because a process
 that is left would go on with old code and old settings. Each process leads a group of its own, which the runs that a
@@ -14,7 +16,8 @@ import socket
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,15 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.folders import private_home, require_own, socket_folder
 from outbox_pipeline.logs import log
 from outbox_pipeline.loopback import url_opener
+from outbox_pipeline.orchestration.host.broker import broker_command, broker_environment
 from outbox_pipeline.orchestration.host.instance import (
     CODE_SERVER_MODULE,
     DEFINITIONS_MODULE,
     LOCATION_NAME,
     TABLES_MODULE,
     WEBSERVER_MODULE,
+    WORKER_MODULE,
+    instance_text,
     prepare_dagster_home,
 )
 from outbox_pipeline.orchestration.host.launch import Interpreters, Launcher, home_variables, preloading
@@ -46,14 +52,33 @@ _GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class CeleryPlan:
+    """How many workers a stack has, how many runs each does at once, and whether the broker is the stack's own.
+
+    `instance` is the text of `dagster.yaml`.
+    """
+
+    workers: int
+    concurrency: int
+    has_broker: bool = True
+    instance: str = field(default_factory=partial(instance_text, on_celery=True))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the workers' processes."""
+        return [f"worker-{number}" for number in range(1, self.workers + 1)]
+
+
+@dataclass(frozen=True)
 class StackPlan:
-    """Where a stack's files are, where it listens, and the module whose definitions it serves."""
+    """Where a stack's files are, where it listens, the module whose definitions it serves, and who does its runs."""
 
     home: Path
     web_port: int
     code_socket: Path
     module: str = DEFINITIONS_MODULE
     web_host: str = _HOST
+    celery: CeleryPlan | None = None
 
     @property
     def url(self) -> str:
@@ -66,6 +91,11 @@ class StackPlan:
         """The workspace file that leads daemon and webserver to the code server."""
         return self.home / "dagster" / "workspace.yaml"
 
+    @property
+    def broker_socket(self) -> Path:
+        """Where the stack's own broker listens."""
+        return self.code_socket.with_name("broker.sock")
+
     def command(self, name: str) -> list[str]:
         """Return what follows `python -m` in the command line of one of the processes."""
         web = [WEBSERVER_MODULE, "-h", self.web_host, "-p", str(self.web_port), "-w", str(self.workspace)]
@@ -75,7 +105,11 @@ class StackPlan:
             "daemon": ["dagster._daemon", "run", "-w", str(self.workspace)],
             "webserver": web,
             "tables": [TABLES_MODULE],
+            "broker": broker_command(self.broker_socket, self.home / "broker"),
         }
+        if self.celery is not None:
+            worker = [WORKER_MODULE, "--concurrency", str(self.celery.concurrency)]
+            modules |= dict.fromkeys(self.celery.names, worker)
         return modules[name]
 
 
@@ -94,8 +128,15 @@ class DagsterStack:
 
         Raises ConfigurationError naming the log when one of them does not come up.
         """
+        celery = self.plan.celery
+        if celery is not None and celery.has_broker:
+            self._start_one("broker")
+            self._wait("broker", lambda: _is_listening(self.plan.broker_socket))
+            on_up("broker")
         self._start_one("code")
         self._make_tables()
+        for name in celery.names if celery is not None else []:
+            self._start_one(name)
         self._wait("code", lambda: _is_listening(self.plan.code_socket))
         on_up("code server")
         self._start_one("daemon")
@@ -122,8 +163,9 @@ class DagsterStack:
         return revived
 
     def stop(self) -> None:
-        """End daemon and webserver, then the code server with the runs it has started; kill what does not end."""
-        for name in ("tables", "daemon", "webserver", "code"):
+        """End daemon and webserver, then what does runs, and the broker; kill what does not end."""
+        workers = self.plan.celery.names if self.plan.celery is not None else []
+        for name in ("tables", "daemon", "webserver", *workers, "code", "broker"):
             process = self.processes.pop(name, None)
             if process is not None:
                 end_group(process, grace_seconds=_GRACE_SECONDS)
@@ -172,21 +214,25 @@ def dagster_stack(
     port: int,
     host: str = _HOST,
     module: str = DEFINITIONS_MODULE,
+    celery: CeleryPlan | None = None,
     launcher: Launcher | None = None,
     on_up: Callable[[str], None] = lambda _: None,
 ) -> Iterator[DagsterStack]:
     """Run the stack during the block. *environment* holds the URLs; *port* is taken if free, else another.
+
+    Runs are processes of the code server, or with *celery* of its workers.
 
     Only the UI, behind its door, listens on *host*. Raises ConfigurationError when that is none of this machine's, and
     TransientError when a stack runs on this home already.
     """
     with _only_one(home), ExitStack() as until_ended:
         end_leftovers(home)
-        plan = StackPlan(home, free_port(port, host), socket_folder(home) / "code.sock", module, host)
-        prepare_dagster_home(home)
+        plan = StackPlan(home, free_port(port, host), socket_folder(home) / "code.sock", module, host, celery)
+        prepare_dagster_home(home, celery.instance if celery is not None else None)
         _write_workspace(plan)
         launcher = launcher or until_ended.enter_context(preloading(home, environment))
-        stack = DagsterStack(plan, {**environment, **home_variables(home)}, launcher)
+        given = broker_environment(plan.broker_socket) if celery is not None and celery.has_broker else {}
+        stack = DagsterStack(plan, {**environment, **given, **home_variables(home)}, launcher)
         try:
             stack.start(on_up)
             yield stack

@@ -1,0 +1,40 @@
+"""The stack that this folder's tests share: a broker, two workers, and Dagster's processes."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from outbox_pipeline.orchestration.host.instance import instance_text
+from outbox_pipeline.orchestration.host.stack import CeleryPlan
+from tests.fixtures.servers import Servers
+from tests.fixtures.stack import Running, running_stack
+
+#: Of the product's dagster.yaml only what would make a test wait for minutes is another.
+_SOONER = {
+    "start_timeout_seconds: 180": "start_timeout_seconds: 20",
+    "poll_interval_seconds: 60": "poll_interval_seconds: 5",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _redis() -> None:
+    if shutil.which("redis-server") is None and not os.environ.get("CI"):
+        pytest.skip("redis-server is not installed")
+
+
+@pytest.fixture(scope="package")
+def running(servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Dagster's processes with two workers, each with a place for two runs."""
+    text = instance_text(on_celery=True)
+    for product, sooner in _SOONER.items():
+        assert product in text
+        text = text.replace(product, sooner)
+    celery = CeleryPlan(workers=2, concurrency=2, instance=text)
+    # All runs are asked for at once, and wait.
+    more = {"OUTBOX_REQUEST_SECONDS": "45", "OUTBOX_MAX_OPEN_BATCHES": "12", "OUTBOX_MAX_CUTS_PER_TICK": "12"}
+    with running_stack(
+        servers, migrated_template, tmp_path_factory.mktemp("celery"), celery=celery, more=more
+    ) as stack:
+        yield stack

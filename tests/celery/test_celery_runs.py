@@ -1,0 +1,177 @@
+"""Runs on two Celery workers deliver each event once, whatever dies; what died keeps no place of the queue."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from outbox_pipeline.relay.points import Point
+from tests.fixtures.celery_runs import (
+    CeleryRun,
+    children,
+    messages,
+    run_of,
+    runs,
+    send_again,
+    stopped_processes,
+    wake,
+    worker_pids,
+    workers,
+)
+from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.stack import Running
+
+pytestmark = pytest.mark.celery
+
+#: Of the tests' settings.
+LEASE_SECONDS = 5
+#: What a tick, the queue and the run itself take on a busy machine, on top of a lease.
+SECONDS_ON_TOP = 25
+
+
+def dead_run(running: Running, known: set[str]) -> CeleryRun:
+    """Return the run that has begun since and will not end."""
+    (found,) = [run for run in runs(running, statuses=["STARTED"]) if run.run_id not in known]
+    return found
+
+
+def known_runs(running: Running) -> set[str]:
+    """Return the runs that there are."""
+    return {run.run_id for run in runs(running)}
+
+
+def assert_recovered(running: Running, since: float) -> None:
+    """Check that the other attempt came with the lease, that no run counts as at work, and that both sides agree."""
+    running.wait_for_delivery()
+    assert time.monotonic() - since < LEASE_SECONDS + SECONDS_ON_TOP
+    running.wait(lambda: not runs(running, statuses=["STARTED", "STARTING"]), "dead runs to give their places back")
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
+def test_ten_batches_are_shared_by_both_workers(running: Running) -> None:
+    """Each run names the worker that did it, all events arrive, and the processes are kept for the next runs."""
+    names = {worker.name for worker in workers(running)}
+    before = {pid: children(pid) for pid in worker_pids(running).values()}
+    publish(running.stores.engine, 2000)
+
+    running.wait_for_delivery()
+    running.wait(lambda: len(runs(running, statuses=["SUCCESS"])) >= 10, "ten runs to end")
+
+    assert {run.worker for run in runs(running, statuses=["SUCCESS"])} == names
+    assert {pid: children(pid) for pid in worker_pids(running).values()} == before
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
+def test_a_run_whose_process_is_killed_is_recovered(running: Running) -> None:
+    """The worker replaces the process, another attempt delivers, and the dead run is reported as failed."""
+    known = known_runs(running)
+    running.kill_at(Point.LEASED)
+    publish(running.stores.engine, 20)
+    running.wait_killed()
+    killed = time.monotonic()
+    dead = dead_run(running, known)
+
+    assert_recovered(running, killed)
+
+    assert run_of(running, dead.run_id).status == "FAILURE"
+    assert {len(children(pid)) for pid in worker_pids(running).values()} == {2}
+
+
+def test_a_run_whose_worker_is_killed_is_recovered(running: Running) -> None:
+    """Nothing is left to tell Celery of it; the other worker delivers, and the ledger's next attempt tells Dagster."""
+    known = known_runs(running)
+    running.kill_at(Point.SENT, whole_group=True)
+    publish(running.stores.engine, 20)
+    running.wait_killed()
+    killed = time.monotonic()
+    dead = dead_run(running, known)
+
+    assert_recovered(running, killed)
+
+    assert run_of(running, dead.run_id).status == "FAILURE"
+    assert "Its attempt was taken over by attempt 2." in messages(running, dead.run_id)
+    assert len(running.stack.revive()) == 1
+    assert len(workers(running)) == 2
+
+
+def test_the_processes_of_a_worker_go_with_it(running: Running) -> None:
+    """Killed alone, it leaves no process behind that would go on with a run which nothing knows of."""
+    name, pid = next(iter(worker_pids(running).items()))
+    left = [psutil.Process(child) for child in children(pid)]
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert len(left) == 2
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+    assert running.stack.revive() == [name]
+    assert len(workers(running)) == 2
+
+
+def test_a_worker_that_was_frozen_writes_nothing_when_it_wakes(running: Running) -> None:
+    """Past its lease another one delivers, the frozen run is reported as failed, and finds that it is too late."""
+    known = known_runs(running)
+    running.freeze_at(Point.SENDING, whole_group=True)
+    publish(running.stores.engine, 20)
+    running.wait_killed()
+    frozen_at = time.monotonic()
+    frozen = dead_run(running, known)
+    pids = {pid for worker in worker_pids(running).values() for pid in (worker, *children(worker))}
+    held = stopped_processes(pids)
+
+    assert_recovered(running, frozen_at)
+    assert run_of(running, frozen.run_id).status == "FAILURE"
+    wake(held)
+    running.wait(
+        lambda: any("no longer holds batch" in said for said in messages(running, frozen.run_id)),
+        "the frozen run to find that it is too late",
+    )
+
+    assert len(held) == 3
+    assert len(workers(running)) == 2
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
+def test_a_broker_that_goes_and_comes_back_loses_nothing(running: Running) -> None:
+    """Runs under way end without it, what is published meanwhile is delivered afterwards, and no worker is started."""
+    pids = worker_pids(running)
+    publish(running.stores.engine, 400)
+    running.wait(lambda: bool(runs(running, statuses=["STARTED", "STARTING"])), "runs to begin")
+    os.kill(running.stack.processes["broker"].pid, signal.SIGKILL)
+    publish(running.stores.engine, 400)
+    known = known_runs(running)
+    running.wait(
+        lambda: any(run.status == "FAILURE" for run in runs(running) if run.run_id not in known),
+        "a run that cannot be launched",
+    )
+
+    assert running.stack.revive() == ["broker"]
+    running.wait_for_delivery()
+    running.wait(lambda: not runs(running, statuses=["STARTED", "STARTING"]), "all runs to end")
+
+    assert worker_pids(running) == pids
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
+def test_a_run_that_is_delivered_twice_is_done_once(running: Running) -> None:
+    """While it is under way in one worker, and after it has ended, another one ignores the same message."""
+    known = known_runs(running)
+    running.freeze_at(Point.LEASED)
+    publish(running.stores.engine, 20)
+    running.wait_killed()
+    run = dead_run(running, known)
+    held = stopped_processes({child for pid in worker_pids(running).values() for child in children(pid)})
+    send_again(running, run.run_id)
+    ignored = "Ignoring a duplicate run that was started from somewhere other than the run monitor daemon"
+    running.wait(lambda: ignored in messages(running, run.run_id), "the second message to be ignored")
+
+    wake(held)
+    running.wait(lambda: run_of(running, run.run_id).status in ("SUCCESS", "FAILURE"), "the run to end")
+    running.wait_for_delivery()
+    send_again(running, run.run_id)
+    late = "Ignoring a run worker that started after the run had already finished."
+    running.wait(lambda: late in messages(running, run.run_id), "the third message to be ignored")
+
+    assert len(held) == 1
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
