@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.selection",
     "tests.fixtures.servers",
     "tests.fixtures.moves",
+    "tests.fixtures.statements",
 ]
 
 _FOR_TESTS = [
