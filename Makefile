@@ -19,7 +19,7 @@ LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-
 # Tests and demo are many processes: where the environment forbids to keep what was compiled, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-celery examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,7 +57,11 @@ test-old-clickhouse: $(INSTALLED)  ## Run what depends on ClickHouse on 25.8, th
 
 test-deploy: $(INSTALLED)  ## Check what deploy/ hands to a team with the tools that will read it, and run its commands
 	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
-	$(BIN)/python -m pytest -m deploy tests/deploy
+	POSTGRES15=$(POSTGRES15) $(BIN)/python -m pytest -m deploy tests/deploy
+
+test-image: $(INSTALLED)  ## Build the image with buildah over a stand-in for its base, as root, and run it (Debian's buildah and debootstrap)
+	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
+	POSTGRES15=$(POSTGRES15) $(BIN)/python -m pytest -m image tests/image
 
 test-celery: $(INSTALLED)  ## Run on Celery workers, and kill and freeze them (Debian's package redis-server)
 	$(BIN)/python -m pytest -m celery tests/celery

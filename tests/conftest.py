@@ -43,6 +43,7 @@ _FOR_TESTS = [
     "tests.fixtures.next_release",
     "tests.fixtures.nodes",
     "tests.fixtures.rehearsal",
+    "tests.fixtures.image",
 ]
 
 
