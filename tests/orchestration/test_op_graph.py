@@ -1,11 +1,15 @@
 """The op graph: a requested batch, a whole day, a failure, and the re-execution of it."""
 
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._utils.interrupts import capture_interrupts
 from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.table import create_table
@@ -15,6 +19,7 @@ from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.relay.owner import claim_table
+from outbox_pipeline.relay.points import Point, listen
 from outbox_pipeline.relay.tick import plan_tick
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
@@ -241,3 +246,27 @@ def test_a_batch_that_is_too_large_is_split_by_its_run(instance: dg.DagsterInsta
     (check,) = [each for each in day.get_asset_check_evaluations() if each.check_name == DELIVERED_WHOLE]
     assert "**2 batches with 6 rows**: 2 proven." in str(check.metadata["summary"].value)
     assert_each_exactly_once(stores.engine, stores.client)
+
+
+@pytest.mark.parametrize("place", [Point.EXTRACTED, Point.SENDING, Point.MARKING])
+def test_a_run_that_is_terminated_stops(instance: dg.DagsterInstance, stores: Stores, place: Point) -> None:
+    """Terminate, or a pod that is asked to end, ends the run as canceled; its step is not tried again."""
+    publish(stores.engine, 3)
+    config = requested(stores)
+
+    def terminate(point: Point) -> None:
+        if point == place:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    end = listen(terminate)
+    try:
+        with capture_interrupts(), pytest.raises(DagsterExecutionInterruptedError):
+            execute(instance, config)
+    finally:
+        end()
+
+    (run,) = instance.get_runs(limit=1)
+    told = {entry.dagster_event_type for entry in instance.all_logs(run.run_id)}
+    assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in told
+    assert run.is_finished
+    assert batch_row(stores)[:2] == ("delivering", 1)

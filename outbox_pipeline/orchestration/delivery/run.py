@@ -1,8 +1,8 @@
 """How a run gets its delivery, and what an error in a step becomes: a retry, or the end of the attempt in the ledger.
 
 The first step of a process starts the delivery, the steps after it find it in the resource, and the end of the run
-closes it. Invariant: a process has one delivery at most, and nothing is raised from here that has a cause, as in
-`step_failures`.
+closes it. Invariant: a process has one delivery at most, and nothing that is raised from here has a cause of a driver,
+as in `step_failures`.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,11 @@ def delivering(
     except Exception as error:
         if _can_retry(context, error):
             _note(delivery, error)
-            raise error from None
+            error.__cause__ = None
+            # Not by a policy of the op: with one Dagster also tries again what somebody has terminated.
+            raise dg.RetryRequested(
+                max_retries=RETRIES.max_retries, seconds_to_wait=RETRIES.calculate_delay(context.retry_number + 1)
+            ) from error
         _end(delivery, error)
         raise failure_of(error) from None
 

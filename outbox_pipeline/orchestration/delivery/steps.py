@@ -29,7 +29,7 @@ from outbox_pipeline.orchestration.delivery.report import (
     summary_of_batch,
     summary_of_day,
 )
-from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG, RETRIES, DeliveryConfig, delivering
+from outbox_pipeline.orchestration.delivery.run import RECORDED_ON_TAG, DeliveryConfig, delivering
 from outbox_pipeline.orchestration.partitions import days_of
 from outbox_pipeline.orchestration.resources import PipelineResource
 from outbox_pipeline.orchestration.run_config import literal
@@ -46,7 +46,7 @@ _AFTER = {"after": dg.In(dg.Nothing)}
 
 
 @literal
-@dg.op(ins={"outbox": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES, tags={"kind": "postgres"})
+@dg.op(ins={"outbox": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags={"kind": "postgres"})
 def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Take the batch's lease and read its events from PostgreSQL.
 
@@ -65,7 +65,7 @@ def extract_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeli
 
 
 @literal
-@dg.op(ins=_AFTER, out=dg.Out(dg.Nothing), retry_policy=RETRIES, tags={"kind": "pandas"})
+@dg.op(ins=_AFTER, out=dg.Out(dg.Nothing), tags={"kind": "pandas"})
 def validate_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource):  # type: ignore[no-untyped-def]
     """Decide which events go to ClickHouse and freeze that decision in the ledger.
 
@@ -78,7 +78,7 @@ def validate_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipel
 
 
 @literal
-@dg.op(ins=_AFTER, retry_policy=RETRIES, tags={"kind": "clickhouse"})
+@dg.op(ins=_AFTER, tags={"kind": "clickhouse"})
 def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource) -> Any:
     """Load the batch into ClickHouse and prove that exactly its rows are there.
 
@@ -103,7 +103,7 @@ def load_batch(context: dg.OpExecutionContext, config: DeliveryConfig, pipeline:
 
 
 @literal
-@dg.op(ins=_AFTER, retry_policy=RETRIES, tags={"kind": "postgres"})
+@dg.op(ins=_AFTER, tags={"kind": "postgres"})
 def mark_processed(
     context: dg.OpExecutionContext, config: DeliveryConfig, pipeline: PipelineResource
 ) -> dg.Output[None]:
