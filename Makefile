@@ -107,7 +107,7 @@ bench-quick: $(BENCH)  ## The same with small numbers, to see that everything wo
 	$(BIN)/python -m benchmarks --quick
 
 lock: $(INSTALLED)  ## Pin the dependencies again (needs uv)
-	uv pip compile pyproject.toml --extra embedded --extra celery --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra embedded --extra celery --extra k8s --group dev --universal --python-version 3.11 \
 	  $(LOCK_OPTIONS) -o requirements.lock
 	uv pip compile --group browser --constraint requirements.lock --universal --python-version 3.11 \
 	  $(LOCK_OPTIONS) -o requirements-browser.lock
