@@ -19,7 +19,7 @@ LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-
 # Tests and demo are many processes: where the environment forbids to keep what was compiled, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery test-kubernetes examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -65,6 +65,10 @@ test-image: $(INSTALLED)  ## Build the image with buildah over a stand-in for it
 
 test-celery: $(INSTALLED)  ## Run on Celery workers, and kill and freeze them (Debian's package redis-server)
 	$(BIN)/python -m pytest -m celery tests/celery
+
+test-kubernetes: $(INSTALLED)  ## Run Dagster with a Job for each run, on a stand-in for the API of Kubernetes
+	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m kubernetes tests/kubernetes
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest

@@ -1,0 +1,72 @@
+"""deploy/dagster/kubernetes.yaml is dagster.yaml with another launcher, and every word of it is one of Dagster's."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster_k8s import K8sRunLauncher
+
+from tests.fixtures.kubernetes import INSTANCE_FILE, ROOT, RUN_VARIABLES, instance_file
+
+#: What a run on Kubernetes needs otherwise than a process of the code location.
+_OWN_SECTIONS = {"run_launcher", "compute_logs"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a file of Dagster's instance."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_it_is_the_product_s_instance_with_another_launcher() -> None:
+    """Queue, retention, monitoring and the rest are what dagster.yaml says; only a start may take longer."""
+    ours, product = read(INSTANCE_FILE), read(ROOT / "dagster.yaml")
+
+    assert ours.keys() - product.keys() == _OWN_SECTIONS
+    assert ours["run_monitoring"].pop("start_timeout_seconds") > product["run_monitoring"].pop("start_timeout_seconds")
+    assert {name: ours[name] for name in product} == product
+
+
+@pytest.fixture
+def on_kubernetes(pipeline_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "dg.DagsterInstance":
+    """An instance of that file; its cluster is an address at which nothing listens."""
+    kubeconfig = tmp_path / "kubeconfig"
+    context = {"name": "here", "context": {"cluster": "here", "user": "me"}}
+    file = {
+        "clusters": [{"name": "here", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "contexts": [context],
+        "users": [{"name": "me", "user": {}}],
+        "current-context": "here",
+    }
+    kubeconfig.write_text(yaml.safe_dump(file), encoding="utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    for name, value in RUN_VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    (pipeline_environment / "dagster.yaml").write_text(instance_file({}), encoding="utf-8")
+    return dg.DagsterInstance.from_config(str(pipeline_environment))
+
+
+def test_it_loads_as_an_instance(on_kubernetes: dg.DagsterInstance) -> None:
+    """Dagster knows each key, reads the image and the rest from the environment, and queues runs as ever."""
+    with on_kubernetes as instance:
+        launcher = instance.run_launcher
+
+        assert isinstance(launcher, K8sRunLauncher)
+        assert launcher.job_image == RUN_VARIABLES["DAGSTER_K8S_RUN_IMAGE"]
+        assert launcher.env_secrets == [RUN_VARIABLES["DAGSTER_K8S_RUN_SECRET"]]
+        assert launcher.supports_check_run_worker_health
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None
+        assert queue.max_concurrent_runs == 4
+
+
+def test_it_holds_no_secret() -> None:
+    """Where a URL or a name of the cluster belongs, the file says which variable has it."""
+    file = read(INSTANCE_FILE)
+    launcher = file["run_launcher"]["config"]
+
+    assert file["storage"]["custom"]["config"] == {"postgres_url": {"env": "OUTBOX_DAGSTER_URL"}}
+    assert {name for name in RUN_VARIABLES if name not in str(launcher)} == set()
+    assert "env_vars" not in launcher
