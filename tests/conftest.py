@@ -44,6 +44,7 @@ _FOR_TESTS = [
     "tests.fixtures.nodes",
     "tests.fixtures.rehearsal",
     "tests.fixtures.image",
+    "tests.fixtures.charts",
 ]
 
 

@@ -22,7 +22,7 @@ from tests.fixtures.pages import COMMANDS, ROOT, fences, read, without_fences
 PAGES = [
     *(ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"),
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "deploy").rglob("README.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
