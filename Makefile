@@ -12,6 +12,8 @@ DEPLOY := .venv/deploy
 ACTIONLINT := .venv/actionlint
 # Debian's; of another system's packages name the folder of their programs.
 POSTGRES15 ?= /usr/lib/postgresql/15/bin
+# In GitHub's jobs, whose user is not root; elsewhere what takes root is skipped then.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,$(if $(CI),sudo -n CI=$(CI)))
 # Installs with uv where it is on the path, else with pip; both check the hashes of the lock.
 INSTALL := .ci/install
 LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --no-header --quiet
@@ -19,7 +21,7 @@ LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-
 # Tests and demo are many processes: where the environment forbids to keep what was compiled, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery test-kubernetes examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery test-kubernetes test-hosts examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -69,6 +71,9 @@ test-celery: $(INSTALLED)  ## Run on Celery workers, and kill and freeze them (D
 test-kubernetes: $(INSTALLED)  ## Run Dagster with a Job for each run, on a stand-in for the API of Kubernetes
 	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m kubernetes tests/kubernetes
+
+test-hosts: $(INSTALLED)  ## Cut the links of hosts that deliver (network namespaces, as root; PostgreSQL 15 of Debian)
+	$(AS_ROOT) $(BIN)/python -m pytest -m hosts tests/hosts
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest

@@ -1,7 +1,8 @@
 """The process that serves ClickHouse on loopback: `python -m outbox_pipeline.embedded.clickhouse_server`.
 
 One engine, one port, one token that its clients show. It ends on SIGTERM, and by itself a few seconds after the last
-user of its home has died without saying goodbye, taking PostgreSQL with it.
+user of its home has died without saying goodbye, taking PostgreSQL with it. It listens on loopback, because what it is
+sent is not encrypted; tests of several hosts let one that belongs to no home listen elsewhere.
 """
 
 import argparse
@@ -32,6 +33,7 @@ _TICKS_BETWEEN_LOOKS = 5
 _ALONE_SECONDS = 3.0
 _SHUTDOWN_SECONDS = 5
 _KILL_PAUSE_SECONDS = 0.5
+_LOOPBACK = "127.0.0.1"
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     # uvicorn raises the signal again once it is done; the first handler to be restored is this one.
     signal.signal(signal.SIGTERM, _leave)
     home.create()
-    listener = _listen(options.port)
+    listener = _listen(options.host, options.port)
     # This thread stays free: at the end it stops PostgreSQL.
     with ThreadPoolExecutor(1) as engine_thread:
         try:
@@ -146,7 +148,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--grant", action="append", default=[], help="right beside the usual ones, e.g. READ ON POSTGRES"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--host", default=_LOOPBACK, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.home and options.host != _LOOPBACK:
+        parser.error("the server of a home listens on loopback only: requests to it are not encrypted")
+    return options
 
 
 def _absolute(path: str) -> Path:
@@ -158,26 +164,27 @@ def _leave(_signal: int, _frame: object) -> None:
     raise SystemExit(0)
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     for candidate in (port, 0):
         # The protocol is named because asyncio turns Nagle off only then: 40 ms less for every answer.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         # A port whose last server was killed is still half closed; without this it could not be had again.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", candidate))
+            listener.bind((host, candidate))
         except OSError:
             listener.close()
             continue
         return listener
-    raise OSError("No free port on 127.0.0.1.")
+    raise OSError(f"No free port on {host}.")
 
 
 def _serve(engine: Engine, home: Home, token: str, listener: socket.socket, watch: UserWatch) -> None:
     # The port stays the home's; two servers of a machine differ by it.
-    name = f"{socket.gethostname()}:{listener.getsockname()[1]}"
+    host, port = listener.getsockname()
+    name = f"{socket.gethostname()}:{port}"
     config = uvicorn.Config(
-        build_application(engine, uploads=home.uploads, token=token, name=name),
+        build_application(engine, uploads=home.uploads, token=token, name=name, host=host),
         loop="asyncio",
         http=BulkProtocol,
         log_config=None,

@@ -252,12 +252,12 @@ class Interface:
         return await to_thread.run_sync(self._engine.confined, call, limiter=self._threads)
 
 
-def build_application(engine: Engine, *, uploads: Path, token: str, name: str) -> Starlette:
-    """Return the application that serves *engine* under a *name* to clients that have the *token*."""
+def build_application(engine: Engine, *, uploads: Path, token: str, name: str, host: str) -> Starlette:
+    """Return the application that serves *engine* on *host* under a *name* to clients that have the *token*."""
     interface = Interface(engine, uploads=uploads, token=token, name=name)
     return Starlette(
         # A page whose name was made to point at loopback comes with that name.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])],
         routes=[Route("/ping", _ping), Route("/", interface, methods=["GET", "POST"])],
     )
 

@@ -17,6 +17,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from outbox_pipeline.embedded.clickhouse import INHERITED, running_clickhouse, write_state
+from outbox_pipeline.embedded.clickhouse_server import main
 from outbox_pipeline.embedded.engines import embedded_engines
 from outbox_pipeline.embedded.homes import Home
 from tests.fixtures.plain_http import Ask, Connect, token_of
@@ -117,6 +118,17 @@ def test_ping_needs_no_token(connect: Connect, bare_url: str) -> None:
         connection = connect(bare_url)
         connection.request("GET", path)
         assert connection.getresponse().read() == b"Ok.\n"
+
+
+def test_the_server_of_a_home_stays_on_loopback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `outbox up` starts listens for this machine alone; only a server without a home may be told where."""
+    with pytest.raises(SystemExit):
+        main(["--path", str(tmp_path / "data"), "--home", str(tmp_path), "--host", "0.0.0.0"])
+
+    assert "listens on loopback only" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--host" not in capsys.readouterr().out
 
 
 def test_stranger_is_answered_before_the_body(connect: Connect, bare_url: str) -> None:
