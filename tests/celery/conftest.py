@@ -8,12 +8,13 @@ import pytest
 
 from outbox_pipeline.orchestration.host.instance import instance_text
 from outbox_pipeline.orchestration.host.stack import CeleryPlan
+from tests.fixtures.celery_runs import REQUEST_SECONDS
 from tests.fixtures.servers import Servers
 from tests.fixtures.stack import Running, running_stack
 
 #: Of the product's dagster.yaml only what would make a test wait for minutes is another.
 _SOONER = {
-    "start_timeout_seconds: 180": "start_timeout_seconds: 20",
+    "start_timeout_seconds: 180": "start_timeout_seconds: 60",
     "poll_interval_seconds: 60": "poll_interval_seconds: 5",
 }
 
@@ -33,8 +34,19 @@ def running(servers: Servers, migrated_template: str, tmp_path_factory: pytest.T
         text = text.replace(product, sooner)
     celery = CeleryPlan(workers=2, concurrency=2, instance=text)
     # All runs are asked for at once, and wait.
-    more = {"OUTBOX_REQUEST_SECONDS": "45", "OUTBOX_MAX_OPEN_BATCHES": "12", "OUTBOX_MAX_CUTS_PER_TICK": "12"}
+    more = {
+        "OUTBOX_REQUEST_SECONDS": str(REQUEST_SECONDS),
+        "OUTBOX_MAX_OPEN_BATCHES": "12",
+        "OUTBOX_MAX_CUTS_PER_TICK": "12",
+    }
     with running_stack(
         servers, migrated_template, tmp_path_factory.mktemp("celery"), celery=celery, more=more
     ) as stack:
         yield stack
+
+
+@pytest.fixture(autouse=True)
+def _revived(running: Running) -> Iterator[None]:
+    """Leave both workers and the broker to the next test, whatever one has done to them."""
+    yield
+    running.stack.revive()

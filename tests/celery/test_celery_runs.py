@@ -6,9 +6,11 @@ import time
 
 import psutil
 import pytest
+from sqlalchemy import text
 
 from outbox_pipeline.relay.points import Point
 from tests.fixtures.celery_runs import (
+    REQUEST_SECONDS,
     CeleryRun,
     children,
     group_of,
@@ -20,6 +22,7 @@ from tests.fixtures.celery_runs import (
     wake,
     worker_pids,
     workers,
+    workers_at_rest,
 )
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.stack import Running
@@ -41,6 +44,15 @@ def dead_run(running: Running, known: set[str]) -> CeleryRun:
 def known_runs(running: Running) -> set[str]:
     """Return the runs that there are."""
     return {run.run_id for run in runs(running)}
+
+
+def request_lasts(running: Running) -> float:
+    """Return how many seconds after its beginning the request ends that no run has taken up; 0 without one."""
+    statement = text(
+        "SELECT max(extract(epoch FROM lease_until - requested_at)) FROM outbox.batch WHERE status = 'requested'"
+    )
+    with running.stores.engine.begin() as connection:
+        return float(connection.scalar(statement) or 0)
 
 
 def assert_recovered(running: Running, since: float) -> None:
@@ -174,4 +186,17 @@ def test_a_run_that_is_delivered_twice_is_done_once(running: Running) -> None:
     running.wait(lambda: late in messages(running, run.run_id), "the third message to be ignored")
 
     assert len(held) == 1
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
+def test_a_run_that_waits_in_the_broker_is_not_asked_for_again(running: Running) -> None:
+    """While all workers are busy a run may start later than OUTBOX_REQUEST_SECONDS, and is its batch's first still."""
+    known = known_runs(running)
+    with workers_at_rest(running):
+        publish(running.stores.engine, 20)
+        running.wait(lambda: len(runs(running, statuses=["STARTING"])) == 1, "a run to wait in the broker")
+        running.wait(lambda: request_lasts(running) > REQUEST_SECONDS + 5, "a tick to let the request wait on")
+    running.wait_for_delivery()
+
+    assert [run.attempt for run in runs(running) if run.run_id not in known] == [1]
     assert_each_exactly_once(running.stores.engine, running.stores.client)
