@@ -21,7 +21,7 @@ from benchmarks.common import PeakMemory, engine_pids, percentiles
 from outbox_pipeline.batches import BATCH_ID_TAG
 from outbox_pipeline.cli.up import dagster_environment
 from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
-from outbox_pipeline.orchestration.host.stack import DagsterStack, dagster_stack
+from outbox_pipeline.orchestration.host.stack import CeleryPlan, DagsterStack, dagster_stack
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.stores import Stores
 
@@ -80,10 +80,11 @@ class BatchTimes:
 
 
 @contextmanager
-def running_dagster(stores: Stores, **environment: str) -> Iterator[DagsterStack]:
-    """Run the stack on the stores during the block."""
+def running_dagster(stores: Stores, *, celery: CeleryPlan | None = None, **environment: str) -> Iterator[DagsterStack]:
+    """Run the stack on the stores during the block, its runs on Celery where that is given."""
     settings = stores.settings
-    with dagster_stack(settings.home, {**dagster_environment(settings), **environment}, port=0) as stack:
+    given = {**dagster_environment(settings), **environment}
+    with dagster_stack(settings.home, given, port=0, celery=celery) as stack:
         yield stack
 
 
