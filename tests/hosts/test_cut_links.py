@@ -56,6 +56,8 @@ def takes_over(other: Worker, stores: Stores) -> float:
 #: What the ledger says of an attempt that is over, and ClickHouse of its insert.
 BY_LEDGER = "the ledger is at attempt 2, processed. Nothing was written by it."
 BY_CLICKHOUSE = "refused the insert: a later attempt on this batch has begun. Nothing was written."
+#: It has given the rest of its body up.
+BY_CONNECTION = "The connection to ClickHouse broke"
 #: The database has ended the transaction that waited for its host.
 BY_DATABASE = "server closed the connection unexpectedly"
 
@@ -115,7 +117,7 @@ def test_a_host_that_is_cut_off_within_its_insert_is_taken_over(stores: Stores, 
     assert lasted < LEASE_SECONDS + SOON_SECONDS, lasted
     first.host.send_at_once()
     first.host.plug()
-    assert_old_holder_has_ended(first, BY_LEDGER, BY_CLICKHOUSE)
+    assert_old_holder_has_ended(first, BY_LEDGER, BY_CLICKHOUSE, BY_CONNECTION)
     assert rows_of(stores) == 20_000
     assert_whole(stores)
 
