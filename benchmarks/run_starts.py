@@ -7,9 +7,9 @@ from when the daemon has taken a run from its queue until its first op begins. N
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
+from unittest.mock import patch
 
 from benchmarks.common import fresh_stores, last_position, publish
 from benchmarks.stack import read_batches, running_dagster, wait_processed
@@ -41,15 +41,9 @@ def _start(stores: Stores, events: int) -> float:
     return read_batches(stores, after=after)[0].parts()["process_start"]
 
 
-@contextmanager
-def _code_server_of(name: str) -> Iterator[None]:
+def _code_server_of(name: str) -> AbstractContextManager[object]:
     """Let the stack have Dagster's own code server, which starts an interpreter for each run, for *new process*."""
-    ours = stack.CODE_SERVER_MODULE
-    stack.CODE_SERVER_MODULE = "dagster" if name == "new process" else ours
-    try:
-        yield
-    finally:
-        stack.CODE_SERVER_MODULE = ours
+    return patch.object(stack, "CODE_SERVER_MODULE", "dagster") if name == "new process" else nullcontext()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ _FOR_TESTS = [
     "tests.fixtures.owners",
     "tests.fixtures.clock",
     "tests.fixtures.next_release",
+    "tests.fixtures.releases",
     "tests.fixtures.nodes",
     "tests.fixtures.rehearsal",
     "tests.fixtures.image",
