@@ -31,6 +31,8 @@ pytestmark = pytest.mark.celery
 
 #: Of the tests' settings.
 LEASE_SECONDS = 5
+TERMINATE = "mutation Terminate($run: String!) { terminateRun(runId: $run) { __typename } }"
+
 #: What a tick, the queue and the run itself take on a busy machine, on top of a lease.
 SECONDS_ON_TOP = 25
 
@@ -199,4 +201,24 @@ def test_a_run_that_waits_in_the_broker_is_not_asked_for_again(running: Running)
     running.wait_for_delivery()
 
     assert [run.attempt for run in runs(running) if run.run_id not in known] == [1]
+    assert_each_exactly_once(running.stores.engine, running.stores.client)
+
+
+def test_terminate_ends_a_run_on_a_worker(running: Running) -> None:
+    """It ends where it stands, failed by Celery's launcher, its process is kept, and another run delivers."""
+    known = known_runs(running)
+    before = {pid: children(pid) for pid in worker_pids(running).values()}
+    running.freeze_at(Point.LEASED)
+    publish(running.stores.engine, 20)
+    running.wait_killed()
+    run = dead_run(running, known)
+    held = stopped_processes({child for pid in worker_pids(running).values() for child in children(pid)})
+
+    answer = running.graphql(TERMINATE, {"run": run.run_id})["terminateRun"]
+    wake(held)
+    running.wait(lambda: run_of(running, run.run_id).status == "FAILURE", "the run to end")
+    running.wait_for_delivery()
+
+    assert answer["__typename"] == "TerminateRunSuccess"
+    assert {pid: children(pid) for pid in worker_pids(running).values()} == before
     assert_each_exactly_once(running.stores.engine, running.stores.client)
