@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line
+from outbox_pipeline.secret_files import read_secret
 from outbox_pipeline.settings import shown_url
 
 #: What a worker answers with the digest of its settings; `orchestration.celery_worker` gives it to its workers.
@@ -155,9 +156,13 @@ def _value(given: Any, environment: Mapping[str, str], file: Path) -> str | None
     if not isinstance(given, dict):
         return None if given is None else str(given)
     name = str(given.get("env"))
-    if not environment.get(name):
+    try:
+        value = read_secret(environment, name)
+    except ValueError as error:
+        raise ConfigurationError(f"{error}.") from None
+    if value is None:
         raise ConfigurationError(f"{name} is not set, and {file} takes Celery's servers from it: set it.")
-    return environment[name]
+    return value
 
 
 def _max_runs(instance: Any) -> int:

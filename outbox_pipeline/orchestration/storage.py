@@ -12,15 +12,13 @@ misses one makes them again here, so that ticks go on: with an empty history, wh
 Invariant: nothing is SET in a session, which a pooler would hand to the next client as it is.
 """
 
-import os
 import threading
 import time
 from functools import partial
 from typing import Any
 
 import dagster as dg
-from dagster._config import ScalarUnion, UserConfigSchema
-from dagster._config.errors import PostProcessingError
+from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
@@ -30,37 +28,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from outbox_pipeline.logs import log
+from outbox_pipeline.orchestration.host.url_source import UrlSource
 from outbox_pipeline.postgres.dagster_storage import is_missing_table, refuses_options, storage_url
-from outbox_pipeline.secret_files import SUFFIX, read_secret
 
 #: By the URL that was given; with the one that is used. Instances come and go with every tick.
 _engines: dict[str, tuple[str, Engine]] = {}
 
 #: Between two attempts of a process to make the tables again.
 _PAUSE_SECONDS = 5.0
-
-#: How dagster.yaml names a variable.
-_ENV = dg.Selector({"env": str})  # type: ignore[no-untyped-call]
-
-
-class _UrlSource(ScalarUnion):
-    """Text, or `env: NAME`, as Dagster's own StringSource, where the file that `NAME_FILE` names counts too."""
-
-    def __init__(self) -> None:
-        super().__init__(scalar_type=str, non_scalar_schema=_ENV, _key="OutboxUrlSource")
-
-    def post_process(self, value: Any) -> str:
-        """Return the text; what this raises Dagster tells, with the path of the value in its file."""
-        if isinstance(value, str):
-            return value
-        variable = value["env"]
-        try:
-            url = read_secret(os.environ, variable)
-        except ValueError as error:
-            raise PostProcessingError(str(error)) from None
-        if url is None:
-            raise PostProcessingError(f"{variable} is not set, and neither is {variable}{SUFFIX}")
-        return url
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -70,7 +45,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
     def config_type(cls) -> UserConfigSchema:
         """Return what may be configured: all that is for `DagsterPostgresStorage`, the URL from a file too."""
         theirs: Any = super().config_type()
-        return {**theirs, "postgres_url": dg.Field(_UrlSource(), is_required=False)}
+        return {**theirs, "postgres_url": dg.Field(UrlSource(), is_required=False)}
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> "PooledPostgresStorage":

@@ -1,5 +1,6 @@
 """Runs on Celery: what dagster.yaml says of it, and what worker and doctor say when something is missing."""
 
+import os
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_dagster_reads_the_deployed_file_as_we_do(deployed: Path) -> None:
     assert (app.conf.broker_url, app.conf.result_backend) == tuple(URLS.values())
     assert (launcher.broker, launcher.backend, launcher.queue, launcher.max_runs) == (*URLS.values(), "dagster", 4)
     assert "secret" not in repr(launcher)
+
+
+def test_broker_and_backend_may_lie_in_files(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher, the worker and `outbox doctor` read them there, and what is missing is named with its file."""
+    for name, url in URLS.items():
+        (tmp_path / name).write_text(f"{url}\n", encoding="utf-8")
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / name))
+    launcher, conf = read_launcher(home, os.environ), _application(home).conf
+    (tmp_path / "OUTBOX_CELERY_BROKER").unlink()
+
+    assert launcher is not None
+    assert (launcher.broker, launcher.backend) == (conf.broker_url, conf.result_backend) == tuple(URLS.values())
+    with pytest.raises(ConfigurationError, match=r"OUTBOX_CELERY_BROKER_FILE names .*, which is no file, or not there"):
+        read_launcher(home, os.environ)
 
 
 def test_a_worker_of_dagster_is_set_as_docs_say(deployed: Path) -> None:
