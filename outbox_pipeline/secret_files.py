@@ -52,8 +52,8 @@ def is_in_file(variable: str) -> bool:
 def read_secret(environment: Mapping[str, str], variable: str) -> str | None:
     """Return the secret that *variable* holds or whose file `<variable>_FILE` names; None where both are empty.
 
-    Raises ValueError with one sentence when both are set, or the file has no secret. A file's last line may end with a
-    line break, which is none of the secret.
+    Raises ValueError with one sentence when both are set, or the file has no secret. Blanks and line breaks around it
+    are none of the secret, nor is the mark (BOM) that editors of Windows begin a file with.
     """
     held, path = environment.get(variable) or None, environment.get(variable + SUFFIX)
     if not path:
@@ -64,20 +64,23 @@ def read_secret(environment: Mapping[str, str], variable: str) -> str | None:
 
 
 def _content(path: str, variable: str) -> str:
+    if "://" in path:
+        # Shown, it would be the secret.
+        raise ValueError(f"{variable} is a URL itself: write it into a file, and the path of the file here")
     where = f"{variable} names {path}, which"
     try:
         # Asked before it is opened: a pipe would keep the process waiting.
         if not Path(path).is_file():
             raise ValueError(f"{where} is no file, or not there")
-        text = Path(path).read_bytes().decode()
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         # Its words have the bytes.
         raise ValueError(f"{where} is not text in UTF-8") from None
     except OSError as error:
         raise ValueError(f"{where} cannot be read ({error.strerror})") from None
-    secret = text.removesuffix("\n").removesuffix("\r")
-    if not secret.strip():
+    secret = text.strip()
+    if not secret:
         raise ValueError(f"{where} is empty")
-    if "\n" in secret:
+    if len(secret.splitlines()) > 1:
         raise ValueError(f"{where} has more than one line")
     return secret

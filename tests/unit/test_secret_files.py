@@ -41,11 +41,15 @@ def refusal() -> str:
 
 
 @pytest.mark.parametrize("field", URLS)
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_a_secret_is_what_its_file_holds(field: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the line break that an editor or `echo` leaves at its end; an empty variable beside it is none."""
+@pytest.mark.parametrize(
+    ("start", "end"), [("", ""), ("", "\n"), ("", "\r\n"), ("", " \n\n"), (" ", "\n"), ("\ufeff", "\r\n")]
+)
+def test_a_secret_is_what_its_file_holds(
+    field: str, start: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what editors and `echo` leave around it, Windows' too; an empty variable beside it is none."""
     path = tmp_path / "secret"
-    path.write_bytes(f"{URLS[field]}{end}".encode())
+    path.write_bytes(f"{start}{URLS[field]}{end}".encode())
     monkeypatch.setenv(f"OUTBOX_{field.upper()}_FILE", str(path))
     monkeypatch.setenv(f"OUTBOX_{field.upper()}", "")
 
@@ -84,6 +88,7 @@ def test_two_sources_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         (b" \n", "is empty"),
         (b"hush\xff-hush", "is not text in UTF-8"),
         (b"https://hush-hush\nhttps://hush-hush\n", "has more than one line"),
+        (b"https://hush-hush\rhttps://hush-hush\r", "has more than one line"),
     ],
 )
 def test_a_file_without_a_secret_is_named(file: Path, content: bytes | None, said: str) -> None:
@@ -91,6 +96,17 @@ def test_a_file_without_a_secret_is_named(file: Path, content: bytes | None, sai
     file.unlink() if content is None else file.write_bytes(content)
 
     assert refusal() == f"Wrong settings: OUTBOX_POSTGRES_URL_FILE names {file}, which {said}."
+
+
+@pytest.mark.parametrize("field", URLS)
+def test_a_secret_in_place_of_its_file_is_not_shown(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes the URL where the path belongs is told so, without any of it."""
+    monkeypatch.setenv(f"OUTBOX_{field.upper()}_FILE", URLS[field])
+
+    assert refusal() == (
+        f"Wrong settings: OUTBOX_{field.upper()}_FILE is a URL itself: "
+        "write it into a file, and the path of the file here."
+    )
 
 
 def test_a_file_that_may_not_be_read_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
