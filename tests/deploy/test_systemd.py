@@ -1,5 +1,6 @@
 """systemd's units: well-formed, shut in, with settings that exist; and their commands, run by hand, deliver."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -215,6 +216,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.kill()
     for child in children:
-        child.kill()
+        # One may have ended by itself, now that its parent has.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.wait(30)
     psutil.wait_procs(children, timeout=30)
