@@ -243,14 +243,25 @@ def test_every_file_that_is_mounted_is_there(project: dict[str, Any]) -> None:
     assert (FOLDER / "dagster" / "celery.yaml").is_file()
 
 
+def test_an_image_of_a_registry_is_pulled() -> None:
+    """Where both lines of the example say so; the image that is built here no registry is asked for."""
+    written = re.findall(r"^#((?:IMAGE|PULL_POLICY)=.+)$", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    given = PASSWORDS | dict(line.split("=", 1) for line in written)
+
+    for variables, policy in ((PASSWORDS, "never"), (given, "missing")):
+        services = json.loads(config(*PROFILES, given=variables).stdout)["services"].values()
+        ours = [one for one in services if one["image"] == variables.get("IMAGE", "outbox-pipeline:local")]
+        assert [one["pull_policy"] for one in ours] == [policy] * 6
+
+
 def test_the_servers_are_those_that_ci_runs(project: dict[str, Any]) -> None:
-    """Each image has a full version, and PostgreSQL and ClickHouse the newest that the suite is run on."""
+    """Each image has a version and no digest, and PostgreSQL and ClickHouse the newest that the suite is run on."""
     images = {name: one["image"] for name, one in project["services"].items() if "outbox-pipeline" not in one["image"]}
     ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
 
-    assert [one for one in images.values() if not re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)*", one)] == []
-    assert f"postgres: {images['postgres']}" in ci
-    assert f"clickhouse: {images['clickhouse']}" in ci
+    assert [one for one in images.values() if not re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)*", one)] == []
+    for name in ("postgres", "clickhouse"):
+        assert re.findall(rf" {name}: (\S+)", ci)[-1].startswith(f"{images[name]}."), name
 
 
 def test_prometheus_and_grafana_find_what_they_show(project: dict[str, Any]) -> None:
