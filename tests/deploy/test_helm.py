@@ -164,12 +164,16 @@ def test_each_process_has_the_secrets_that_it_reads(helm: Helm, launcher: str) -
         ({"settings": {"OUTBOX_POSTGRES_URL": "postgresql://outbox:secret@db/shop"}}, "OUTBOX_POSTGRES_URL"),
         ({"urls": {"secret": "outbox-urls", "postgres": "postgresql://outbox:secret@db/shop"}}, "postgres"),
         ({"runs": {"launcher": "docker"}}, "runs/launcher"),
+        ({"settings": {"OUTBOX_BATCH_MAX_BYTES": "400_000_000"}}, "OUTBOX_BATCH_MAX_BYTES"),
+        ({"settings": {"OUTBOX_BATCH_MAX_BYTES": "400MB"}}, "OUTBOX_BATCH_MAX_BYTES"),
         ({"image": {"repository": ""}}, "image.repository"),
+        ({"image": {"repository": "registry.example.org:5000/outbox-pipeline:0.1.0"}}, "image/repository"),
+        ({"image": {"repository": "registry.example.org/outbox-pipeline", "tag": ":0.1.0"}}, "image/tag"),
         ({"runs": {"launcher": "celery", "maxConcurrent": 5}}, "take 4 runs at once, and runs.maxConcurrent is 5"),
     ],
 )
 def test_wrong_values_are_refused(helm: Helm, values: Manifest, said: str) -> None:
-    """A second daemon, a misspelt name, a secret in the clear or a worker too few installs nothing."""
+    """A second daemon, a misspelt name, a secret in the clear, two tags or a worker too few installs nothing."""
     with pytest.raises(RefusedError, match=re.escape(said)) as refused:
         helm.manifests(values)
     assert "secret@" not in str(refused.value)
@@ -368,6 +372,6 @@ def test_the_least_is_the_image(helm: Helm) -> None:
 
     assert LEAST.keys() == {"image"}
     assert images == {f"registry.example.org/outbox-pipeline:{version('outbox-pipeline')}"}
-    digest = {"image": {"repository": "registry.example.org/o", "digest": f"sha256:{'0' * 64}"}}
+    digest = {"image": {"repository": "registry.example.org:5000/o", "digest": f"sha256:{'0' * 64}"}}
     pinned = {each["image"] for pod in pods(helm.manifests(digest)).values() for each in containers(pod)}
-    assert pinned == {f"registry.example.org/o@sha256:{'0' * 64}"}
+    assert pinned == {f"registry.example.org:5000/o@sha256:{'0' * 64}"}
