@@ -155,6 +155,65 @@ def test_every_setting_is_one_of_ours(processes: dict[str, dict[str, Any]]) -> N
     assert named - {f"OUTBOX_{name.upper()}" for name in Settings.model_fields} == set()
 
 
+def test_every_url_leads_to_a_server_that_is_here(
+    project: dict[str, Any], processes: dict[str, dict[str, Any]]
+) -> None:
+    """By the service's name, on its port, into the database that is made there, with the password it is made with."""
+    postgres, clickhouse, redis = (
+        project["services"][name]["environment"] for name in ("postgres", "clickhouse", "redis")
+    )
+    events = f"{clickhouse['CLICKHOUSE_USER']}:{clickhouse['CLICKHOUSE_PASSWORD']}@clickhouse:8123"
+    urls = {
+        "OUTBOX_POSTGRES_URL": f"postgresql://outbox:{postgres['OWNER_PASSWORD']}@postgres/outbox",
+        "OUTBOX_DAGSTER_URL": f"postgresql://dagster:{postgres['DAGSTER_PASSWORD']}@postgres/dagster",
+        "OUTBOX_CLICKHOUSE_URL": f"http://{events}/{clickhouse['CLICKHOUSE_DB']}",
+        "OUTBOX_CELERY_BROKER": f"redis://:{redis['REDIS_PASSWORD']}@redis:6379/0",
+        "OUTBOX_CELERY_BACKEND": f"redis://:{redis['REDIS_PASSWORD']}@redis:6379/1",
+    }
+
+    for name, service in processes.items():
+        assert service["environment"].items() >= ({} if name == "metrics" else urls).items(), name
+    assert processes["metrics"]["environment"] == {"OUTBOX_POSTGRES_URL": urls["OUTBOX_POSTGRES_URL"]}
+
+
+def test_every_port_is_one_that_is_listened_on(project: dict[str, Any], processes: dict[str, dict[str, Any]]) -> None:
+    """Health checks and ports of this machine name the port of the command, and an address that answers."""
+    ui, metrics = (processes[name] for name in ("ui", "metrics"))
+    port = ui["command"][ui["command"].index("-p") + 1]
+
+    assert f"'http://127.0.0.1:{port}/server_info'" in ui["healthcheck"]["test"][-1]
+    assert f"'http://127.0.0.1:{metrics['command'][-1]}/healthz'" in metrics["healthcheck"]["test"][-1]
+    assert project["services"]["clickhouse"]["healthcheck"]["test"][-1] == "http://clickhouse:8123/ping"
+    assert "--dbname=outbox" in project["services"]["postgres"]["healthcheck"]["test"]
+    targets = {
+        name: each["target"] for name, service in project["services"].items() for each in service.get("ports", [])
+    }
+    assert targets == {"postgres": 5432, "ui": int(port), "grafana": 3000}
+    assert metrics["networks"].keys() == {"default", "monitoring"}
+    assert last("EXPOSE").words == sorted([port, last("CMD").command[-3], metrics["command"][-1]])
+
+
+def test_what_must_stay_is_in_a_volume(project: dict[str, Any], processes: dict[str, dict[str, Any]]) -> None:
+    """Each server's folder, and that of Dagster's files, with dagster.yaml where the image's link leads."""
+    kept = {
+        name: {volume["target"] for volume in service["volumes"] if volume["type"] == "volume"}
+        for name, service in project["services"].items()
+        if "volumes" in service
+    }
+
+    assert kept == {name: {"/var/lib/outbox"} for name in processes} | {
+        # Below it PostgreSQL's image has a folder for each major version.
+        "postgres": {"/var/lib/postgresql"},
+        "clickhouse": {"/var/lib/clickhouse"},
+        "prometheus": {"/prometheus"},
+        "grafana": {"/var/lib/grafana"},
+    }
+    for service in processes.values():
+        assert "/etc/outbox/dagster.yaml" in {volume["target"] for volume in service["volumes"]}
+    scripts = {volume["target"] for volume in project["services"]["postgres"]["volumes"] if volume["type"] == "bind"}
+    assert scripts == {"/docker-entrypoint-initdb.d/databases.sh"}
+
+
 def test_every_command_is_one_that_the_image_has(processes: dict[str, dict[str, Any]]) -> None:
     """With options that it takes; the code location's is the image's own."""
     told = {name: service["command"] for name, service in processes.items() if service.get("command")}
@@ -213,7 +272,8 @@ def test_everything_waits_for_what_it_needs(processes: dict[str, dict[str, Any]]
 def test_processes_are_shut_in(processes: dict[str, dict[str, Any]]) -> None:
     """A root that cannot be written, no capability, no way to more rights; those that stay are asked how they are."""
     for name, service in processes.items():
-        assert service["read_only"] is True, name
+        assert (service["read_only"], service["tmpfs"], service["init"]) == (True, ["/tmp"], True), name
+        assert service.keys().isdisjoint({"user", "privileged", "cap_add", "network_mode", "pid"}), name
         assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"]), name
     asked = {name for name, service in processes.items() if not service.get("healthcheck", {}).get("disable")}
     assert asked == {"code", "daemon", "ui", "metrics"}
