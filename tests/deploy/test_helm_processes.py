@@ -27,9 +27,10 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from outbox_pipeline.cli.main import app
+from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.settings import Settings
-from tests.fixtures.charts import CHART, VERSIONS, Helm, Manifest, RefusedError, containers, one, pods
+from tests.fixtures.charts import CHART, NAMESPACE, VERSIONS, Helm, Manifest, RefusedError, containers, one, pods
 
 pytestmark = pytest.mark.deploy
 
@@ -176,6 +177,58 @@ def test_every_variable_is_one_that_somebody_reads(helm: Helm, launcher: str) ->
     assert set().union(*named.values()) - settings == {"DAGSTER_HOME"} | (read - settings)
     for name in ("code", "daemon", "ui", *(["worker"] if launcher == "celery" else ())):
         assert read <= named[name], name
+
+
+@pytest.mark.parametrize("launcher", FILES)
+def test_every_name_is_of_something_that_is_there(helm: Helm, launcher: str) -> None:
+    """Files, settings and accounts that a pod or a run names are installed with it, in the release's namespace."""
+    manifests = helm.manifests({"runs": {"launcher": launcher}})
+    there = {(each["kind"], each["metadata"]["name"]) for each in manifests}
+    for name, pod in pods(manifests).items():
+        container = containers(pod)[0]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        maps = [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume]
+        maps += [each["configMapRef"]["name"] for each in container.get("envFrom", ())]
+        accounts = [pod.get("serviceAccountName")]
+        if "DAGSTER_K8S_RUN_NAMESPACE" in variables:
+            maps.append(variables["DAGSTER_K8S_RUN_CONFIG_MAP"])
+            accounts.append(variables["DAGSTER_K8S_RUN_SERVICE_ACCOUNT"])
+            assert variables["DAGSTER_K8S_RUN_NAMESPACE"] == NAMESPACE
+
+        assert {("ConfigMap", each) for each in maps} <= there, name
+        assert {("ServiceAccount", each) for each in accounts if each} <= there, name
+        assert variables["DAGSTER_HOME"] == variables["OUTBOX_HOME"] == "/var/lib/outbox"
+        assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
+            *("/tmp", "/var/lib/outbox", "/var/lib/outbox/dagster.yaml", "/etc/outbox/workspace.yaml")
+        }
+
+
+def test_every_port_is_one_that_is_listened_on(helm: Helm) -> None:
+    """Command, pod, service, probes and workspace.yaml agree, and so do the notes for a person."""
+    manifests = helm.manifests()
+    server = yaml.safe_load(one(manifests, "ConfigMap", "-dagster")["data"]["workspace.yaml"])["load_from"][0]
+    for name, path in (("code", None), ("ui", "/server_info"), ("metrics", "/healthz")):
+        container = pods(manifests)[name]["containers"][0]
+        words = [*container["command"], *container.get("args", ())]
+        port = int(words[words.index("--port" if name == "metrics" else "-p") + 1])
+        (listening,) = container["ports"]
+        (service,) = one(manifests, "Service", f"-{name}")["spec"]["ports"]
+        asked = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+
+        assert (listening["containerPort"], service["port"]) == (port, port), name
+        if path is None:
+            assert [each["grpc"] for each in asked] == [{"port": port, "service": "DagsterApi"}] * 3
+            assert server["grpc_server"] == {
+                "host": "outbox-code",
+                "port": port,
+                "location_name": LOCATION_NAME,
+            }
+        else:
+            assert [each["httpGet"] for each in asked] == [{"path": path, "port": listening["name"]}] * 3
+    notes = helm.texts()["NOTES.txt"]
+    assert "exec deploy/outbox-code --" in notes
+    assert "port-forward service/outbox-ui 3000" in notes
+    assert f"http://outbox-metrics.{NAMESPACE}:9720/metrics" in notes
 
 
 @cache
