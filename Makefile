@@ -48,7 +48,7 @@ test-stack: $(INSTALLED)  ## Run the tests that have all of Dagster's processes 
 
 test-postgres15: $(INSTALLED)  ## Run what depends on PostgreSQL on version 15, the oldest that is supported (Debian's package postgresql-15)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
-	  --postgres=$(POSTGRES15) tests/integration tests/acceptance
+	  --postgres=$(POSTGRES15) tests/integration tests/acceptance tests/orchestration/test_storage.py
 
 test-failover: $(INSTALLED)  ## Rehearse restores and failovers as docs/restore.md tells them, on servers of PostgreSQL 15
 	POSTGRES15=$(POSTGRES15) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m failover tests/failover

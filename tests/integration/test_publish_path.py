@@ -76,4 +76,4 @@ def test_an_event_passes_through_ten_files_at_most(outbox_engine: Engine) -> Non
 
     assert sorted(listed()) == sorted(later)
     assert len(later) <= 10
-    assert first - later == {"settings.py", "server_urls.py", "postgres/queries/__init__.py"}
+    assert first - later == {"settings.py", "secret_files.py", "server_urls.py", "postgres/queries/__init__.py"}
