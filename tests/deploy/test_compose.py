@@ -116,11 +116,12 @@ def test_a_password_that_is_missing_is_named(missing: str) -> None:
 
 def test_a_profile_without_its_password_does_not_start(project: dict[str, Any]) -> None:
     """Docker Compose asks for variables of profiles that are not chosen too, so these services look themselves."""
-    assert config(given={name: PASSWORDS[name] for name in NEEDED}).returncode == 0
+    services = json.loads(config(*PROFILES, given={name: PASSWORDS[name] for name in NEEDED}).stdout)["services"]
     for name, variable in (("redis", "REDIS_PASSWORD"), ("grafana", "GF_SECURITY_ADMIN_PASSWORD")):
         service = project["services"][name]
         shell, flag, script = [part.replace("$$", "$") for part in service.get("entrypoint") or service["command"]]
-        done = subprocess.run([shell, flag, script], env={variable: ""}, capture_output=True, text=True, check=False)
+        given = {variable: services[name]["environment"][variable]}
+        done = subprocess.run([shell, flag, script], env=given, capture_output=True, text=True, check=False)
 
         assert (done.returncode, "is empty: write one into deploy/.env" in done.stderr) == (1, True)
 
@@ -267,6 +268,15 @@ def test_everything_waits_for_what_it_needs(processes: dict[str, dict[str, Any]]
     assert conditions["init"] == {"postgres": "service_healthy", "clickhouse": "service_healthy"}
     assert all(how["init"] == "service_completed_successfully" for name, how in conditions.items() if name != "init")
     assert {name for name, how in conditions.items() if how.get("code") == "service_healthy"} == {"daemon", "ui"}
+
+
+def test_workers_have_a_place_for_each_run(processes: dict[str, dict[str, Any]]) -> None:
+    """A run that waits in the broker would count as one that has not started."""
+    launcher = yaml.safe_load((FOLDER / "dagster" / "celery.yaml").read_text(encoding="utf-8"))
+    worker = processes["worker"]
+
+    places = worker["deploy"]["replicas"] * int(worker["command"][-1])
+    assert places == launcher["concurrency"]["runs"]["max_concurrent_runs"]
 
 
 def test_processes_are_shut_in(processes: dict[str, dict[str, Any]]) -> None:
