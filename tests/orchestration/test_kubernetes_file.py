@@ -7,6 +7,9 @@ import dagster as dg
 import pytest
 import yaml
 from dagster_k8s import K8sRunLauncher
+from dagster_k8s.job import construct_dagster_k8s_job
+from kubernetes.client import ApiClient
+from kubernetes.utils import parse_quantity
 
 from tests.fixtures.kubernetes import INSTANCE_FILE, ROOT, RUN_VARIABLES, instance_file
 
@@ -41,10 +44,12 @@ def on_kubernetes(pipeline_environment: Path, tmp_path: Path, monkeypatch: pytes
         "current-context": "here",
     }
     kubeconfig.write_text(yaml.safe_dump(file), encoding="utf-8")
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     for name, value in RUN_VARIABLES.items():
         monkeypatch.setenv(name, value)
-    (pipeline_environment / "dagster.yaml").write_text(instance_file({}), encoding="utf-8")
+    instance = yaml.safe_load(instance_file({}))
+    # KUBECONFIG is read when its client is imported.
+    instance["run_launcher"]["config"]["kubeconfig_file"] = str(kubeconfig)
+    (pipeline_environment / "dagster.yaml").write_text(yaml.safe_dump(instance), encoding="utf-8")
     return dg.DagsterInstance.from_config(str(pipeline_environment))
 
 
@@ -70,3 +75,43 @@ def test_it_holds_no_secret() -> None:
     assert file["storage"]["custom"]["config"] == {"postgres_url": {"env": "OUTBOX_DAGSTER_URL"}}
     assert {name for name in RUN_VARIABLES if name not in str(launcher)} == set()
     assert "env_vars" not in launcher
+
+
+def test_a_run_s_pod_may_do_little(on_kubernetes: dg.DagsterInstance) -> None:
+    """Its Job is tried once; its pod is not root, gets no token and writes in /tmp alone."""
+    with on_kubernetes as instance:
+        launcher = instance.run_launcher
+        assert isinstance(launcher, K8sRunLauncher)
+        context = launcher.get_container_context_for_run(dg.DagsterRun("deliver_batch"))
+        made = construct_dagster_k8s_job(
+            context.get_k8s_job_config(RUN_VARIABLES["DAGSTER_K8S_RUN_IMAGE"], launcher),
+            args=["run"],
+            job_name="run",
+            user_defined_k8s_config=context.run_k8s_config,
+        )
+    job = ApiClient().sanitize_for_serialization(made)["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+
+    limits = read(INSTANCE_FILE)["run_monitoring"]
+    assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never")
+    assert job["activeDeadlineSeconds"] > limits["start_timeout_seconds"] + limits["max_runtime_seconds"]
+    assert job["ttlSecondsAfterFinished"] > 0
+    assert not pod["automountServiceAccountToken"]
+    assert not pod["enableServiceLinks"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "fsGroup": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    given = container["resources"]
+    assert parse_quantity(given["requests"]["memory"]) < parse_quantity(given["limits"]["memory"])
+    assert [each["name"] for each in container["env"] if not each["name"].startswith("DAGSTER_")] == []
