@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +15,9 @@ from dagster._utils.interrupts import capture_interrupts
 from sqlalchemy import text
 
 from outbox_pipeline.clickhouse.table import create_table
+from outbox_pipeline.errors import TransientError
 from outbox_pipeline.orchestration.assets import EVENT_LOG
+from outbox_pipeline.orchestration.delivery import run as runs
 from outbox_pipeline.orchestration.delivery.steps import DELIVERED_WHOLE
 from outbox_pipeline.orchestration.partitions import deliverable_days
 from outbox_pipeline.relay.cut import cut_batches
@@ -270,3 +274,58 @@ def test_a_run_that_is_terminated_stops(instance: dg.DagsterInstance, stores: St
     assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in told
     assert run.is_finished
     assert batch_row(stores)[:2] == ("delivering", 1)
+
+
+@pytest.fixture
+def waits_of_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is tried again at once, as often as ever."""
+    monkeypatch.setattr(runs, "RETRIES", dg.RetryPolicy(max_retries=runs.RETRIES.max_retries))
+
+
+@contextmanager
+def trouble(place: Point, *, count: int) -> Iterator[list[Point]]:
+    """Let the first *count* deliveries that reach *place* in the block fail there, as in an outage; yield those."""
+    failed: list[Point] = []
+
+    def fail(point: Point) -> None:
+        if point == place and len(failed) < count:
+            failed.append(point)
+            raise TransientError("The database does not answer.")
+
+    end = listen(fail)
+    try:
+        yield failed
+    finally:
+        end()
+
+
+@pytest.mark.usefixtures("waits_of_no_time")
+@pytest.mark.parametrize("place", [Point.EXTRACTED, Point.SENDING, Point.MARKING])
+def test_trouble_that_passes_is_waited_out_in_the_run(
+    instance: dg.DagsterInstance, stores: Stores, place: Point
+) -> None:
+    """A step is tried again after each of the first three errors of that kind, within the same attempt."""
+    publish(stores.engine, 3)
+    config = requested(stores)
+
+    with trouble(place, count=3):
+        result = execute(instance, config)
+
+    told = Counter(entry.dagster_event_type for entry in instance.all_logs(result.run_id))
+    assert told[dg.DagsterEventType.STEP_RESTARTED] == 3
+    assert batch_row(stores)[:2] == ("processed", 1)
+    assert_each_exactly_once(stores.engine, stores.client)
+
+
+@pytest.mark.usefixtures("waits_of_no_time")
+def test_trouble_that_stays_ends_the_attempt(instance: dg.DagsterInstance, stores: Stores) -> None:
+    """The fourth such error in a step fails the run, and the ledger has the reason."""
+    publish(stores.engine, 3)
+    config = requested(stores)
+
+    with trouble(Point.SENDING, count=5) as failed:
+        result = execute(instance, config, raise_on_error=False)
+
+    assert len(failed) == 4
+    assert not result.success
+    assert batch_row(stores) == ("failed", 1, "The database does not answer.")
