@@ -33,13 +33,15 @@ _TICKLESS_SECONDS = 300
 _QUEUED_SECONDS = 600
 
 _NAMES_STORAGE = re.compile(r"^\s*env:\s*[\"']?OUTBOX_DAGSTER_URL\b", re.MULTILINE)
+#: Variables that Dagster reads there; those of our own settings may lie in files and have checks of their own.
+_NAMES_VARIABLE = re.compile(r"^\s*(?:-\s+)?env:\s*[\"']?(?!OUTBOX_)(\w+)", re.MULTILINE)
 
 
 def examine_dagster(settings: Settings, environment: Mapping[str, str], *, has_ledger: bool = True) -> Iterator[Check]:
     """Make every check of this part; *has_ledger* says whether the ledger can be asked too."""
     # 'outbox up' sets its own for its processes.
     if home := environment.get("DAGSTER_HOME"):
-        yield check_home(home)
+        yield check_home(home, environment)
     if settings.dagster_url is None:
         said = "Not set: 'outbox up' needs OUTBOX_DAGSTER_URL, 'outbox relay' does not."
         unused = [Check(name, None, "Not looked at: OUTBOX_DAGSTER_URL is not set.") for name in DAGSTER_CHECKS[2:]]
@@ -97,8 +99,8 @@ def check_storage(url: URL, unlike: Mapping[str, str]) -> Check:
     return Check("dagster storage", False, said)
 
 
-def check_home(home: str) -> Check:
-    """Find a DAGSTER_HOME with which `dagster` commands would work on another instance than the pipeline's."""
+def check_home(home: str, environment: Mapping[str, str]) -> Check:
+    """Find a DAGSTER_HOME with which Dagster would work on another instance than the pipeline's, or start no run."""
     name = "dagster home"
     folder = Path(home)
     if not folder.is_absolute() or not folder.is_dir():
@@ -110,10 +112,18 @@ def check_home(home: str) -> Check:
             'this package\'s dagster.yaml into it, or eval "$(outbox env)".'
         )
         return Check(name, False, said)
-    if not _NAMES_STORAGE.search(file.read_text(encoding="utf-8", errors="replace")):
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not _NAMES_STORAGE.search(text):
         said = (
             f"{file} does not take its storage from OUTBOX_DAGSTER_URL, so what is said here of daemon, sensors and "
             "queue is about another instance: let postgres_url under storage be env: OUTBOX_DAGSTER_URL."
+        )
+        return Check(name, False, said)
+    unset = [variable for variable in _NAMES_VARIABLE.findall(text) if variable not in environment]
+    if unset:
+        said = (
+            f"{file} reads variables that are not set here: {', '.join(unset)}. Without them the daemon starts no run; "
+            "set them for it and for the UI."
         )
         return Check(name, False, said)
     return Check(name, True, f"DAGSTER_HOME {home} takes its storage from OUTBOX_DAGSTER_URL.")

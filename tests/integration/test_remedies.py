@@ -468,14 +468,14 @@ def test_urls_are_encrypted_as_it_says() -> None:
 def test_a_home_of_dagster_is_put_right(tmp_path: Path) -> None:
     """Each sentence leads to the next state: a folder, the package's dagster.yaml in it, its storage by the URL."""
     file = tmp_path / "dagster.yaml"
-    relative, empty = check_home("somewhere"), check_home(str(tmp_path))
+    relative, empty = check_home("somewhere", {}), check_home(str(tmp_path), {})
     file.write_text("storage:\n  sqlite:\n    base_dir: /tmp\n")
-    other = check_home(str(tmp_path))
+    other = check_home(str(tmp_path), {})
     assert [check.ok for check in (relative, empty, other)] == [False, False, False]
     assert "copy this package's dagster.yaml into it" in empty.message
     assert "let postgres_url under storage be env: OUTBOX_DAGSTER_URL" in other.message
 
     file.write_text("storage:\n  postgres:\n    postgres_url:\n      env: OUTBOX_DAGSTER_URL\n")
-    assert check_home(str(tmp_path)).ok
+    assert check_home(str(tmp_path), {}).ok
     file.write_bytes((Path(__file__).parents[2] / "dagster.yaml").read_bytes())
-    assert check_home(str(tmp_path)).ok
+    assert check_home(str(tmp_path), {}).ok

@@ -68,7 +68,7 @@ def test_the_packaged_home_is_fine(tmp_path: Path) -> None:
     """The folder that `outbox up` prepares passes."""
     home = prepare_dagster_home(tmp_path)
 
-    assert check_home(str(home)).ok is True
+    assert check_home(str(home), {}).ok is True
 
 
 def test_no_home_is_nothing_to_tell() -> None:
@@ -82,11 +82,25 @@ def test_a_wrong_home_is_named(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "dagster.yaml").write_text("storage:\n  postgres:\n    # env: OUTBOX_DAGSTER_URL\n")
 
-    found = {name: check_home(str(tmp_path / name)) for name in ("none", "empty", "other")}
-    relative = check_home("dagster")
+    found = {name: check_home(str(tmp_path / name), {}) for name in ("none", "empty", "other")}
+    relative = check_home("dagster", {})
 
     assert [check.ok for check in (*found.values(), relative)] == [False] * 4
     assert "no absolute path" in relative.message
     assert "no absolute path" in found["none"].message
     assert "no dagster.yaml" in found["empty"].message
     assert "another instance" in found["other"].message
+
+
+def test_a_variable_that_dagster_needs_is_named(tmp_path: Path) -> None:
+    """Without one that its dagster.yaml reads, Dagster starts no run, and sensors tick as ever."""
+    deployed = Path(__file__).parents[2] / "deploy" / "dagster" / "kubernetes.yaml"
+    (tmp_path / "dagster.yaml").write_bytes(deployed.read_bytes())
+    names = ("IMAGE", "NAMESPACE", "SERVICE_ACCOUNT", "SECRET", "CONFIG_MAP")
+    environment = {f"DAGSTER_K8S_RUN_{name}": "set" for name in names}
+
+    assert check_home(str(tmp_path), environment).ok
+    for name in environment:
+        found = check_home(str(tmp_path), {other: "set" for other in environment if other != name})
+        assert found.ok is False
+        assert f"not set here: {name}. " in found.message
