@@ -20,6 +20,9 @@ def add_to(app: typer.Typer) -> None:
 def env() -> None:
     """Print export lines so that your code, dagster or a notebook use the same engines; starts nothing.
 
+    Where `outbox up --runs celery` has a broker of its own, it is among them, so that `outbox doctor` asks the workers
+    and `outbox worker` is one more of them.
+
     OUTBOX_FIRST_DAY is the ledger's first day, with which the partitions of a code server begin that is started here.
 
     URLs that an earlier one printed for another OUTBOX_HOME give way, and a line says so.
@@ -44,14 +47,13 @@ def env() -> None:
             f"Neither set nor served by an embedded engine that runs on {settings.home}: {', '.join(missing)}. "
             "Start the engines with 'outbox up', or set what is missing."
         )
-    from outbox_pipeline.orchestration.host.instance import prepare_dagster_home
+    from outbox_pipeline.orchestration.host.stack import dagster_variables
     from outbox_pipeline.secret_files import SUFFIX, is_in_file
 
+    values |= {"OUTBOX_HOME": str(settings.home), **dagster_variables(settings.home)}
     if in_files := [name + SUFFIX for name in values if is_in_file(name)]:
         # With both a command would ask which one counts.
         typer.echo(f"unset {' '.join(in_files)}")
-    values["OUTBOX_HOME"] = str(settings.home)
-    values["DAGSTER_HOME"] = str(prepare_dagster_home(settings.home))
     for name, value in values.items():
         typer.echo(f"export {name}={quoted(value)}")
     typer.echo(_first_day(settings))

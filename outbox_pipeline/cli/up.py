@@ -151,12 +151,15 @@ def _celery_plan(workers: int) -> "CeleryPlan":
     """
     from outbox_pipeline.monitoring.celery_launcher import CeleryLauncher, require_answers, require_celery
     from outbox_pipeline.orchestration.host.broker import require_program
-    from outbox_pipeline.orchestration.host.stack import CeleryPlan
+    from outbox_pipeline.orchestration.host.stack import CeleryPlan, own_broker
     from outbox_pipeline.settings import load_settings
 
     require_celery()
     settings = load_settings()
     broker, backend = settings.celery_broker, settings.celery_backend
+    if broker is not None and broker.get_secret_value() == own_broker(settings.home)["OUTBOX_CELERY_BROKER"]:
+        # From `outbox env`: the one that is to be started.
+        broker = backend = None
     if (broker is None) != (backend is None):
         raise ConfigurationError("Of OUTBOX_CELERY_BROKER and OUTBOX_CELERY_BACKEND one is not set: set both or none.")
     if broker is None or backend is None:

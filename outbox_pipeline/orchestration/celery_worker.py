@@ -14,6 +14,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -147,13 +148,18 @@ def _connect_signals(settings: Settings, launcher: CeleryLauncher, concurrency: 
         """Digest of the settings that runs here go by."""
         return {"settings": settings_digest(settings)}
 
+    def keep_from_terminal(**_: Any) -> None:
+        # Ctrl-C reaches all processes of a terminal's group, and Dagster's handler would break the run off.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
     inspect_command(name=SETTINGS_QUESTION)(answer_settings)
-    for signal, receiver in (
+    for moment, receiver in (
         (signals.setup_logging, configure),
+        (signals.worker_process_init, keep_from_terminal),
         (signals.worker_ready, tell_ready),
         (signals.worker_shutting_down, tell_ending),
     ):
-        signal.connect(receiver, weak=False)
+        moment.connect(receiver, weak=False)
 
 
 def _configure_celerys_logs(settings: Settings) -> None:

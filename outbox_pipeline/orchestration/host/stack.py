@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from outbox_pipeline.errors import ConfigurationError, TransientError
-from outbox_pipeline.folders import private_home, require_own, socket_folder
+from outbox_pipeline.folders import known_socket_folder, private_home, require_own, socket_folder
 from outbox_pipeline.logs import log
 from outbox_pipeline.loopback import url_opener
 from outbox_pipeline.orchestration.host.broker import broker_command, broker_environment
@@ -47,6 +47,7 @@ from outbox_pipeline.processes import (
 )
 
 _HOST = "127.0.0.1"
+_BROKER_SOCKET = "broker.sock"
 _START_SECONDS = 90.0
 _GRACE_SECONDS = 10.0
 
@@ -94,7 +95,7 @@ class StackPlan:
     @property
     def broker_socket(self) -> Path:
         """Where the stack's own broker listens."""
-        return self.code_socket.with_name("broker.sock")
+        return self.code_socket.with_name(_BROKER_SOCKET)
 
     def command(self, name: str) -> list[str]:
         """Return what follows `python -m` in the command line of one of the processes."""
@@ -251,6 +252,26 @@ def running_stack(home: Path) -> str | None:
     if state is None or not ProcessIdentity(**state["supervisor"]).is_alive():
         return None
     return str(state["url"])
+
+
+def dagster_variables(home: Path) -> dict[str, str]:
+    """Return what leads a terminal to Dagster on this home: DAGSTER_HOME, and the broker of the stack that runs here.
+
+    The `dagster.yaml` is made, or left as it is while a stack runs: its processes read it again when they are started
+    again. A broker that the stack was given is not among the variables, and nothing is started. Raises
+    ConfigurationError when the home belongs to another account.
+    """
+    try:
+        with _only_one(home):
+            return {"DAGSTER_HOME": str(prepare_dagster_home(home))}
+    except TransientError:
+        has_broker = "broker" in (_read_state(home) or {}).get("processes", {})
+    return {"DAGSTER_HOME": str(home.absolute() / "dagster"), **(own_broker(home) if has_broker else {})}
+
+
+def own_broker(home: Path) -> dict[str, str]:
+    """Return the variables that lead to the broker which a stack on this home has, if it has one of its own."""
+    return broker_environment(known_socket_folder(home) / _BROKER_SOCKET)
 
 
 def free_port(wanted: int = 0, host: str = _HOST) -> int:
