@@ -3,6 +3,7 @@
 Invariant: no message has a part of the URL, which may be the password.
 """
 
+import re
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -32,6 +33,16 @@ def require_scheme(value: SecretStr | None, schemes: str | tuple[str, ...], name
     if value is not None and "http://" in wanted and not urlsplit(value.get_secret_value()).hostname:
         raise ValueError(f"{name} names no host")
     return value
+
+
+def require_celery_url(url: str, name: str) -> None:
+    """Raise ValueError where a URL of Celery's is none, or cannot be read; semicolons separate several."""
+    if "://" not in url:
+        raise ValueError(f"{name} must be a URL, like redis://host:6379/0")
+    for one in re.split(r";(?=[a-z+]+://)", url):
+        # Some name several hosts in one URL, of which the first is read.
+        credentials, at, hosts = one.rpartition("@")
+        _require_readable(credentials + at + re.split("[,;]", hosts)[0], name)
 
 
 def _require_readable(url: str, name: str) -> None:

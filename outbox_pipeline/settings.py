@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from outbox_pipeline.errors import SettingsError, without_secrets
 from outbox_pipeline.names import MAX_BYTES
 from outbox_pipeline.secret_files import SUFFIX, SecretFiles, is_secret
-from outbox_pipeline.server_urls import require_encoded, require_scheme, with_driver
+from outbox_pipeline.server_urls import require_celery_url, require_encoded, require_scheme, with_driver
 
 #: No event counts for an earlier day, whatever a clock said, unless OUTBOX_START_DATE or the ledger's first day does.
 DEFAULT_START_DATE = date(2026, 1, 1)
@@ -303,8 +303,8 @@ class Settings(BaseSettings):
     @field_validator("celery_broker", "celery_backend")
     @classmethod
     def _check_celery_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is not None and "://" not in value.get_secret_value():
-            raise ValueError(f"OUTBOX_{str(info.field_name).upper()} must be a URL, like redis://host:6379/0")
+        if value is not None:
+            require_celery_url(value.get_secret_value(), variable_of(str(info.field_name)))
         return value
 
     @field_validator("dagster_ui_url")

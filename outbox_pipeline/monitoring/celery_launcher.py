@@ -13,6 +13,7 @@ from typing import Any
 
 from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line
 from outbox_pipeline.secret_files import read_secret
+from outbox_pipeline.server_urls import require_celery_url
 from outbox_pipeline.settings import shown_url
 
 #: What a worker answers with the digest of its settings; `orchestration.celery_worker` gives it to its workers.
@@ -68,9 +69,15 @@ def read_launcher(home: Path, environment: Mapping[str, str]) -> CeleryLauncher 
     broker = _value(config.get("broker"), environment, file)
     if broker is None:
         raise ConfigurationError(f"{file} names no broker for Celery: write one under config of run_launcher.")
+    backend = _value(config.get("backend"), environment, file) or _BACKEND
+    for key, url in (("broker", broker), ("backend", backend)):
+        try:
+            require_celery_url(url, f"{key} of run_launcher in {file}")
+        except ValueError as error:
+            raise ConfigurationError(f"{error}.") from None
     return CeleryLauncher(
         broker,
-        _value(config.get("backend"), environment, file) or _BACKEND,
+        backend,
         _value(config.get("default_queue"), environment, file) or _QUEUE,
         _max_runs(instance),
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
+from outbox_pipeline.cli.up import _celery_plan
 from outbox_pipeline.errors import ConfigurationError
 from outbox_pipeline.monitoring.celery_launcher import CeleryLauncher, Worker, read_launcher, require_answers
 from outbox_pipeline.monitoring.check import Check
@@ -16,6 +18,7 @@ from outbox_pipeline.monitoring.shared_settings import settings_digest
 from outbox_pipeline.orchestration.celery_worker import _application, default_memory_mb
 from outbox_pipeline.orchestration.host.broker import broker_environment
 from outbox_pipeline.orchestration.host.instance import instance_text
+from outbox_pipeline.orchestration.host.stack import own_broker
 from outbox_pipeline.settings import Settings
 from tests.fixtures.commands import run_outbox
 
@@ -111,6 +114,41 @@ def test_a_file_that_says_too_little_is_told(tmp_path: Path, text: str, said: st
         read_launcher(tmp_path, {})
 
 
+@pytest.mark.parametrize("mark", ["#", "/", "@", "?"])
+def test_a_password_that_is_not_encoded_is_not_shown(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """Read as it stands its begin would be a port, and the words of the error; in the variable as in the file."""
+    url = f"redis://:s3cr{mark}t@127.0.0.1:1/0"
+    written = f"run_launcher: {{class: CeleryRunLauncher, config: {{broker: '{url}'}}}}"
+    monkeypatch.setenv("OUTBOX_CELERY_BROKER", url)
+    of_variable = run_outbox("worker").stderr
+    monkeypatch.delenv("OUTBOX_CELERY_BROKER")
+    (deployed / "dagster.yaml").write_text(written)
+    of_file = run_outbox("worker").stderr
+
+    assert "OUTBOX_CELERY_BROKER" in of_variable
+    assert "broker of run_launcher" in of_file
+    assert "%23" in of_variable
+    assert "%23" in of_file
+    assert "s3cr" not in of_variable + of_file
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sentinel://:a%23b@h:26379;sentinel://:a%23b@i:26379",
+        "cache+memcached://h:11211;i:11211/",
+        "mongodb://u:a%23b@h:27017,i:27017/jobs",
+        "amqp://u:p@h:5672//",
+        "redis+socket:///home/a%20b/run/broker.sock?virtual_host=0",
+    ],
+)
+def test_urls_of_each_kind_are_taken(url: str) -> None:
+    """Celery's servers are of many kinds, several of them in one URL included."""
+    assert Settings(celery_broker=SecretStr(url), celery_backend=SecretStr(url)).celery_broker
+
+
 @pytest.mark.parametrize("text", ["", "run_launcher: {class: K8sRunLauncher}", "run_launcher: no", "- a list"])
 def test_other_launchers_are_none_of_celery_s(tmp_path: Path, text: str) -> None:
     """The doctor has nothing to say of Celery there."""
@@ -190,6 +228,17 @@ def test_a_worker_without_its_extra_says_which(monkeypatch: pytest.MonkeyPatch) 
 
     assert "outbox-pipeline[celery]" in told("worker")
     assert "outbox-pipeline[celery]" in told("up", "--runs", "celery")
+
+
+def test_the_broker_of_a_stack_that_has_ended_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that has it from `outbox env` is not told that it is away."""
+    (tmp_path / "redis-server").touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path))
+    for name, url in own_broker(tmp_path).items():
+        monkeypatch.setenv(name, url)
+
+    assert _celery_plan(2).has_broker
 
 
 def test_a_worker_says_what_it_misses(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
