@@ -28,7 +28,10 @@ def frozen_run(running: Running, worker: int) -> set[int]:
 
 
 def test_a_worker_ends_its_run_and_keeps_no_large_process(running: Running) -> None:
-    """A process that has held more than its bound is replaced; after SIGTERM the run under way ends, and then it."""
+    """A process that has held more than its bound is replaced; after SIGTERM the run under way ends, and then it.
+
+    Ctrl-C, which a terminal sends to the processes for runs too, breaks no run off.
+    """
     with sole_worker(running, "--concurrency", "1", "--max-memory", "1") as process:
         first = children(process.pid)
         publish(running.stores.engine, 20)
@@ -37,6 +40,8 @@ def test_a_worker_ends_its_run_and_keeps_no_large_process(running: Running) -> N
 
         held = frozen_run(running, process.pid)
         process.send_signal(signal.SIGTERM)
+        for pid in held:
+            os.kill(pid, signal.SIGINT)
         wake(held)
 
         assert process.wait(60) == 0
@@ -44,19 +49,6 @@ def test_a_worker_ends_its_run_and_keeps_no_large_process(running: Running) -> N
     latest = runs(running)[0]
     assert (latest.status, latest.attempt, latest.worker) == ("SUCCESS", 1, f"outbox-{process.pid}@{gethostname()}")
     assert_each_exactly_once(running.stores.engine, running.stores.client)
-
-
-def test_ctrl_c_lets_the_run_end(running: Running) -> None:
-    """A terminal sends it to the processes for runs too, which do not take it for an order."""
-    with sole_worker(running, "--concurrency", "1") as process:
-        held = frozen_run(running, process.pid)
-        os.killpg(process.pid, signal.SIGINT)
-        wake(held)
-
-        process.wait(60)
-    running.wait_for_delivery()
-    latest = runs(running)[0]
-    assert (latest.status, latest.attempt, latest.worker) == ("SUCCESS", 1, f"outbox-{process.pid}@{gethostname()}")
 
 
 def test_a_second_ctrl_c_gives_the_run_up(running: Running) -> None:
