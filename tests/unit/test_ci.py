@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ROOT / ".ci" / "run"
 
 #: What the script itself needs; everything else on its PATH here is ours.
-_PROGRAMS = ("bash", "dirname", "cat")
+_PROGRAMS = ("bash", "dirname", "cat", "mktemp", "rm")
 
 
 def steps() -> list[str]:
@@ -110,7 +110,8 @@ def test_without_words_every_step_is_run(machine: Path) -> None:
 
     calls = run(machine)
 
-    assert calls == [f"make {step}" for step in steps()]
+    assert sorted(calls) == sorted(f"make {step}" for step in steps())
+    assert (calls[0], calls[-1]) == ("make lint", "make test")
 
 
 def test_a_step_that_fails_ends_the_run(machine: Path) -> None:
@@ -120,3 +121,17 @@ def test_a_step_that_fails_ends_the_run(machine: Path) -> None:
 
     assert done.returncode != 0
     assert done.stdout.decode().split("== ")[-1].strip() == "demo-check"
+
+
+@pytest.mark.parametrize("failing", ["test-celery", "test-hosts"])
+def test_steps_side_by_side_say_which_failed(machine: Path, failing: str) -> None:
+    """The others of them end first and show what they print, and nothing comes after them."""
+    program(machine, "make", f'echo "$1 was run"; [ "$1" != {failing} ]')
+    done = subprocess.run(
+        [machine / "bash", RUN], env={"PATH": str(machine), "CI": "true"}, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"Failed: {failing}"
+    assert done.stdout.splitlines()[-1] == "test-hosts was run"
+    assert "test-kubernetes was run" in done.stdout
