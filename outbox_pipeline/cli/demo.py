@@ -152,6 +152,8 @@ def _mismatch(report: "Report", day: "ShopDay", settings: "Settings") -> str:
 
 
 def _leave_up(url: str, stack: "DagsterStack | None", day: "ShopDay") -> None:
+    from outbox_pipeline.demo.visits import EVENING_PAUSE_SECONDS
+
     typer.echo(
         f"\nDagster UI: {url}\n"
         f"  1. What was delivered (Plots, then Events: a point for every batch):  {url}/assets/event_log\n"
@@ -160,8 +162,6 @@ def _leave_up(url: str, stack: "DagsterStack | None", day: "ShopDay") -> None:
         f"In another terminal, in this folder, the life of the first event:  outbox trace {day.opening_id}",
         err=True,
     )
-    from outbox_pipeline.demo.visits import EVENING_PAUSE_SECONDS
-
     if stack is None:
         typer.echo("It goes on running: another 'outbox up' on this home started it.", err=True)
         return

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 #: Where the UI is unless something else listens there.
 DEFAULT_PORT = 3000
 LOOPBACK = "127.0.0.1"
-#: Runs that the packaged dagster.yaml lets work at once.
-_MAX_RUNS = 4
 #: What is started, in the order in which it is up.
 PARTS = ("PostgreSQL", "ClickHouse", "schema", "code server", "daemon", "UI")
 
@@ -149,8 +147,9 @@ def _celery_plan(workers: int) -> "CeleryPlan":
 
     Raises ConfigurationError when Celery, or a broker, is missing.
     """
-    from outbox_pipeline.monitoring.celery_launcher import CeleryLauncher, require_answers, require_celery
+    from outbox_pipeline.monitoring.celery_launcher import CeleryLauncher, max_runs, require_answers, require_celery
     from outbox_pipeline.orchestration.host.broker import require_program
+    from outbox_pipeline.orchestration.host.instance import instance_text
     from outbox_pipeline.orchestration.host.stack import CeleryPlan, own_broker
     from outbox_pipeline.settings import load_settings
 
@@ -166,7 +165,9 @@ def _celery_plan(workers: int) -> "CeleryPlan":
         require_program()
     else:
         require_answers(CeleryLauncher(broker.get_secret_value(), backend.get_secret_value()))
-    return CeleryPlan(workers, concurrency=-(-_MAX_RUNS // workers), has_broker=broker is None)
+    return CeleryPlan(
+        workers, concurrency=-(-max_runs(instance_text(on_celery=True)) // workers), has_broker=broker is None
+    )
 
 
 def _untold(_name: str) -> None:

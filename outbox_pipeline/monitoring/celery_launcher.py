@@ -59,7 +59,8 @@ def read_launcher(home: Path, environment: Mapping[str, str]) -> CeleryLauncher 
     if not file.is_file():
         return None
     try:
-        instance = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        text = file.read_text(encoding="utf-8")
+        instance = yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} is no YAML: correct it.") from error
     launcher = _mapping(instance, "run_launcher")
@@ -79,8 +80,18 @@ def read_launcher(home: Path, environment: Mapping[str, str]) -> CeleryLauncher 
         broker,
         backend,
         _value(config.get("default_queue"), environment, file) or _QUEUE,
-        _max_runs(instance),
+        max_runs(text),
     )
+
+
+def max_runs(text: str) -> int:
+    """Return how many runs the text of a `dagster.yaml` lets work at once."""
+    import yaml
+
+    instance = yaml.safe_load(text)
+    runs = _mapping(_mapping(instance, "concurrency"), "runs")
+    found = runs.get("max_concurrent_runs", _mapping(instance, "run_queue").get("max_concurrent_runs"))
+    return found if isinstance(found, int) else _MAX_RUNS
 
 
 def require_celery() -> None:
@@ -170,12 +181,6 @@ def _value(given: Any, environment: Mapping[str, str], file: Path) -> str | None
     if value is None:
         raise ConfigurationError(f"{name} is not set, and {file} takes Celery's servers from it: set it.")
     return value
-
-
-def _max_runs(instance: Any) -> int:
-    runs = _mapping(_mapping(instance, "concurrency"), "runs")
-    found = runs.get("max_concurrent_runs", _mapping(instance, "run_queue").get("max_concurrent_runs"))
-    return found if isinstance(found, int) else _MAX_RUNS
 
 
 def _slots(stats: Any) -> int:

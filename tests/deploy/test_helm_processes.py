@@ -1,6 +1,5 @@
 """What the Helm chart starts: Dagster's instance, commands that the image has, and probes that they answer."""
 
-import contextlib
 import importlib.util
 import os
 import re
@@ -13,24 +12,23 @@ from typing import Any
 
 import click
 import dagster as dg
-import grpc
 import kubernetes
-import psutil
 import pytest
 import yaml
 from dagster._cli import create_dagster_cli
 from dagster._daemon.cli import create_dagster_daemon_cli
 from dagster_k8s.job import construct_dagster_k8s_job
 from dagster_webserver.cli import dagster_webserver
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.exceptions import TyperException
 from typer.main import get_command
 
 from outbox_pipeline.cli.main import app
 from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
+from outbox_pipeline.orchestration.host.serving import SERVICE, is_serving
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.settings import Settings
 from tests.fixtures.charts import CHART, NAMESPACE, VERSIONS, Helm, Manifest, RefusedError, containers, one, pods
+from tests.fixtures.stopping import end_with_children
 
 pytestmark = pytest.mark.deploy
 
@@ -313,26 +311,14 @@ def test_the_probe_asks_what_the_code_server_answers(helm: Helm, tmp_path_factor
     environment = {**os.environ, "DAGSTER_HOME": str(folder), "OUTBOX_FIRST_DAY": "2026-11-01"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
-    question = health_pb2.HealthCheckRequest(service=container["startupProbe"]["grpc"]["service"])
-
-    def is_serving() -> bool:
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
-            try:
-                answer = health_pb2_grpc.HealthStub(channel).Check(question, timeout=2)
-            except grpc.RpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
     try:
-        assert wait_until(is_serving, seconds=120, pause=0.5), (folder / "log").read_text()
+        assert wait_until(lambda: is_serving(f"unix:{socket}") is None, seconds=120, pause=0.5), (
+            folder / "log"
+        ).read_text()
     finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.kill()
-        for child in children:
-            # One may have ended by itself, now that its parent has.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.wait(30)
+        end_with_children(process)
+
+    assert container["startupProbe"]["grpc"]["service"] == SERVICE
 
 
 def test_a_slow_start_is_waited_for(helm: Helm) -> None:

@@ -1,6 +1,5 @@
 """systemd's units: well-formed, shut in, with settings that exist; and their commands, run by hand, deliver."""
 
-import contextlib
 import os
 import re
 import shlex
@@ -11,13 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.settings import Settings
 from tests.fixtures.servers import Servers
+from tests.fixtures.stopping import end_with_children
 from tests.fixtures.stores import fresh_clickhouse, fresh_database, url_of
 
 pytestmark = pytest.mark.deploy
@@ -192,7 +191,7 @@ def test_the_commands_of_the_units_deliver(installed: tuple[Machine, Engine]) ->
         assert {name: process.poll() for name, process in running.items()} == dict.fromkeys(names)
     finally:
         for process in running.values():
-            end_group(process)
+            end_with_children(process)
 
 
 def said_in(machine: Machine) -> str:
@@ -209,15 +208,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a unit's processes as KillMode=control-group does, children that left its session included."""
-    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.kill()
-    for child in children:
-        # One may have ended by itself, now that its parent has.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait(30)
-    psutil.wait_procs(children, timeout=30)
