@@ -347,7 +347,7 @@ def test_prometheus_and_grafana_find_what_they_show(project: dict[str, Any]) -> 
     assert prometheus["scrape_configs"][0]["static_configs"] == [{"targets": [f"metrics:{port}"]}]
     assert {f"/etc/prometheus/{name}" for name in prometheus["rule_files"]} <= mounted
     assert f"{folder['options']['path']}/dashboard.json" in mounted
-    assert source["url"] == "http://prometheus:9090"
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
 
 
 def test_the_databases_are_made_for_their_roles() -> None:

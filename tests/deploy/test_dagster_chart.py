@@ -9,6 +9,7 @@ from dagster._cli import create_dagster_cli
 from outbox_pipeline.orchestration.host.instance import DEFINITIONS_MODULE, LOCATION_NAME
 from outbox_pipeline.settings import Settings
 from tests.fixtures.charts import Manifest
+from tests.fixtures.dockerfile import last
 
 pytestmark = pytest.mark.deploy
 
@@ -97,6 +98,17 @@ def test_it_holds_no_secret_and_no_unknown_setting(values: Manifest) -> None:
     assert "://" not in FILE.read_text(encoding="utf-8")
     for variable in deployment["env"]:
         assert "SecretStr" not in fields[variable["name"]]
+
+
+def test_it_runs_as_the_image_does_with_the_chart_s_secret(values: Manifest) -> None:
+    """Not as root, and the Secret of whoever moves from one chart to the other has one name."""
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    user = int(last("USER").rest.partition(":")[0])
+    security = deployment["podSecurityContext"]
+    own = yaml.safe_load((DEPLOY / "helm" / "outbox-pipeline" / "values.yaml").read_text(encoding="utf-8"))
+
+    assert (security["runAsNonRoot"], security["runAsUser"], security["runAsGroup"]) == (True, user, user)
+    assert deployment["envSecrets"] == [{"name": own["urls"]["secret"]}]
 
 
 def test_it_says_what_our_own_file_says(values: Manifest) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import reduce
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -215,6 +216,28 @@ def test_the_readme_has_every_value() -> None:
         return {f"{above}{name}" for name in values.keys() - parts.keys()}.union(*below)
 
     assert named == paths(defaults)
+
+
+def test_the_readme_says_the_defaults(helm: Helm) -> None:
+    """Where its table has a value and no words, and in its commands: the Secret, and the job that has the log."""
+    page = (CHART / "README.md").read_text(encoding="utf-8")
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    said: list[tuple[str, str]] = []
+    for line in page.partition("## Values")[2].splitlines():
+        if line.startswith("| `"):
+            names, values = (cell.strip("| ").split(", ") for cell in line.split(" | ")[:2])
+            pairs = zip(names, values * len(names) if len(values) == 1 else values, strict=True)
+            said += [(name.strip("`"), value) for name, value in pairs if re.fullmatch(r"`\S+`|\d+", value)]
+
+    def default(name: str) -> str:
+        value = reduce(lambda above, part: above[part], name.split("."), defaults)
+        return value if isinstance(value, str) else json.dumps(value)
+
+    assert len(said) > 10
+    assert [(name, value) for name, value in said if value.strip("`") != default(name)] == []
+    assert re.findall(r"secret generic (\S+)", page) == [defaults["urls"]["secret"]]
+    jobs = [manifest["metadata"]["name"] for manifest in helm.manifests() if manifest["kind"] == "Job"]
+    assert re.findall(r"job/(\S+)", page) == jobs
 
 
 def mebibytes(quantity: str) -> int:

@@ -6,7 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
+from outbox_pipeline.orchestration.host.instance import LOCATION_NAME
+from outbox_pipeline.settings import Settings
 from tests.fixtures.dockerfile import ROOT, Instruction, copied, dockerfile, last, stages
 
 pytestmark = pytest.mark.image
@@ -95,6 +98,20 @@ def test_its_commands_are_modules_of_ours(name: str) -> None:
     assert (python, isolated, flag) == ("python", "-P", "-m")
     assert module.startswith("outbox_pipeline.")
     assert find_spec(module) is not None
+
+
+def test_its_variables_and_ports_are_those_of_its_commands() -> None:
+    """The workspace file finds the code location by the image's variables, the health check by the command's port."""
+    variables = dict(word.split("=", 1) for word in last("ENV").words)
+    command, check = last("CMD").command, last("HEALTHCHECK").command
+    workspace = yaml.safe_load((ROOT / "deploy" / "image" / "workspace.yaml").read_text(encoding="utf-8"))
+    (server,) = [one["grpc_server"] for one in workspace["load_from"]]
+    settings = {f"OUTBOX_{name.upper()}" for name in Settings.model_fields}
+
+    assert {name for name in variables if name.startswith("OUTBOX_")} <= settings
+    assert variables[server["host"]["env"]] == "code"
+    assert {variables[server["port"]["env"]], check[-1].partition(":")[2]} == {command[command.index("-p") + 1]}
+    assert server["location_name"] == command[command.index("--location-name") + 1] == LOCATION_NAME
 
 
 def test_an_address_of_an_index_stands_in_no_instruction() -> None:
