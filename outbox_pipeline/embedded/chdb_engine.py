@@ -4,7 +4,7 @@ Nothing calls chDB but in a thread that is shut off from the machine (`confined`
 rights than those of `rights`. chDB isolates settings, temporary tables and parameters by connection. So every request
 gets a connection of its own (a session keeps one between requests) and SQL never has to be rewritten to carry settings.
 A connection on which nothing but a query was run to its end is kept for the next request with the same settings: to
-make one like it takes as long as a small query.
+make one like it takes as long as a small query. Its queries are found by a name of its own, which it keeps.
 """
 
 import json
@@ -30,8 +30,8 @@ from outbox_pipeline.embedded.server_errors import (
     from_engine,
 )
 
-#: A setting without effect that `system.processes` shows, so a query is found by its request's id.
-REQUEST_SETTING = "chdb_client_name"
+#: A setting without effect that `system.processes` shows, so a query is found by its connection's name.
+NAME_SETTING = "chdb_client_name"
 
 #: Connections that are kept for requests without a session, whatever their settings.
 _MOST_KEPT = 32
@@ -58,16 +58,30 @@ class Scope:
 
 @dataclass
 class Loan:
-    """A connection set up for a request; `is_unchanged` once nothing but a query was run on it, to its end."""
+    """A connection set up for a request; `is_unchanged` once nothing but a query was run on it, to its end.
+
+    `is_killed`: an order to stop its query is on its way, which must not reach the next request's.
+    """
 
     connection: Any
+    name: str
     is_unchanged: bool = False
+    is_killed: bool = False
     #: How often the kept connections had been forgotten when this one was lent.
     forgotten: int = 0
 
 
 #: The database and the settings that a kept connection has.
 _Setup = tuple[str | None, frozenset[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A connection without a request, and the name under which its queries run."""
+
+    setup: _Setup
+    connection: Any
+    name: str
 
 
 @dataclass
@@ -93,7 +107,8 @@ class Engine:
         self._chdb = self.confined(partial(_load, configuration))
         self._root = self._connect()
         self._sessions: dict[str, _Session] = {}
-        self._kept: list[tuple[_Setup, Any]] = []
+        self._kept: list[_Kept] = []
+        self._lent: dict[str, Loan] = {}
         self._forgotten = 0
         self._guard = threading.Lock()
         self.version, self.timezone = self.ask("SELECT version(), timezone()").decode().rstrip("\n").split("\t")
@@ -109,17 +124,20 @@ class Engine:
         """Lend a connection set up for *scope*; afterwards only a session's own changes stay with it."""
         if scope.session_id is not None:
             with self._of_session(scope.session_id, scope) as connection:
-                _set_up(connection, scope)
-                yield Loan(connection)
+                loan = Loan(connection, scope.request_id)
+                with self._known_as(scope.request_id, loan):
+                    _set_up(connection, scope, loan.name)
+                    yield loan
             return
         setup = (scope.database, frozenset(scope.settings.items()))
-        loan = Loan(None, forgotten=self._forgotten)
-        loan.connection = self._take_kept(setup, scope.request_id)
+        kept = self._take_kept(setup)
+        loan = Loan(kept and kept.connection, kept.name if kept else scope.request_id, forgotten=self._forgotten)
         try:
-            if loan.connection is None:
-                loan.connection = self._connect()
-                _set_up(loan.connection, scope)
-            yield loan
+            with self._known_as(scope.request_id, loan):
+                if loan.connection is None:
+                    loan.connection = self._connect()
+                    _set_up(loan.connection, scope, loan.name)
+                yield loan
         finally:
             if loan.connection is not None:
                 self._give_back(loan, setup)
@@ -129,8 +147,8 @@ class Engine:
         with self._guard:
             kept, self._kept = self._kept, []
             self._forgotten += 1
-        for _, connection in kept:
-            connection.close()
+        for each in kept:
+            each.connection.close()
 
     def ask(self, query: str, parameters: dict[str, str] | None = None) -> bytes:
         """Answer *query* on a connection of its own, as tab separated text."""
@@ -142,14 +160,19 @@ class Engine:
 
     def kill(self, request_id: str) -> None:
         """Ask the query of this request to stop; it then fails with QUERY_WAS_CANCELLED."""
+        with self._guard:
+            loan = self._lent.get(request_id)
+            if loan is None:
+                return
+            loan.is_killed = True
         self.ask(
-            f"KILL QUERY WHERE Settings['{REQUEST_SETTING}'] = {{id:String}} ASYNC",
-            parameters={"id": request_id},
+            f"KILL QUERY WHERE Settings['{NAME_SETTING}'] = {{name:String}} ASYNC",
+            parameters={"name": loan.name},
         )
 
     def kill_all(self) -> None:
         """Ask every query of a request to stop."""
-        self.ask(f"KILL QUERY WHERE mapContains(Settings, '{REQUEST_SETTING}') ASYNC")
+        self.ask(f"KILL QUERY WHERE mapContains(Settings, '{NAME_SETTING}') ASYNC")
 
     def close(self) -> None:
         """Close the sessions and the engine; what was inserted is in its files."""
@@ -166,27 +189,27 @@ class Engine:
         except RuntimeError as error:
             raise from_engine(error) from error
 
-    def _take_kept(self, setup: _Setup, request_id: str) -> Any:
+    @contextmanager
+    def _known_as(self, request_id: str, loan: Loan) -> Iterator[None]:
         with self._guard:
-            at = next((at for at in reversed(range(len(self._kept))) if self._kept[at][0] == setup), None)
-            connection = None if at is None else self._kept.pop(at)[1]
-        if connection is None:
-            return None
+            self._lent[request_id] = loan
         try:
-            run(connection, f"SET {_assignments({REQUEST_SETTING: request_id})}")
-        except ServerError:
-            # Its settings may be such that it takes no other one: a limit to the length of statements, for example.
-            connection.close()
-            return None
-        return connection
+            yield
+        finally:
+            with self._guard:
+                del self._lent[request_id]
+
+    def _take_kept(self, setup: _Setup) -> _Kept | None:
+        with self._guard:
+            at = next((at for at in reversed(range(len(self._kept))) if self._kept[at].setup == setup), None)
+            return None if at is None else self._kept.pop(at)
 
     def _give_back(self, loan: Loan, setup: _Setup) -> None:
         too_old = loan.connection
         with self._guard:
-            # Under `readonly` it would not take another request's id.
-            if loan.is_unchanged and loan.forgotten == self._forgotten and "readonly" not in dict(setup[1]):
-                self._kept.append((setup, loan.connection))
-                too_old = self._kept.pop(0)[1] if len(self._kept) > _MOST_KEPT else None
+            if loan.is_unchanged and not loan.is_killed and loan.forgotten == self._forgotten:
+                self._kept.append(_Kept(setup, loan.connection, loan.name))
+                too_old = self._kept.pop(0).connection if len(self._kept) > _MOST_KEPT else None
         if too_old is not None:
             too_old.close()
 
@@ -266,16 +289,16 @@ def run(connection: Any, query: str, *, output: str = "TabSeparated", parameters
         raise from_engine(error) from error
 
 
-def _set_up(connection: Any, scope: Scope) -> None:
+def _set_up(connection: Any, scope: Scope, name: str) -> None:
     if scope.database:
         run(connection, f"USE {_identifier(scope.database)}")
-    run(connection, f"SET {_assignments({**scope.settings, REQUEST_SETTING: scope.request_id})}")
+    run(connection, f"SET {_assignments({**scope.settings, NAME_SETTING: name})}")
 
 
 @contextmanager
 def _settings_restored(connection: Any, scope: Scope) -> Iterator[None]:
     """Give a session back the settings and database it had: those of a request are not the session's."""
-    names = [*scope.settings, REQUEST_SETTING]
+    names = [*scope.settings, NAME_SETTING]
     database = run(connection, "SELECT currentDatabase()", output="TSVRaw").bytes().decode().rstrip("\n")
     changed = _changed_settings(connection, names)
     try:

@@ -56,6 +56,20 @@ _WITH_RESULT = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS"
 _KEEPS_DATABASES = _WITH_RESULT | {"INSERT"}
 
 
+#: Texts whose classes are remembered: a client's statements are few, and to parse one takes as long as a small query.
+_MOST_KNOWN = 500
+_LONGEST_KNOWN = 20_000
+
+
+@dataclass(frozen=True)
+class _Classes:
+    statement_count: int
+    is_reading: bool
+
+
+_known_classes: dict[str, _Classes] = {}
+
+
 @dataclass(frozen=True)
 class Order:
     """What a request asks for: SQL from the URL (the body continues it), parameters, scope."""
@@ -211,7 +225,7 @@ def _run(loan: Loan, text: str, statement: Statement, order: Order, resources: E
     connection = loan.connection
     _refuse(connection, text, statement, order)
     output = statement.format.argument if statement.format else order.default_format
-    if statement.keyword in ("SELECT", "WITH") and output in _PIECEWISE and _is_reading(connection, text):
+    if statement.keyword in ("SELECT", "WITH") and output in _PIECEWISE and _classified(connection, text).is_reading:
         return _stream(loan, text, statement, output, order, resources)
     result = run(connection, text, output=output, parameters=order.parameters)
     data = result.bytes()
@@ -230,9 +244,9 @@ def _refuse(connection: Any, text: str, statement: Statement, order: Order) -> N
         raise ServerError(SYNTAX_ERROR, "Empty query. (SYNTAX_ERROR)")
     if statement.inputs and statement.format is None:
         raise ServerError(BAD_ARGUMENTS, "An INSERT from input() must name the FORMAT of its data. (BAD_ARGUMENTS)")
-    if statement.keyword != "INSERT" and connection._conn.classify_query(text)["statement_count"] > 1:
+    if statement.keyword != "INSERT" and _classified(connection, text).statement_count > 1:
         raise ServerError(SYNTAX_ERROR, "Multi-statements are not allowed. (SYNTAX_ERROR)")
-    if not order.may_write and not _is_reading(connection, text):
+    if not order.may_write and not _classified(connection, text).is_reading:
         # What cannot be parsed gets its own error.
         run(connection, f"SELECT formatQuery({quoted(text)})")
         raise ServerError(
@@ -242,8 +256,17 @@ def _refuse(connection: Any, text: str, statement: Statement, order: Order) -> N
         )
 
 
-def _is_reading(connection: Any, text: str) -> bool:
-    return str(connection._conn.classify_query(text)["query_class"]).endswith("READ_ONLY")
+def _classified(connection: Any, text: str) -> _Classes:
+    """Return what the engine's parser says of a text, which is the same whenever it is asked."""
+    known = _known_classes.get(text)
+    if known is None:
+        found = connection._conn.classify_query(text)
+        known = _Classes(found["statement_count"], str(found["query_class"]).endswith("READ_ONLY"))
+        if len(text) <= _LONGEST_KNOWN:
+            if len(_known_classes) >= _MOST_KNOWN:
+                _known_classes.clear()
+            _known_classes[text] = known
+    return known
 
 
 def _stream(loan: Loan, text: str, statement: Statement, output: str, order: Order, resources: ExitStack) -> Result:

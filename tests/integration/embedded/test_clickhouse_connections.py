@@ -1,6 +1,9 @@
 """A connection of the embedded ClickHouse's engine that is kept for the next request brings nothing of the last."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,23 @@ from tests.fixtures.plain_http import Ask
 
 _ASKED = {"database": "default", "max_threads": "3"}
 _THREADS = b"SELECT getSetting('max_threads')"
+
+#: Three requests, the second of which is to stop when it is already done; prints who had each connection first.
+_ORDERED_TO_STOP = """
+import sys
+from pathlib import Path
+from outbox_pipeline.embedded.chdb_engine import Engine, Scope, run
+
+engine = Engine(Path(sys.argv[1]), uploads=Path(sys.argv[2]))
+for request_id in ("first", "stopped", "last"):
+    with engine.connection(Scope(request_id, database="default")) as loan:
+        run(loan.connection, "SELECT 1")
+        loan.is_unchanged = True
+        if request_id == "stopped":
+            engine.kill(request_id)
+    print(loan.name)
+engine.close()
+"""
 
 
 def said(ask: Ask, body: bytes, **parameters: str) -> str:
@@ -75,3 +95,13 @@ def test_a_request_may_bound_the_length_of_its_statement(ask: Ask) -> None:
     """A limit that a statement of the server's own would pass is met again and again."""
     for _ in range(3):
         assert said(ask, b"SELECT 1", database="default", max_query_size="50") == "1"
+
+
+def test_an_order_to_stop_reaches_no_later_request(tmp_path: Path) -> None:
+    """It goes by the connection, which is nobody's any more once a request on it was to be stopped."""
+    folders = [tmp_path / "data", tmp_path / "uploads"]
+    for folder in folders:
+        folder.mkdir()
+    ran = subprocess.run([sys.executable, "-c", _ORDERED_TO_STOP, *folders], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.split() == ["first", "first", "last"]
