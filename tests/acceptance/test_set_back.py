@@ -20,7 +20,7 @@ from tests.fixtures.copies import copy_running, copy_stopped, instance_in, recov
 from tests.fixtures.events import publish
 from tests.fixtures.instances import assert_whole, back_up, restore_in_place
 
-pytestmark = pytest.mark.embedded_only
+pytestmark = [pytest.mark.embedded_only, pytest.mark.usefixtures("unclaimed")]
 
 
 def prepare(instance: Stores) -> None:

@@ -27,6 +27,8 @@ from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.owners import ledger_id_of
 from tests.fixtures.proxy import Change, FaultyProxy, through
 
+pytestmark = pytest.mark.usefixtures("unclaimed")
+
 #: How the statement begins that sends the row, and how any does that sends rows of this form.
 KNOWN = "INSERT INTO {known_bytes:"
 ANY = "INSERT INTO {"

@@ -24,6 +24,8 @@ from tests.fixtures.events import assert_each_exactly_once, committed_ids, publi
 from tests.fixtures.instances import everything
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, on_table, owners_of, told_days
 
+pytestmark = pytest.mark.usefixtures("unclaimed")
+
 #: Whatever would send, compare, delete or tell.
 COMMANDS = (
     *("init", "doctor", "relay --until-empty", "up --port 0", "replay --from 2026-01-01 --reload"),

@@ -19,6 +19,8 @@ from tests.fixtures.interleave import note_calls
 from tests.fixtures.owners import ledger_id_of, owners_of
 from tests.fixtures.step_orders import CLAIM_STEPS
 
+pytestmark = pytest.mark.usefixtures("unclaimed")
+
 
 def test_of_two_at_once_no_two_deliver(stores: Stores, other: Stores) -> None:
     """Both have seen no owner and both have written: one at least is refused, and a repetition succeeds for one."""

@@ -59,6 +59,7 @@ def batch_id(stores: Stores) -> Any:
         return connection.scalar(text("SELECT batch_id FROM outbox.batch"))
 
 
+@pytest.mark.usefixtures("unclaimed")
 def test_every_write_of_a_delivery_has_a_boundary(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes never follow each other without a point between them, in a first delivery and in a repair."""
     publish(stores.engine, 3)

@@ -149,6 +149,7 @@ def test_the_schemas_owner_brings_an_older_schema_up_to_date(place: Place, tool:
     init(place.url)
 
 
+@pytest.mark.usefixtures("unclaimed")
 def test_the_schemas_owner_delivers(place: Place, stores: Stores) -> None:
     """What it has made works: events it publishes arrive once each."""
     place.execute(f"CREATE SCHEMA outbox AUTHORIZATION {place.role}")

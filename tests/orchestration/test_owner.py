@@ -11,6 +11,8 @@ from tests.fixtures.instances import everything
 from tests.fixtures.runs import execute, requested
 from tests.fixtures.sensors import pipeline, tick, tick_completeness
 
+pytestmark = pytest.mark.usefixtures("unclaimed")
+
 
 def test_no_run_is_asked_for(instance: dg.DagsterInstance, stores: Stores, other: Stores) -> None:
     """The tick fails with the sentence before it cuts anything, and the days are not written."""
