@@ -21,7 +21,7 @@ LOCK_OPTIONS := --generate-hashes --no-emit-index-url --no-emit-find-links --no-
 # Tests and demo are many processes: where the environment forbids to keep what was compiled, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-check check test test-engines test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery test-kubernetes test-hosts examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
+.PHONY: help setup demo demo-check check test test-acceptance test-engines test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery test-kubernetes test-hosts examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -37,7 +37,11 @@ check:  ## Run all that CI runs, one after the other, and install the packages o
 	bash .ci/run
 
 test: $(INSTALLED)  ## Run the test suite on embedded engines, or on servers given by OUTBOX_…_URL; without those of the targets below
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder \
+	  tests/integration tests/orchestration tests/unit
+
+test-acceptance: $(INSTALLED)  ## Kill, freeze, cut off and set back what delivers, and compare both sides by event id
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder tests/acceptance
 
 test-engines: $(INSTALLED)  ## Test the embedded engines themselves: started, killed, moved, reached by others
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder -m engines tests/integration/embedded
