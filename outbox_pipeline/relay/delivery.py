@@ -72,8 +72,10 @@ class Delivery:
         self._is_witnessed = False
         self._is_owed = False
         self._is_proven = False
-        self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease, limits=stores.limits).start()
+        self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease, limits=stores.limits)
         self.stores = replace(stores, client=stores.client.telling(self._heartbeat.during))
+        # Last: an interrupt after it and before `close` would leave it beating.
+        self._heartbeat.start()
 
     def close(self) -> None:
         """Stop renewing the lease; without a mark or a failure it then runs out."""

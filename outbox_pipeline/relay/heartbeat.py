@@ -57,7 +57,12 @@ class Heartbeat:
 
     def start(self) -> Self:
         """Begin renewing."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            # Terminate of Dagster raises at any line, in a process that a worker keeps for the next runs.
+            self._stopped.set()
+            raise
         return self
 
     def stop(self) -> None:
