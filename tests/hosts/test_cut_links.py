@@ -1,49 +1,24 @@
 """Links that are cut while a batch is delivered: another host takes it over, and the first one writes nothing more."""
 
 import time
-from collections.abc import Iterator
-from uuid import UUID
 
 import pytest
-from sqlalchemy import text
 
-from outbox_pipeline.postgres.session import IDLE_TIMEOUT_SECONDS
 from outbox_pipeline.processes import wait_until
 from outbox_pipeline.relay.points import Point
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish, publish_sized
-from tests.fixtures.hosts import LEASE_SECONDS, Hosts, Worker
+from tests.fixtures.hosts import LEASE_SECONDS, SOON_SECONDS, Worker, batch_of, hold_at, rows_of
 from tests.fixtures.instances import assert_whole
 
 pytestmark = pytest.mark.hosts
 
-#: What a takeover may take once the lease is over, on a machine that does other things too.
-SOON_SECONDS = 10
-
 Workers = tuple[Worker, Worker]
-
-
-def batch_of(stores: Stores) -> tuple[UUID, str, int, int]:
-    """Return id, status, attempt and generation of the one batch."""
-    with stores.engine.begin() as connection:
-        return tuple(connection.execute(text("SELECT batch_id, status, attempt, generation FROM outbox.batch")).one())
-
-
-def rows_of(stores: Stores) -> int:
-    """Return how many rows ClickHouse has."""
-    (row,) = stores.client.rows("SELECT count() AS found FROM {table:Identifier}")
-    return int(row["found"])
 
 
 def is_processed(stores: Stores) -> bool:
     """Tell whether the batch is marked."""
     return batch_of(stores)[1] == "processed"
-
-
-def hold_at(worker: Worker, place: str) -> None:
-    """Let a worker begin to deliver what is pending, and hold it at a place."""
-    worker.begin("relay", "--until-empty", hold=place)
-    worker.wait_held()
 
 
 def takes_over(other: Worker, stores: Stores) -> float:
@@ -136,61 +111,3 @@ def test_a_host_that_never_comes_back_holds_nothing_up(stores: Stores, workers: 
 
     assert code == 0, said
     assert_whole(stores)
-
-
-@pytest.fixture
-def control(hosts: Hosts, environment: dict[str, str]) -> Iterator[Worker]:
-    """A host that cuts batches, as the sensor's does."""
-    worker = Worker(hosts.control, environment)
-    worker.wait_ready()
-    yield worker
-    worker.close()
-
-
-def test_a_host_that_loses_the_database_while_it_cuts_lets_others_cut(
-    hosts: Hosts, stores: Stores, workers: Workers, control: Worker
-) -> None:
-    """The database gives back the one lock of the ledger: others go on in half a minute, and publishing at once."""
-    publish(stores.engine, 300)
-    hold_at(control, "UPDATE outbox.unclaimed")
-    control.host.lose(hosts.database)
-    began = time.monotonic()
-    control.go_on()
-    publish(stores.engine, 200)
-    assert time.monotonic() - began < SOON_SECONDS
-
-    workers[0].take_over(lambda: rows_of(stores) == 500, "another host to cut and deliver")
-
-    assert time.monotonic() - began < IDLE_TIMEOUT_SECONDS + SOON_SECONDS
-    control.host.find(hosts.database)
-    code, said = control.ended()
-    assert code == 1, said
-    assert control.outbox("relay", "--until-empty")[0] == 0
-    assert_whole(stores)
-
-
-@pytest.mark.parametrize("ahead", ["holder", "other"])
-def test_a_clock_that_is_ahead_takes_nothing_over(
-    hosts: Hosts, stores: Stores, environment: dict[str, str], ahead: str
-) -> None:
-    """A lease is over when the database's clock says so, whatever the clocks of the hosts are."""
-    clocks = {"holder": None, "other": None} | {ahead: "+20s"}
-    holder, other = (
-        Worker(host, environment, clock=clock) for host, clock in zip(hosts.workers, clocks.values(), strict=True)
-    )
-    try:
-        said = {"holder": holder.wait_ready(), "other": other.wait_ready()}
-        assert said[ahead] - time.time() > 15
-        publish(stores.engine, 300)
-        hold_at(holder, Point.SENDING)
-
-        code, printed = other.outbox("relay", "--until-empty")
-
-        assert (code, rows_of(stores)) == (0, 0), printed
-        holder.go_on()
-        assert holder.ended()[0] == 0
-        assert batch_of(stores)[1:] == ("processed", 1, 0)
-        assert_whole(stores)
-    finally:
-        holder.close()
-        other.close()
