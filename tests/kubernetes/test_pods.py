@@ -1,4 +1,4 @@
-"""Pods that start, die, are taken away and cannot be made: events are delivered once, and no run keeps its place."""
+"""Pods that start, die and are taken away: events are delivered once, and no run keeps its place."""
 
 from collections.abc import Iterator
 
@@ -6,36 +6,15 @@ import dagster as dg
 import pytest
 
 from tests.fixtures.events import publish
-from tests.fixtures.kubernetes import IMAGE, SECRET, OnKubernetes, new_folder, on_kubernetes
+from tests.fixtures.kubernetes import IMAGE, LEASE_SECONDS, SECRET, OnKubernetes
 from tests.fixtures.proxy import Fault, Injection
-from tests.fixtures.servers import Servers
 
 pytestmark = pytest.mark.kubernetes
 
-LEASE_SECONDS = 5
-#: Between two ticks of the sensor.
+#: Between two ticks of the sensor, at most, while other tests are at work.
 TICK_SECONDS = 5
-START_TIMEOUT_SECONDS = 30
 
 FAILED = dg.DagsterRunStatus.FAILURE
-
-#: The settings of a team that wants to see faults mended soon.
-SETTINGS = {
-    "OUTBOX_LEASE_SECONDS": str(LEASE_SECONDS),
-    "OUTBOX_REQUEST_SECONDS": "20",
-    "OUTBOX_RETRY_BASE_SECONDS": "1",
-    "OUTBOX_RETRY_MAX_SECONDS": "2",
-}
-
-
-@pytest.fixture(scope="module")
-def stack(servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnKubernetes]:
-    """Dagster on a cluster, with short times."""
-    monitoring = {"start_timeout_seconds": START_TIMEOUT_SECONDS, "poll_interval_seconds": 3}
-    folder = new_folder(tmp_path_factory)
-    changes = {"run_monitoring": monitoring}
-    with on_kubernetes(servers, migrated_template, folder, settings=SETTINGS, instance=changes) as running:
-        yield running
 
 
 @pytest.fixture
@@ -125,19 +104,3 @@ def test_a_run_that_is_terminated_is_followed_by_another(stack: OnKubernetes, he
     injection.release()
     stack.assert_whole()
     assert stack.batches()[-1].attempt == 2
-
-
-def test_a_secret_that_is_missing_is_named(stack: OnKubernetes) -> None:
-    """A pod that cannot be made fails its run at Dagster's start timeout, with what is missing; then events arrive."""
-    stack.cluster.delete_secret(SECRET)
-    publish(stack.stores.engine, 10)
-    run_id = stack.run_in(dg.DagsterRunStatus.STARTING)
-
-    stack.wait_for_status(run_id, FAILED)
-
-    said = stack.said_of(run_id)
-    assert f"Run timed out due to taking longer than {START_TIMEOUT_SECONDS} seconds to start." in said
-    assert f'Waiting: CreateContainerConfigError: secret "{SECRET}" not found' in said
-    assert "try running `kubectl describe pod dagster-run-" in said
-    stack.cluster.create("Secret", SECRET, stack.secret)
-    stack.assert_whole()
