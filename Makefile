@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Each worker brings its own engines; 0 runs the tests one after the other, as on servers given by URL.
 TEST_WORKERS ?= 3
+# Of tests that wait more than they work.
+SIDE_BY_SIDE := $(if $(filter 0,$(TEST_WORKERS)),0,2)
 INSTALLED := .venv/installed
 BENCH := .venv/bench
 BROWSER := .venv/browser
@@ -47,7 +49,7 @@ test-engines: $(INSTALLED)  ## Test the embedded engines themselves: started, ki
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder -m engines tests/integration/embedded
 
 test-stack: $(INSTALLED)  ## Run the tests that have all of Dagster's processes behind them: outbox up, its UI, the demo
-	$(BIN)/python -m pytest -n $(if $(filter 0,$(TEST_WORKERS)),0,2) --dist loadscope --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder \
 	  -m 'stack and not browser and not real_input' tests/acceptance/stack tests/acceptance/home
 
 test-postgres15: $(INSTALLED)  ## Run what depends on PostgreSQL on version 15, the oldest that is supported (Debian's package postgresql-15)
@@ -73,14 +75,14 @@ test-image: $(INSTALLED)  ## Build the image with buildah over a stand-in for it
 	POSTGRES15=$(POSTGRES15) $(BIN)/python -m pytest -m image tests/image
 
 test-celery: $(INSTALLED)  ## Run on Celery workers, and kill and freeze them (Debian's package redis-server)
-	$(BIN)/python -m pytest -m celery tests/celery
+	$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder -m celery tests/celery
 
 test-kubernetes: $(INSTALLED)  ## Run Dagster with a Job for each run, on a stand-in for the API of Kubernetes
 	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m kubernetes tests/kubernetes
+	$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder -m kubernetes tests/kubernetes
 
 test-hosts: $(INSTALLED)  ## Cut the links of hosts that deliver (network namespaces, as root; PostgreSQL 15 of Debian)
-	$(AS_ROOT) $(BIN)/python -m pytest -m hosts tests/hosts
+	$(AS_ROOT) $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder -m hosts tests/hosts
 
 examples: $(INSTALLED)  ## Test the Django and the FastAPI project under examples/, down to the row in ClickHouse
 	cd examples/django_shop && ../../$(BIN)/python -m pytest

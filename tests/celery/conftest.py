@@ -3,19 +3,26 @@
 import os
 import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from outbox_pipeline.orchestration.host.instance import instance_text
 from outbox_pipeline.orchestration.host.stack import CeleryPlan
-from tests.fixtures.celery_runs import REQUEST_SECONDS
 from tests.fixtures.servers import Servers
-from tests.fixtures.stack import Running, running_stack
+
+if TYPE_CHECKING:
+    from tests.fixtures.stack import Running
 
 #: Of the product's dagster.yaml only what would make a test wait for minutes is another.
 _SOONER = {
     "start_timeout_seconds: 180": "start_timeout_seconds: 60",
     "poll_interval_seconds: 60": "poll_interval_seconds: 5",
+    # Of each launch without a broker: Celery tries 20 times, a second apart.
+    "      env: OUTBOX_CELERY_BACKEND": (
+        "      env: OUTBOX_CELERY_BACKEND\n"
+        "    config_source: {result_backend_transport_options: {retry_policy: {max_retries: 5}}}"
+    ),
 }
 
 
@@ -26,8 +33,12 @@ def _redis() -> None:
 
 
 @pytest.fixture(scope="package")
-def running(servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
     """Dagster's processes with two workers, each with a place for two runs."""
+    # Not above: pytest looks into the assertions of a plugin only when nothing has imported it before.
+    from tests.fixtures.celery_runs import REQUEST_SECONDS
+    from tests.fixtures.stack import running_stack
+
     text = instance_text(on_celery=True)
     for product, sooner in _SOONER.items():
         assert product in text
@@ -40,13 +51,13 @@ def running(servers: Servers, migrated_template: str, tmp_path_factory: pytest.T
         "OUTBOX_MAX_CUTS_PER_TICK": "12",
     }
     with running_stack(
-        servers, migrated_template, tmp_path_factory.mktemp("celery"), celery=celery, more=more
+        servers, migrated_template, tmp_path_factory.mktemp("celery"), celery=celery, more=more, eager=True
     ) as stack:
         yield stack
 
 
 @pytest.fixture(autouse=True)
-def _revived(running: Running) -> Iterator[None]:
+def _revived(running: "Running") -> Iterator[None]:
     """Leave both workers and the broker to the next test, whatever one has done to them."""
     yield
     running.stack.revive()
