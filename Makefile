@@ -79,7 +79,7 @@ test-celery: $(INSTALLED)  ## Run on Celery workers, and kill and freeze them (D
 
 test-kubernetes: $(INSTALLED)  ## Run Dagster with a Job for each run, on a stand-in for the API of Kubernetes
 	@$(MAKE) --no-print-directory $(DEPLOY)/installed || [ -z "$$CI" ] || exit 1
-	$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder -m kubernetes tests/kubernetes
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder -m kubernetes tests/kubernetes
 
 test-hosts: $(INSTALLED)  ## Cut the links of hosts that deliver (network namespaces, as root; PostgreSQL 15 of Debian)
 	$(AS_ROOT) $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder -m hosts tests/hosts
