@@ -36,6 +36,7 @@ from tests.fixtures.broken_batches import (
 )
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proofs import as_of_version_1
 
 TODAY = Window(today(), today())
@@ -45,7 +46,7 @@ YESTERDAY = Window(today() - timedelta(days=1), today() - timedelta(days=1))
 @pytest.fixture
 def batches(stores: Stores) -> list[Batch]:
     """Three processed batches of 100 events each; the middle one is the one to break."""
-    return deliver_batches(stores)
+    return delivered_batches(stores)
 
 
 def test_what_is_whole_is_clean(stores: Stores, batches: list[Batch]) -> None:

@@ -9,15 +9,16 @@ from outbox_pipeline.batches import Batch
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.broken_batches import BREAKAGES, change, copy_to_unknown_batch, deliver_batches, prune, read_all
+from tests.fixtures.broken_batches import BREAKAGES, change, copy_to_unknown_batch, prune, read_all
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.photographs import delivered_batches
 
 
 @pytest.fixture
 def batches(stores: Stores) -> list[Batch]:
     """Three processed batches of 100 events each."""
-    return deliver_batches(stores)
+    return delivered_batches(stores)
 
 
 def generations(stores: Stores) -> list[int]:

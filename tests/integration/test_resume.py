@@ -12,18 +12,19 @@ from outbox_pipeline.errors import ConfigurationError, TransientError
 from outbox_pipeline.operations.resume import resume
 from outbox_pipeline.stores import Stores
 from tests.fixtures.attempts import fail_batch
-from tests.fixtures.broken_batches import deliver_batches, read_all
+from tests.fixtures.broken_batches import read_all
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import publish
 from tests.fixtures.interleave import before_words
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import by_hand
+from tests.fixtures.photographs import delivered_batches
 
 
 @pytest.fixture
 def batches(stores: Stores) -> list[Batch]:
     """Three processed batches of 100 events each."""
-    return deliver_batches(stores)
+    return delivered_batches(stores)
 
 
 def set_status(stores: Stores, batch: Batch, status: BatchStatus, *, error: str | None = None) -> UUID:

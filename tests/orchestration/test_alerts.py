@@ -20,11 +20,12 @@ from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import load_settings, today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.broken_batches import BREAKAGES, deliver_batches
+from tests.fixtures.broken_batches import BREAKAGES
 from tests.fixtures.events import publish
 from tests.fixtures.held import hold
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.sensors import NOWHERE, pipeline, tick_health
 from tests.fixtures.webhook import Receiver
 
@@ -199,7 +200,7 @@ def test_a_failed_run_is_told_and_its_success_too(watched: Watched, receiver: Re
 
 def test_broken_batches_are_one_incident(watched: Watched, receiver: Receiver) -> None:
     """The check tells of them, and the failed run of the comparison is no second one."""
-    batches = deliver_batches(watched.stores)
+    batches = delivered_batches(watched.stores)
     BREAKAGES["half a batch"].do(watched.stores.client, batches[1].batch_id)
     day = {"first_day": str(today()), "last_day": str(today())}
     run_job(watched, "reconcile_days", **day)

@@ -16,20 +16,20 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import (
     BREAKAGES,
     copy_to_unknown_batch,
-    deliver_batches,
     forget,
     healthy_rows,
     prune,
     read_all,
 )
 from tests.fixtures.events import publish
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import execute, run_config
 
 
 @pytest.fixture
 def batches(stores: Stores) -> list[Batch]:
     """Three processed batches of 100 events each, today."""
-    return deliver_batches(stores)
+    return delivered_batches(stores)
 
 
 def run_job(instance: dg.DagsterInstance, **config: object) -> dg.ExecuteInProcessResult:

@@ -19,7 +19,8 @@ from outbox_pipeline.orchestration.run_limits import (
 from outbox_pipeline.orchestration.run_tags import MAX_RUNTIME_TAG
 from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
-from tests.fixtures.broken_batches import BREAKAGES, deliver_batches
+from tests.fixtures.broken_batches import BREAKAGES
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import execute, run_config
 
 #: What each job has by default, and why: docs/architecture.md has the same.
@@ -105,7 +106,7 @@ def test_a_limit_that_is_moved_counts_from_now(instance: dg.DagsterInstance) -> 
 @pytest.fixture
 def batches(stores: Stores) -> list[Batch]:
     """Three processed batches, today."""
-    return deliver_batches(stores)
+    return delivered_batches(stores)
 
 
 @pytest.mark.parametrize("reload", [False, True])
