@@ -222,13 +222,13 @@ def is_fit(event: Sent) -> bool:
 
 
 @settings(
-    max_examples=50,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(st.lists(_EVENTS, min_size=1, max_size=20))
+@given(st.lists(_EVENTS, min_size=20, max_size=60))
 def test_any_text_arrives_or_waits(stores: Stores, events: list[Sent]) -> None:
     """Whatever a batch is made of, fit events arrive character for character and the others are held."""
     ids = send(stores, events)
