@@ -117,6 +117,7 @@ browser: $(BROWSER)  ## Drive Dagster's UI in this machine's Chromium, and try w
 
 soak: $(INSTALLED)  ## Random kills, freezes and outages for OUTBOX_SOAK_MINUTES (15), then compare both sides
 	$(BIN)/python -m pytest -m soak tests/soak
+	MODEL_EXAMPLES=$${MODEL_EXAMPLES:-100} $(BIN)/python -m pytest tests/acceptance/test_model.py -k test_no_order
 
 bench: $(BENCH)  ## Run every measurement of docs/benchmarks.md (an hour on an idle machine), write its tables and plots
 	$(BIN)/python -m benchmarks

@@ -43,6 +43,7 @@ from tests.fixtures.instances import all_batches
 from tests.fixtures.mover import moving
 from tests.fixtures.old_log import turn_into_log_of_before
 from tests.fixtures.owners import identity_of
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proxy import Fault, FaultyProxy, through
 from tests.fixtures.retained import age
 
@@ -65,8 +66,7 @@ def all_rows(stores: Stores, table: str = "event_log") -> list[Row]:
 @pytest.fixture
 def old(stores: Stores) -> Stores:
     """A log with the key of before, with two batches and rows of one that the ledger does not know."""
-    send(stores, 30)
-    send(stores, 20)
+    delivered_batches(stores, (30, 20))
     turn_into_log_of_before(stores.client, with_owner=True)
     create_table(stores.client)
     stores.client.run(

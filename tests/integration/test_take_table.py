@@ -167,7 +167,7 @@ def test_an_insert_begun_before_the_taking_has_ended_when_the_table_is_taken(
     delivery.prepare()
     # Each insert takes seconds, in views of the user's.
     for name in ("slow", "slower"):
-        view = f"CREATE MATERIALIZED VIEW {name} ENGINE = Null AS SELECT sleep(3) FROM {{table:Identifier}}"
+        view = f"CREATE MATERIALIZED VIEW {name} ENGINE = Null AS SELECT sleep(2) FROM {{table:Identifier}}"
         stores.client.run(view)
 
     with ThreadPoolExecutor(1) as threads:

@@ -17,6 +17,7 @@ from outbox_pipeline.clickhouse.witness import ADOPTION, Cut, add_cuts, cuts_sin
 from outbox_pipeline.errors import LostDeliveriesError, TransientError, WitnessError
 from outbox_pipeline.ids import uuid7
 from outbox_pipeline.monitoring.doctor import examine
+from outbox_pipeline.operations import retention
 from outbox_pipeline.operations.adopt import adopt
 from outbox_pipeline.operations.completeness import record_completeness
 from outbox_pipeline.operations.reconcile.compare import reconcile
@@ -40,6 +41,7 @@ from tests.fixtures.instances import all_batches, cut_without_number
 from tests.fixtures.interleave import note_calls
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.owners import identity_of, ledger_id_of
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.step_orders import WITNESS_STEPS
 
 EVER = (date.min, date.max)
@@ -418,10 +420,9 @@ def test_the_error_leaves_the_batch_to_be_tried_again(stores: Stores, copy: Stor
 def test_a_prune_keeps_what_is_needed(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers at and above the oldest open batch stay, so do the last ones and adoptions; the rest goes."""
     monkeypatch.setattr(numbers, "KEPT_NUMBERS", 2)
+    monkeypatch.setattr(retention, "_REST", 0)
     settings = stores.settings.model_copy(update={"retention_days": 1})
-    for _ in range(4):
-        publish(stores.engine, 1)
-        relay(stores, until_empty=True)
+    delivered_batches(stores, (1, 1, 1, 1))
     add_cuts(stores.client, [Cut(0, ADOPTION)], ledger_id_of(stores))
     oldest = all_batches(stores)[1]
     parked = "UPDATE outbox.batch SET status = 'parked' WHERE batch_id = :batch_id"
