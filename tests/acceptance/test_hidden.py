@@ -30,6 +30,7 @@ from tests.fixtures.clusters import Cluster, running_cluster
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.instances import all_batches, everything, instance_at, run_tool, value
 from tests.fixtures.interleave import before_words
+from tests.fixtures.photographs import delivered_batches
 
 pytestmark = pytest.mark.embedded_only
 
@@ -186,8 +187,7 @@ def test_every_place_that_is_done_is_looked_at(stores: Stores) -> None:
 
 def test_events_that_a_copy_did_not_delete_are_no_others(stores: Stores) -> None:
     """A publication without deletes leaves the events of pruned batches: ClickHouse shows them, so they stay."""
-    publish(stores.engine, 4)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (4,))
     execute(stores, "UPDATE outbox.batch SET pruned_at = now()")
     move_elsewhere(stores)
 

@@ -20,6 +20,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
+from tests.fixtures.photographs import delivered_batches
 
 #: Every command that makes a table where it is missing, or needs it.
 COMMANDS = (
@@ -68,8 +69,7 @@ def reconcile_as_printed(outbox: Outbox, printed: str) -> Result:
 
 def test_a_lost_log_is_made_again_on_demand_and_filled(stores: Stores, outbox: Outbox) -> None:
     """Each command refuses and changes nothing; then it is made, reconciled as printed, and holds each event once."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     publish(stores.engine, 2, context="[1]")
     publish(stores.engine, 4)
     relay(stores, until_empty=True)
@@ -98,8 +98,7 @@ def test_a_lost_log_is_made_again_on_demand_and_filled(stores: Stores, outbox: O
 
 def test_events_that_only_the_ledger_knows_are_counted(stores: Stores, outbox: Outbox) -> None:
     """Of pruned batches nothing can be sent again: how many events of which days that are is said when it is made."""
-    publish(stores.engine, 6)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (6,))
     with stores.engine.begin() as connection:
         for column in ("processed_at", "proved_at", "cut_at", "oldest_recorded_at"):
             connection.execute(text(f"UPDATE outbox.batch SET {column} = {column} - interval '20 days'"))
@@ -138,8 +137,7 @@ def test_an_embedded_engine_that_is_empty_gets_no_log_by_itself(
     stores: Stores, outbox: Outbox, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A home that was removed is another ClickHouse: each command refuses, one that only asks makes nothing either."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     monkeypatch.delenv("OUTBOX_CLICKHOUSE_URL")
     with embedded_engines(own_home, postgres=False) as urls:
         assert urls.clickhouse is not None

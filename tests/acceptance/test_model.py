@@ -1,8 +1,8 @@
 """Whatever happens in whatever order, each committed event arrives once: the pipeline against a small model of it.
 
 By default the same few orders are tried each time. `MODEL_EXAMPLES=500 pytest tests/acceptance/test_model.py` searches
-at random, and that many; `make soak` tries a hundred. The twins are broken on purpose, each in one step: the machine has to find them, or it tells
-nothing about the code either.
+at random, and that many; `make soak` tries a hundred. The twins are broken on purpose, each in one step: the machine
+has to find them, or it tells nothing about the code either.
 """
 
 import os

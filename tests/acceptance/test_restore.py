@@ -26,6 +26,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
 from tests.fixtures.instances import Restore, all_batches, assert_whole, back_up, cloned, mixed_instances, value
 from tests.fixtures.owners import identity_of
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.servers import Servers
 
 pytestmark = pytest.mark.embedded_only
@@ -60,8 +61,7 @@ def test_a_restored_ledger_stops_until_it_is_adopted(stores: Stores, restore: Re
 
 def test_what_the_other_life_delivered_is_not_delivered_again(stores: Stores, restore: Restore, backup: Path) -> None:
     """Events pending in the backup and delivered there are processed here; those published later there are reported."""
-    publish(stores.engine, 5)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (5,))
     publish(stores.engine, 4)
     back_up(stores, backup)
     lost = set(publish(stores.engine, 3))
@@ -122,8 +122,7 @@ def test_new_positions_lie_beyond_those_of_lost_events(stores: Stores, restore: 
 
 def test_a_sequence_below_the_events_hides_no_delivery(stores: Stores) -> None:
     """A restore may set the sequence back below its own events; what ClickHouse has of them is known all the same."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     with stores.engine.begin() as connection:
         connection.execute(text("DELETE FROM outbox.batch"))
         connection.execute(text("UPDATE outbox.unclaimed SET positions = '{[1,)}', timeline = timeline + 1"))
@@ -351,8 +350,7 @@ def test_an_event_requeued_by_the_other_life_is_not_delivered_again(
 
 def test_a_clone_stops_and_is_adopted_the_same_way(stores: Stores, servers: Servers) -> None:
     """Two databases of one cluster are two instances: a copy beside the original stops, and can be adopted."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     publish(stores.engine, 4)
     with cloned(stores, servers) as here:
         relay(stores, until_empty=True)
@@ -369,8 +367,7 @@ def test_a_clone_stops_and_is_adopted_the_same_way(stores: Stores, servers: Serv
 
 def test_batches_that_clickhouse_lost_are_counted_for_a_replay(stores: Stores, restore: Restore, backup: Path) -> None:
     """What the ledger holds processed and ClickHouse does not show is left to a replay, and said."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     publish(stores.engine, 2)
     relay(stores, until_empty=True)
     here = restore(back_up(stores, backup))

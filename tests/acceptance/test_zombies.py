@@ -11,6 +11,7 @@ from outbox_pipeline.relay.points import Point
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import PATIENCE_SECONDS, Child, Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish, quarantined_ids
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proxy import DELETE, INSERT, Fault, FaultyProxy, through
 
 FENCED = "refused the insert: a later attempt on this batch has begun. Nothing was written."
@@ -93,8 +94,7 @@ def test_an_insert_held_in_the_network_is_refused(stores: Stores, children: Chil
 
 def test_a_repair_frozen_before_its_delete_takes_nothing(stores: Stores, children: Children) -> None:
     """The delete of a process that was overtaken finds only older rows than those the other one has put there."""
-    publish(stores.engine, 30)
-    relay(stores)
+    delivered_batches(stores, (30,))
     lose_some_rows(stores)
     zombie = frozen(children.start(stores, at=Point.SENDING, how="freeze", nth=2, redeliver=True), Point.SENDING)
 
@@ -107,8 +107,7 @@ def test_a_repair_frozen_before_its_delete_takes_nothing(stores: Stores, childre
 
 def test_a_delete_held_in_the_network_takes_nothing(stores: Stores, children: Children, proxy: FaultyProxy) -> None:
     """A delete that arrives after the batch was repaired by another process leaves that process's rows alone."""
-    publish(stores.engine, 30)
-    relay(stores)
+    delivered_batches(stores, (30,))
     lose_some_rows(stores)
     held = proxy.inject(Fault.HOLD_REQUEST, DELETE)
     zombie = children.start(stores, settings=through(proxy, stores.settings), redeliver=True)

@@ -20,6 +20,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.profiles import ProfileProxy, engine_under
 from tests.fixtures.proxy import through
 
@@ -130,8 +131,7 @@ def test_a_profile_that_only_reads_is_named(stores: Stores) -> None:
 
 def test_a_projection_that_forbids_deletes_is_named(stores: Stores) -> None:
     """Before a repair needs it; what the sentence says is done, and the repair works."""
-    publish(stores.engine, 10)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (10,))
     stores.client.run("ALTER TABLE {table:Identifier} ADD PROJECTION by_id (SELECT * ORDER BY event_id)")
     stores.client.run("ALTER TABLE {table:Identifier} MATERIALIZE PROJECTION by_id")
     check = finding(stores.settings, "clickhouse projections")

@@ -25,6 +25,7 @@ from tests.fixtures.days import publish_yesterday, today, yesterday
 from tests.fixtures.events import publish
 from tests.fixtures.ledger import execute
 from tests.fixtures.owners import identity_of
+from tests.fixtures.photographs import delivered_batches
 
 DOCS = Path(__file__).parents[2] / "docs" / "completeness.md"
 
@@ -224,8 +225,7 @@ def test_an_event_recorded_after_the_end_of_its_day_keeps_the_day_open(stores: S
 
 def test_a_day_in_the_future_keeps_no_other_from_being_told(stores: Stores) -> None:
     """What was delivered of a day that has not come is told and not whole; the days until now are told beside it."""
-    publish(stores.engine)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (1,))
     shift(stores.engine, days=400)
     now = record_completeness(stores).written_at.date()
     stores.client.run("DELETE FROM {completeness:Identifier} WHERE day = {day:Date}", {"day": str(now)})

@@ -16,6 +16,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.photographs import delivered_batches
 
 AHEAD = timedelta(days=400)
 
@@ -106,8 +107,7 @@ def test_status_shows_them_to_a_person(
 
 def test_the_doctor_names_days_that_have_not_come(stores: Stores) -> None:
     """What was delivered of such a day is told as well: the clock was wrong, and the day's rows are there already."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     fine = next(check for check in examine(stores.settings) if check.name == "future days")
     shift(stores.engine, days=400)
     found = next(check for check in examine(stores.settings) if check.name == "future days")
@@ -120,8 +120,7 @@ def test_the_doctor_names_days_that_have_not_come(stores: Stores) -> None:
 
 def test_the_last_hour_and_the_last_mark_are_not_in_the_future(stores: Stores) -> None:
     """A mark from under a clock that was ahead is not what came last, and hides no silence since."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     shift(stores.engine, days=400)
     only_ahead = metrics(stores)
     publish(stores.engine, 4)

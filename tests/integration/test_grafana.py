@@ -12,10 +12,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from outbox_pipeline.monitoring.metrics import metrics_text
-from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
-from tests.fixtures.events import publish
 from tests.fixtures.pages import COMMANDS
+from tests.fixtures.photographs import delivered_batches
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -44,8 +43,7 @@ def selectors(expression: str) -> list[promql_parser.VectorSelector]:
 @pytest.fixture
 def exposed(stores: Stores) -> dict[str, dict[str, set[str]]]:
     """Every sample's name with its labels and their values, of an outbox that has delivered something."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     samples: dict[str, dict[str, set[str]]] = {}
     for family in text_string_to_metric_families(metrics_text(stores.settings)[0]):
         samples.setdefault(family.name + ("_total" if family.type == "counter" else ""), {})

@@ -19,6 +19,7 @@ from outbox_pipeline.relay.tick import Tick, plan_tick
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import Clock
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
+from tests.fixtures.photographs import delivered_batches
 
 JUMPS = [400, 2, -2]
 
@@ -86,8 +87,7 @@ def test_a_clock_that_jumps_during_deliveries_loses_and_doubles_nothing(stores: 
 
 def test_while_the_clock_is_ahead_nothing_is_called_complete_or_old(stores: Stores, clock: Clock) -> None:
     """No day is told, no event pruned, and the doctor names the clock and later the days that have not come."""
-    publish(stores.engine, 4)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (4,))
     before = record_completeness(stores)
     clock.jump(400)
     publish(stores.engine, 4)

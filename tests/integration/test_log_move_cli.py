@@ -7,18 +7,17 @@ import pytest
 from outbox_pipeline.clickhouse.table import create_table
 from outbox_pipeline.monitoring.doctor import examine
 from outbox_pipeline.operations.log_move import plan as plans
-from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
-from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.events import assert_each_exactly_once
 from tests.fixtures.old_log import turn_into_log_of_before
+from tests.fixtures.photographs import delivered_batches
 
 
 @pytest.fixture
 def old(stores: Stores) -> Stores:
     """A log of before with one batch."""
-    publish(stores.engine, 6)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (6,))
     turn_into_log_of_before(stores.client, with_owner=True)
     create_table(stores.client)
     return stores

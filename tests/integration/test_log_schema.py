@@ -23,6 +23,7 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
 from tests.fixtures.migrating import StartMigrating
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proxy import Fault, FaultyProxy, through
 
 _SHAPE = """
@@ -133,8 +134,7 @@ def _counts(migration: files.Migration) -> range:
 
 def test_a_record_that_was_emptied_is_written_again(stores: Stores) -> None:
     """The sentence is true of it too, and what it names puts the log on record as it is."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     before = shape(stores.client)
     stores.client.run("TRUNCATE TABLE {migrations:Identifier}")
 
@@ -148,8 +148,7 @@ def test_a_record_that_was_emptied_is_written_again(stores: Stores) -> None:
 
 def test_a_log_of_before_is_put_on_record(stores: Stores, proxy: FaultyProxy) -> None:
     """Its tables are what the first migration makes: they are used as they are, and only the record is made."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     for name in _made_later():
         stores.client.run(f"DROP TABLE {name}")
     stores.client.run("DROP TABLE {migrations:Identifier}")

@@ -30,6 +30,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.plans import rows_read
 
 Samples = dict[tuple[str, str], float]
@@ -107,8 +108,7 @@ def test_metrics_agree_with_status(stores: Stores) -> None:
 
 def test_totals_do_not_fall_while_a_batch_is_sent_again(stores: Stores) -> None:
     """A fall would be a restart to Prometheus, and its rate would count everything once more."""
-    publish(stores.engine, 7)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (7,))
     before = scrape(stores.settings)
     move_by_hand(
         stores.engine,

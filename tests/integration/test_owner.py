@@ -23,6 +23,7 @@ from tests.fixtures.commands import Outbox, run_outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 from tests.fixtures.instances import everything
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, on_table, owners_of, told_days
+from tests.fixtures.photographs import delivered_batches
 
 pytestmark = pytest.mark.usefixtures("unclaimed")
 
@@ -132,8 +133,7 @@ def test_a_look_claims_nothing(outbox_on: Outbox, stores: Stores) -> None:
 
 def test_a_lost_log_of_another_outbox_is_not_made_again(outbox_on: Outbox, stores: Stores, other: Stores) -> None:
     """A refused init makes and migrates nothing there, so the owner goes on learning that its log is lost."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     stores.client.run("DROP TABLE {table:Identifier}")
 
     refused = outbox_on(other, "init")
@@ -146,8 +146,7 @@ def test_a_lost_log_of_another_outbox_is_not_made_again(outbox_on: Outbox, store
 
 def test_rows_of_an_unknown_ledger_are_not_claimed_silently(outbox_on: Outbox, stores: Stores, other: Stores) -> None:
     """Where the claims are lost a stranger is refused with the number of rows, and makes nothing; the owner is not."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     stores.client.run("DROP TABLE {sources:Identifier}")
 
     refused = outbox_on(other, "init")

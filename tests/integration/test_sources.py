@@ -43,6 +43,7 @@ from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publi
 from tests.fixtures.instances import all_batches, everything
 from tests.fixtures.old_log import statements_of_before, turn_into_log_of_before
 from tests.fixtures.owners import ledger_id_of
+from tests.fixtures.photographs import delivered_batches
 
 _SYNC = {"lightweight_deletes_sync": 2, "mutations_sync": 2}
 _EVER = datetime(2000, 1, 1, tzinfo=UTC)
@@ -272,8 +273,7 @@ def refusal(act: Callable[[Stores], object], each: Stores) -> str:
 
 def test_rows_of_before_have_a_source_without_a_claim(stores: Stores, shop: Stores) -> None:
     """A table that nobody has claimed yet is the only source's, whose rows are in it."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     turn_into_log_of_before(stores.client)
     create_table(stores.client)
 
@@ -305,8 +305,7 @@ def test_of_two_sources_at_once_in_a_table_of_before_one_stays(stores: Stores, s
 @pytest.mark.parametrize("with_owner", [False, True], ids=["of the first release", "with an owner"])
 def test_a_log_of_before_is_delivered_into(stores: Stores, with_owner: bool) -> None:
     """With rows, an open batch and one that was sent and not marked it gets the column, keeps its keys and goes on."""
-    publish(stores.engine, 20)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (20,))
     record_completeness(stores)
     publish(stores.engine, 10)
     cut_batches(stores.engine, stores.settings, limit=1)

@@ -25,6 +25,7 @@ from tests.fixtures.events import assert_each_exactly_once, committed_ids, deliv
 from tests.fixtures.instances import all_batches, everything
 from tests.fixtures.interleave import before_words
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, owners_of, told_days
+from tests.fixtures.photographs import delivered_batches
 
 
 def test_taking_a_table_asks_first(outbox_on: Outbox, stores: Stores, moved: Stores) -> None:
@@ -78,8 +79,7 @@ def test_a_run_by_hand_takes_no_lease_on_another_s_table(stores: Stores, moved: 
 
 def test_what_the_old_one_told_of_days_goes_though_the_taking_is_killed(stores: Stores, other: Stores) -> None:
     """A process that ends right behind its claim leaves no day of the other outbox; the repeat has nothing to do."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     record_completeness(stores)
 
     def die(point: Point) -> None:
@@ -98,8 +98,7 @@ def test_what_the_old_one_told_of_days_goes_though_the_taking_is_killed(stores: 
 
 def test_days_on_their_way_are_refused_once_the_table_is_taken(stores: Stores, other: Stores) -> None:
     """A writer that had looked before tells nothing of its days: ClickHouse itself refuses it."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
 
     with (
         before_words(stores.engine, "FROM outbox.watermark", lambda: take_table(other)),
@@ -112,8 +111,7 @@ def test_days_on_their_way_are_refused_once_the_table_is_taken(stores: Stores, o
 
 def test_nothing_is_made_before_the_taking_is_agreed_to(outbox_on: Outbox, stores: Stores, other: Stores) -> None:
     """Without a yes the owner's lost log stays lost."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     stores.client.run("DROP TABLE {table:Identifier}")
 
     refused = outbox_on(other, "init", "--take-table")
@@ -142,8 +140,7 @@ def test_an_insert_on_its_way_is_refused_once_the_table_is_taken(stores: Stores,
 
 def test_a_ledger_that_lost_its_table_does_not_come_back_by_itself(stores: Stores, other: Stores) -> None:
     """Not even when the taker has no claim any more; taken back on purpose it delivers, each event once."""
-    publish(stores.engine, 3)
-    relay(stores)
+    delivered_batches(stores, (3,))
     take_table(other)
     (claim,) = [claim for claim in read_claims(other.client) if claim.ledger_id == ledger_id_of(other)]
     add_claims(other.client, [], retiring=[claim])
@@ -192,8 +189,7 @@ def test_an_insert_begun_before_the_taking_has_ended_when_the_table_is_taken(
 
 def test_rows_of_an_unknown_ledger_are_taken_on_purpose(outbox_on: Outbox, stores: Stores, other: Stores) -> None:
     """No worker claims them either; `--take-table` names them and asks, and the owner has lost the table then."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     stores.client.run("TRUNCATE TABLE {sources:Identifier}")
     publish(other.engine, 2)
 
@@ -215,8 +211,7 @@ def test_rows_of_an_unknown_ledger_are_taken_on_purpose(outbox_on: Outbox, store
 
 def test_a_replay_proves_nothing_in_a_table_that_was_taken(stores: Stores, other: Stores) -> None:
     """Not even a batch whose rows are still there as they were sent: the table is another outbox's."""
-    publish(stores.engine, 3)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (3,))
     take_table(other)
     before = all_batches(stores)
 

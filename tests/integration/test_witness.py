@@ -258,8 +258,7 @@ def test_a_batch_that_is_given_its_number_late_looks_under_those_given_meanwhile
 
 def test_an_adoption_elsewhere_refuses_what_is_told_of_days(stores: Stores) -> None:
     """An instance that looked before the ledger was adopted elsewhere tells of no day any more."""
-    publish(stores.engine, 1)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (1,))
     record_completeness(stores)
     told = read_delivered(stores.client)
     add_cuts(stores.client, [Cut(9, ADOPTION)], ledger_id_of(stores))
@@ -312,8 +311,7 @@ def test_another_source_s_cuts_stop_nothing(stores: Stores) -> None:
 
 def test_an_empty_witness_stops_nothing(stores: Stores) -> None:
     """The table that was emptied by hand says nothing of the ledger, and fills again."""
-    publish(stores.engine, 2)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (2,))
     stores.client.run("TRUNCATE TABLE {ledger:Identifier}")
 
     assert missing_cuts(stores) == []
@@ -384,8 +382,7 @@ def test_an_adoption_that_clickhouse_has_lost_comes_back(stores: Stores, copy: S
 
 def test_a_batch_of_before_gets_its_number_at_its_next_attempt(stores: Stores) -> None:
     """What an earlier version has cut, or delivered, is put on record like any other when it is sent."""
-    publish(stores.engine, 2)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (2,))
     publish(stores.engine, 2)
     cut_batches(stores.engine, stores.settings, limit=1)
     with stores.engine.begin() as connection:
@@ -471,8 +468,7 @@ def test_the_doctor_names_the_other_instance(stores: Stores, copy: Stores) -> No
 
 def test_nothing_is_deleted_where_nothing_is_old(stores: Stores) -> None:
     """Where no number is low enough, ClickHouse is asked for no mutation."""
-    publish(stores.engine, 1)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (1,))
 
     assert drop_cuts(stores.client, below=1) == 0
     mutations = (

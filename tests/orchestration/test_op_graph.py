@@ -29,6 +29,7 @@ from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import EVER, batch_row, deliver_job, execute, requested, run_config
 from tests.fixtures.too_large import let_be_too_large
 
@@ -103,8 +104,7 @@ def test_a_processed_batch_is_proved_again(instance: dg.DagsterInstance, stores:
 
 def test_a_day_run_repairs_what_differs(instance: dg.DagsterInstance, stores: Stores) -> None:
     """Without batch id a run proves each batch of its day, and delivers the one that differs again."""
-    publish(stores.engine, 5)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (5,))
     publish(stores.engine, 7)
     relay(stores, until_empty=True)
     stores.client.run("DELETE FROM {table:Identifier} WHERE position = 3", settings={"mutations_sync": 2})
@@ -162,8 +162,7 @@ def test_an_empty_day_succeeds(instance: dg.DagsterInstance, stores: Stores) -> 
 
 def test_reload_sends_a_whole_day_again(instance: dg.DagsterInstance, stores: Stores) -> None:
     """With reload each batch gets a new generation, and nothing is doubled or swallowed by deduplication."""
-    publish(stores.engine, 5)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (5,))
 
     execute(instance, run_config(reload=True))
 

@@ -20,6 +20,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, publish
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import deliver_job, requested
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +48,7 @@ def shown(result: dg.ExecuteInProcessResult) -> dict[str, object]:
 
 def test_the_job_prunes_and_shows_what_it_did(instance: dg.DagsterInstance, stores: Stores) -> None:
     """A run of prune_outbox deletes old delivered events and shows counts; a dry run only shows them."""
-    publish(stores.engine, 6)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (6,))
     age(stores)
 
     dry = run_job(instance, "prune_outbox", run_config={"ops": {"prune_delivered": {"config": {"dry_run": True}}}})
@@ -80,8 +80,7 @@ def test_a_prune_waits_while_clickhouse_is_away(
     instance: dg.DagsterInstance, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outage is not the prune's alarm: its run ends, says why, and nothing was deleted."""
-    publish(stores.engine, 2)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (2,))
     age(stores)
     monkeypatch.setenv("OUTBOX_CLICKHOUSE_URL", "http://127.0.0.1:1/default")
 

@@ -12,11 +12,11 @@ from outbox_pipeline.orchestration.delivery.outbox_sensor import outbox_sensor
 from outbox_pipeline.orchestration.partitions import days_of, deliverable_days
 from outbox_pipeline.orchestration.shared_settings import settings_tag
 from outbox_pipeline.relay.cut import cut_batches
-from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
+from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.sensors import NOWHERE, pipeline, tick
 
 
@@ -171,8 +171,7 @@ def test_a_log_that_cannot_be_delivered_into_stops_the_tick(
     instance: dg.DagsterInstance, stores: Stores, statement: str, sentence: str
 ) -> None:
     """Nothing is cut and no attempt is drawn on it, so no batch is parked; the tick says what to do."""
-    publish(stores.engine, 2)
-    relay(stores, until_empty=True)
+    delivered_batches(stores, (2,))
     publish(stores.engine, 3)
     cut_batches(stores.engine, stores.settings, limit=1)
     publish(stores.engine, 1)
