@@ -28,6 +28,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import deliver_batches, read_all
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
+from tests.fixtures.photographs import photographed
 from tests.fixtures.proofs import (
     Odd,
     as_of_version_1,
@@ -74,6 +75,7 @@ def odd_events(count: int, numbers: random.Random) -> list[Odd]:
     ]
 
 
+@photographed
 def deliver_pairs(stores: Stores, count: int) -> list[Batch]:
     """Deliver so many batches of two events that have nothing in common, and return the batches."""
     with Session(stores.engine) as session, session.begin():

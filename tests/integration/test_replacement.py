@@ -20,6 +20,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import at_statement
+from tests.fixtures.photographs import photographed
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def outbox(outbox: Outbox) -> Outbox:
     return partial(outbox, "quarantine")
 
 
+@photographed
 def hold(stores: Stores) -> UUID:
     """Publish one event that is refused, and one that is not; return the refused one's id."""
     publish(stores.engine)

@@ -27,6 +27,7 @@ from tests.fixtures.events import committed_ids, delivered_ids, publish, publish
 from tests.fixtures.interleave import before_words
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
+from tests.fixtures.photographs import photographed
 from tests.fixtures.retained import age, batch_facts, deliver, with_settings
 
 HOUR = timedelta(hours=1)
@@ -153,6 +154,7 @@ def sent_again(stores: Stores) -> None:
     )
 
 
+@photographed
 def held(stores: Stores) -> None:
     """Publish events that validation refuses, with some that it does not."""
     publish(stores.engine, 2, context="[]")
