@@ -144,7 +144,7 @@ def test_no_write_promises_too_much(patient: Stores, producers: Engine, seed: in
     """Open, late, prepared and rolled back transactions, cuts, deliveries, failures and requeues in any order."""
     traffic = Traffic(patient, producers, seed)
 
-    traffic.run(80)
+    traffic.run(45)
 
     assert not traffic.promises.broken()
     with patient.engine.begin() as connection:
@@ -184,7 +184,7 @@ def test_the_traffic_finds_a_watermark_that_promises_too_much(
     found = ""
     for seed in range(10):
         traffic = Traffic(patient, producers, seed)
-        traffic.run(60)
+        traffic.run(40)
         if found := traffic.promises.broken():
             break
 
