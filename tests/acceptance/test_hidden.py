@@ -30,7 +30,7 @@ from tests.fixtures.clusters import Cluster, running_cluster
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.instances import all_batches, everything, instance_at, run_tool, value
 from tests.fixtures.interleave import before_words
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 pytestmark = pytest.mark.embedded_only
 

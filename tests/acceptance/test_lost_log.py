@@ -20,7 +20,7 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 #: Every command that makes a table where it is missing, or needs it.
 COMMANDS = (

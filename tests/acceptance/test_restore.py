@@ -26,8 +26,8 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish, publish_in
 from tests.fixtures.instances import Restore, all_batches, assert_whole, back_up, cloned, mixed_instances, value
 from tests.fixtures.owners import identity_of
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.servers import Servers
+from tests.fixtures.snapshots import delivered_batches
 
 pytestmark = pytest.mark.embedded_only
 

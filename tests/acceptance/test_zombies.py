@@ -11,8 +11,8 @@ from outbox_pipeline.relay.points import Point
 from outbox_pipeline.stores import Stores
 from tests.fixtures.children import PATIENCE_SECONDS, Child, Children, recover
 from tests.fixtures.events import assert_each_exactly_once, publish, quarantined_ids
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proxy import DELETE, INSERT, Fault, FaultyProxy, through
+from tests.fixtures.snapshots import delivered_batches
 
 FENCED = "refused the insert: a later attempt on this batch has begun. Nothing was written."
 LOST = "no longer holds batch"

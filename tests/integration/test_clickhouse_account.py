@@ -20,9 +20,9 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.profiles import ProfileProxy, engine_under
 from tests.fixtures.proxy import through
+from tests.fixtures.snapshots import delivered_batches
 
 
 def finding(settings: Settings, name: str) -> Check:

@@ -25,7 +25,7 @@ from tests.fixtures.days import publish_yesterday, today, yesterday
 from tests.fixtures.events import publish
 from tests.fixtures.ledger import execute
 from tests.fixtures.owners import identity_of
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 DOCS = Path(__file__).parents[2] / "docs" / "completeness.md"
 

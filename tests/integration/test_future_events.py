@@ -16,7 +16,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.commands import run_outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 AHEAD = timedelta(days=400)
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from outbox_pipeline.monitoring.metrics import metrics_text
 from outbox_pipeline.stores import Stores
 from tests.fixtures.pages import COMMANDS
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"

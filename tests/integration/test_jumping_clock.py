@@ -19,7 +19,7 @@ from outbox_pipeline.relay.tick import Tick, plan_tick
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import Clock
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 JUMPS = [400, 2, -2]
 

@@ -43,9 +43,9 @@ from tests.fixtures.instances import all_batches
 from tests.fixtures.mover import moving
 from tests.fixtures.old_log import turn_into_log_of_before
 from tests.fixtures.owners import identity_of
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proxy import Fault, FaultyProxy, through
 from tests.fixtures.retained import age
+from tests.fixtures.snapshots import delivered_batches
 
 UNKNOWN = UUID("00000000-0000-7000-8000-000000000000")
 

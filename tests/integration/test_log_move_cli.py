@@ -11,7 +11,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once
 from tests.fixtures.old_log import turn_into_log_of_before
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 
 @pytest.fixture

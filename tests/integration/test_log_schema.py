@@ -23,8 +23,8 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
 from tests.fixtures.migrating import StartMigrating
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proxy import Fault, FaultyProxy, through
+from tests.fixtures.snapshots import delivered_batches
 
 _SHAPE = """
 SELECT replaceAll(name, {table:String}, 'log') AS part, engine,

@@ -30,8 +30,8 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.events import publish
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.plans import rows_read
+from tests.fixtures.snapshots import delivered_batches
 
 Samples = dict[tuple[str, str], float]
 

@@ -23,7 +23,7 @@ from tests.fixtures.commands import Outbox, run_outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, publish
 from tests.fixtures.instances import everything
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, on_table, owners_of, told_days
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 pytestmark = pytest.mark.usefixtures("unclaimed")
 

@@ -28,7 +28,6 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import deliver_batches, read_all
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
-from tests.fixtures.photographs import photographed
 from tests.fixtures.proofs import (
     Odd,
     as_of_version_1,
@@ -39,6 +38,7 @@ from tests.fixtures.proofs import (
     table_of,
     write,
 )
+from tests.fixtures.snapshots import delivered_once
 
 TEXTS = ("", " ", "a", "\0", "a\0b", "é🎉 \U0010ffff", "\ufeff", "\x7f", "\\N", "x" * 500)
 #: Microseconds since 1970 of 1900 and 2299, the ends of what ClickHouse holds, and around 1970.
@@ -75,7 +75,7 @@ def odd_events(count: int, numbers: random.Random) -> list[Odd]:
     ]
 
 
-@photographed
+@delivered_once
 def deliver_pairs(stores: Stores, count: int) -> list[Batch]:
     """Deliver so many batches of two events that have nothing in common, and return the batches."""
     with Session(stores.engine) as session, session.begin():

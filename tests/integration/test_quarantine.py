@@ -25,7 +25,7 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish, quarantined_ids
 from tests.fixtures.interleave import at_statement
-from tests.fixtures.photographs import photographed
+from tests.fixtures.snapshots import delivered_once
 
 ALL = Filter()
 #: An event that is too large under `strict` and good under the default rules.
@@ -37,7 +37,7 @@ def strict(stores: Stores) -> Stores:
     return replace(stores, settings=stores.settings.model_copy(update={"context_max_bytes": 10}))
 
 
-@photographed
+@delivered_once
 def hold(stores: Stores, count: int = 1, *, event_type: str = "order_placed") -> list[UUID]:
     """Publish events that are rejected as too large, among one that is not; return the ids of the rejected."""
     publish(stores.engine, 1, context="{}")

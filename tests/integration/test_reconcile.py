@@ -36,8 +36,8 @@ from tests.fixtures.broken_batches import (
 )
 from tests.fixtures.events import assert_each_exactly_once, publish
 from tests.fixtures.moves import move_by_hand
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.proofs import as_of_version_1
+from tests.fixtures.snapshots import delivered_batches
 
 TODAY = Window(today(), today())
 YESTERDAY = Window(today() - timedelta(days=1), today() - timedelta(days=1))

@@ -12,7 +12,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import BREAKAGES, change, copy_to_unknown_batch, prune, read_all
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 
 @pytest.fixture

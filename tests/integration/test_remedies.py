@@ -33,8 +33,8 @@ from outbox_pipeline.settings import Settings
 from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import prune, read_all
 from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publish
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.servers import Servers
+from tests.fixtures.snapshots import delivered_batches
 from tests.fixtures.stores import fresh_database, identifier, url_of
 
 #: A statement in a sentence, and who is to run it: whoever owns what it changes, here the superuser, or a role.

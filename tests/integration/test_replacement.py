@@ -20,7 +20,7 @@ from outbox_pipeline.stores import Stores
 from tests.fixtures.commands import Outbox
 from tests.fixtures.events import assert_each_exactly_once, committed_ids, delivered_ids, publish
 from tests.fixtures.interleave import at_statement
-from tests.fixtures.photographs import photographed
+from tests.fixtures.snapshots import delivered_once
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def outbox(outbox: Outbox) -> Outbox:
     return partial(outbox, "quarantine")
 
 
-@photographed
+@delivered_once
 def hold(stores: Stores) -> UUID:
     """Publish one event that is refused, and one that is not; return the refused one's id."""
     publish(stores.engine)

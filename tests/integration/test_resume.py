@@ -18,7 +18,7 @@ from tests.fixtures.events import publish
 from tests.fixtures.interleave import before_words
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import by_hand
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from tests.fixtures.events import committed_ids, delivered_ids, publish, publish
 from tests.fixtures.interleave import before_words
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
-from tests.fixtures.photographs import photographed
 from tests.fixtures.retained import age, batch_facts, deliver, with_settings
+from tests.fixtures.snapshots import delivered_once
 
 HOUR = timedelta(hours=1)
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ def sent_again(stores: Stores) -> None:
     )
 
 
-@photographed
+@delivered_once
 def held(stores: Stores) -> None:
     """Publish events that validation refuses, with some that it does not."""
     publish(stores.engine, 2, context="[]")

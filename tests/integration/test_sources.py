@@ -43,7 +43,7 @@ from tests.fixtures.events import assert_each_exactly_once, delivered_ids, publi
 from tests.fixtures.instances import all_batches, everything
 from tests.fixtures.old_log import statements_of_before, turn_into_log_of_before
 from tests.fixtures.owners import ledger_id_of
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 _SYNC = {"lightweight_deletes_sync": 2, "mutations_sync": 2}
 _EVER = datetime(2000, 1, 1, tzinfo=UTC)

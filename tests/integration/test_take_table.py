@@ -25,7 +25,7 @@ from tests.fixtures.events import assert_each_exactly_once, committed_ids, deliv
 from tests.fixtures.instances import all_batches, everything
 from tests.fixtures.interleave import before_words
 from tests.fixtures.owners import WAYS_ON, ledger_id_of, owners_of, told_days
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 
 
 def test_taking_a_table_asks_first(outbox_on: Outbox, stores: Stores, moved: Stores) -> None:

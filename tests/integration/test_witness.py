@@ -41,7 +41,7 @@ from tests.fixtures.instances import all_batches, cut_without_number
 from tests.fixtures.interleave import note_calls
 from tests.fixtures.moves import move_by_hand
 from tests.fixtures.owners import identity_of, ledger_id_of
-from tests.fixtures.photographs import delivered_batches
+from tests.fixtures.snapshots import delivered_batches
 from tests.fixtures.step_orders import WITNESS_STEPS
 
 EVER = (date.min, date.max)

@@ -25,8 +25,8 @@ from tests.fixtures.events import publish
 from tests.fixtures.held import hold
 from tests.fixtures.ledger import execute
 from tests.fixtures.moves import move_by_hand
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.sensors import NOWHERE, pipeline, tick_health
+from tests.fixtures.snapshots import delivered_batches
 from tests.fixtures.webhook import Receiver
 
 

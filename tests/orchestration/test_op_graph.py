@@ -29,8 +29,8 @@ from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import assert_each_exactly_once, publish
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import EVER, batch_row, deliver_job, execute, requested, run_config
+from tests.fixtures.snapshots import delivered_batches
 from tests.fixtures.too_large import let_be_too_large
 
 

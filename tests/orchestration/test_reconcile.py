@@ -22,8 +22,8 @@ from tests.fixtures.broken_batches import (
     read_all,
 )
 from tests.fixtures.events import publish
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import execute, run_config
+from tests.fixtures.snapshots import delivered_batches
 
 
 @pytest.fixture

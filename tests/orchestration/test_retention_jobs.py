@@ -20,8 +20,8 @@ from outbox_pipeline.relay.loop import relay
 from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.events import committed_ids, publish
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import deliver_job, requested
+from tests.fixtures.snapshots import delivered_batches
 
 ROOT = Path(__file__).parents[2]
 

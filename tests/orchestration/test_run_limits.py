@@ -20,8 +20,8 @@ from outbox_pipeline.orchestration.run_tags import MAX_RUNTIME_TAG
 from outbox_pipeline.settings import Settings, today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.broken_batches import BREAKAGES
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.runs import execute, run_config
+from tests.fixtures.snapshots import delivered_batches
 
 #: What each job has by default, and why: docs/architecture.md has the same.
 LIMITS = {

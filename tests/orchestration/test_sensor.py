@@ -16,8 +16,8 @@ from outbox_pipeline.settings import today
 from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
-from tests.fixtures.photographs import delivered_batches
 from tests.fixtures.sensors import NOWHERE, pipeline, tick
+from tests.fixtures.snapshots import delivered_batches
 
 
 def test_a_pending_event_becomes_one_run_request(
