@@ -34,6 +34,12 @@ HOUR = timedelta(hours=1)
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prune goes on at once after each step: nobody is delivering here."""
+    monkeypatch.setattr("outbox_pipeline.operations.retention._REST", 0)
+
+
 def test_a_clock_that_is_ahead_deletes_nothing_young(stores: Stores) -> None:
     """What is old is so by two clocks: where the other one has not come so far, batches, events and fences stay."""
     publish(stores.engine, 3)
