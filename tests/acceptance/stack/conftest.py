@@ -11,5 +11,5 @@ from tests.fixtures.stack import Running, running_stack
 @pytest.fixture(scope="package")
 def running(servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Dagster's processes on databases of their own."""
-    with running_stack(servers, migrated_template, tmp_path_factory.mktemp("stack")) as stack:
+    with running_stack(servers, migrated_template, tmp_path_factory.mktemp("stack"), eager=True) as stack:
         yield stack
