@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo demo-check check test test-acceptance test-engines test-stack test-postgres15 test-failover test-old-clickhouse test-deploy test-image test-celery test-kubernetes test-hosts examples lint lint-workflows format docs real-input browser soak bench bench-quick lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 21
 
 demo: $(INSTALLED)  ## Run the shop demo on embedded engines and leave the Dagster UI up (Ctrl-C ends it)
 	$(BIN)/outbox demo

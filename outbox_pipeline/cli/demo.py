@@ -1,16 +1,18 @@
 """The command `demo`: a small shop publishes, Dagster delivers, and both sides are compared at the end."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from outbox_pipeline.cli.support.failures import complain
-from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress
+from outbox_pipeline.cli.support.output import AsJson, print_facts, print_json, progress, quoted
 from outbox_pipeline.cli.up import DEFAULT_PORT, Port, interruptible, revival, watch, whole_stack
 
 if TYPE_CHECKING:
@@ -151,6 +153,14 @@ def _mismatch(report: "Report", day: "ShopDay", settings: "Settings") -> str:
     )
 
 
+def in_another_terminal(command: str) -> str:
+    """Say where a command finds the home of this process: OUTBOX_HOME has its place, else the folder."""
+    home = os.environ.get("OUTBOX_HOME")
+    # Another terminal has another home, and would make a new, empty outbox there.
+    where, before = ("any", f"export OUTBOX_HOME={quoted(str(Path(home).absolute()))}; ") if home else ("this", "")
+    return f"In another terminal, in {where} folder, the life of the first event:  {before}{command}"
+
+
 def _leave_up(url: str, stack: "DagsterStack | None", day: "ShopDay") -> None:
     from outbox_pipeline.demo.visits import EVENING_PAUSE_SECONDS
 
@@ -159,7 +169,7 @@ def _leave_up(url: str, stack: "DagsterStack | None", day: "ShopDay") -> None:
         f"  1. What was delivered (Plots, then Events: a point for every batch):  {url}/assets/event_log\n"
         f"  2. What the sensor saw and started at each tick:  {url}/locations/outbox_pipeline/sensors/outbox_sensor\n"
         f"  3. The runs, one a batch, with the time of each step:  {url}/runs\n"
-        f"In another terminal, in this folder, the life of the first event:  outbox trace {day.opening_id}",
+        + in_another_terminal(f"outbox trace {day.opening_id}"),
         err=True,
     )
     if stack is None:

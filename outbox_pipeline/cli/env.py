@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from outbox_pipeline.cli.support.engines import given_urls, other_home, running_settings
+from outbox_pipeline.cli.support.engines import given_urls, other_home, require_no_stale_urls, running_settings
 from outbox_pipeline.cli.support.output import quoted
 from outbox_pipeline.errors import ConfigurationError, OutboxError, first_line
 
@@ -35,6 +35,7 @@ def env() -> None:
 
     settings = running_settings()
     other = other_home(load_settings())
+    require_no_stale_urls(settings)
     values, missing = given_urls(settings)
     if other is not None and missing:
         # One's own code would go on publishing there.

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox_pipeline.cli.demo import show_report
+from outbox_pipeline.cli.demo import in_another_terminal, show_report
 from outbox_pipeline.demo.report import Comparison, Found, Report, compare, latencies, quantile
 from outbox_pipeline.demo.visits import COMMITS, MALFORMED_COUNT, OPEN_SECONDS_MAX, Kind, plan_visits
 from outbox_pipeline.demo.writers import Journal
@@ -87,6 +87,16 @@ def test_the_report_speaks_plainly_to_a_person(capsys: pytest.CaptureFixture[str
     lines = {name.strip(): value.strip() for name, value in told.items()}
     assert (lines["wrongly accepted or refused"], lines["events to look at"]) == ("1", str(BAD))
     assert (plain["misjudged"], plain["suspects"]) == (1, [str(BAD)])
+
+
+def test_another_terminal_is_told_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where OUTBOX_HOME names it, its folder does not."""
+    monkeypatch.delenv("OUTBOX_HOME", raising=False)
+    assert "in this folder, the life of the first event:  outbox trace 1" in in_another_terminal("outbox trace 1")
+
+    monkeypatch.setenv("OUTBOX_HOME", "/srv/the shop")
+    said = in_another_terminal("outbox trace 1")
+    assert "in any folder, the life of the first event:  export OUTBOX_HOME='/srv/the shop'; outbox trace 1" in said
 
 
 def test_other_publishers_events_do_not_count() -> None:

@@ -52,7 +52,7 @@ def engine_settings(
     """Yield the settings as the environment has them, and with the URLs of embedded engines filled in."""
     given = _read_settings()
     _require_own_urls(given)
-    _require_no_stale_urls(given)
+    require_no_stale_urls(given)
     wants_postgres = postgres and given.postgres_url is None
     wants_clickhouse = clickhouse and given.clickhouse_url is None
     if not (wants_postgres or wants_clickhouse):
@@ -80,7 +80,7 @@ def reachable_settings() -> Iterator[tuple["Settings", dict[str, str]]]:
             try:
                 if name == "postgres":
                     _require_own_urls(given)
-                    _require_no_stale_urls(given)
+                    require_no_stale_urls(given)
                 if url is None:
                     require_embedded()
                     from outbox_pipeline.embedded.engines import reached_engine
@@ -218,7 +218,8 @@ def _require_own_urls(settings: "Settings") -> None:
         )
 
 
-def _require_no_stale_urls(settings: "Settings") -> None:
+def require_no_stale_urls(settings: "Settings") -> None:
+    """Raise ConfigurationError where the URL of PostgreSQL leads to an embedded one of this home that has stopped."""
     url = settings.postgres_url.get_secret_value() if settings.postgres_url else ""
     if "@/" not in url:
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from outbox_pipeline.cli.env import env
 from outbox_pipeline.cli.support.engines import ready_settings, running_settings
 from outbox_pipeline.embedded.engines import embedded_engines, leads_to, running_engines
 from outbox_pipeline.embedded.homes import Home
@@ -179,7 +180,9 @@ def test_the_url_of_a_home_is_known_without_its_server(tmp_path: Path) -> None:
     assert data_folders(Home(tmp_path / "other")) == [tmp_path / "other" / "postgres"]
 
 
-def test_urls_of_engines_that_have_stopped_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_of_engines_that_have_stopped_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A shell that kept the exports of `outbox env` is told what to do instead of that a socket is missing."""
     monkeypatch.setenv("OUTBOX_HOME", str(tmp_path / "home"))
     with embedded_engines(tmp_path / "home") as urls:
@@ -190,6 +193,9 @@ def test_urls_of_engines_that_have_stopped_are_one_sentence(tmp_path: Path, monk
 
     with pytest.raises(ConfigurationError, match="engines they lead to have stopped"), ready_settings():
         pass
+    with pytest.raises(ConfigurationError, match="engines they lead to have stopped"):
+        env()
+    assert "export" not in capsys.readouterr().out
 
 
 def test_urls_of_another_home_publish_nothing_there(
