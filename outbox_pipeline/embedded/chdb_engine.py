@@ -130,8 +130,10 @@ class Engine:
                     yield loan
             return
         setup = (scope.database, frozenset(scope.settings.items()))
+        # Before a kept one is taken: what is forgotten from then on was no longer among those.
+        forgotten = self._forgotten
         kept = self._take_kept(setup)
-        loan = Loan(kept and kept.connection, kept.name if kept else scope.request_id, forgotten=self._forgotten)
+        loan = Loan(kept and kept.connection, kept.name if kept else scope.request_id, forgotten=forgotten)
         try:
             with self._known_as(scope.request_id, loan):
                 if loan.connection is None:

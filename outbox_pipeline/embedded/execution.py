@@ -257,12 +257,13 @@ def _refuse(connection: Any, text: str, statement: Statement, order: Order) -> N
 
 
 def _classified(connection: Any, text: str) -> _Classes:
-    """Return what the engine's parser says of a text, which is the same whenever it is asked."""
+    """Return what the engine's parser says of a text, which is the same for every request that can parse it."""
     known = _known_classes.get(text)
     if known is None:
         found = connection._conn.classify_query(text)
         known = _Classes(found["statement_count"], str(found["query_class"]).endswith("READ_ONLY"))
-        if len(text) <= _LONGEST_KNOWN:
+        # What does not parse under this request's max_parser_depth has no statements, and may have under another's.
+        if known.statement_count > 0 and len(text) <= _LONGEST_KNOWN:
             if len(_known_classes) >= _MOST_KNOWN:
                 _known_classes.clear()
             _known_classes[text] = known

@@ -30,10 +30,45 @@ for request_id in ("first", "stopped", "last"):
 engine.close()
 """
 
+#: A connection to a database that goes right after it was taken from those that are kept; prints what is kept then.
+_FORGOTTEN_WHEN_TAKEN = """
+import sys
+from pathlib import Path
+from outbox_pipeline.embedded.chdb_engine import Engine, Scope, run
+
+class Dropping(Engine):
+    drops = False
+
+    def _take_kept(self, setup):
+        kept = super()._take_kept(setup)
+        if self.drops:
+            self.ask("DROP DATABASE leaving")
+            self.forget_kept()
+        return kept
+
+engine = Dropping(Path(sys.argv[1]), uploads=Path(sys.argv[2]))
+engine.ask("CREATE DATABASE leaving")
+for engine.drops in (False, True):
+    with engine.connection(Scope("one", database="leaving")) as loan:
+        run(loan.connection, "SELECT 1")
+        loan.is_unchanged = True
+    print(len(engine._kept))
+engine.close()
+"""
+
 
 def said(ask: Ask, body: bytes, **parameters: str) -> str:
     """Return the text of an answer."""
     return ask(body, **parameters).read().decode().strip()
+
+
+def printed(program: str, folder: Path) -> list[str]:
+    """Return what a program prints that has an engine of its own."""
+    folders = [folder / "data", folder / "uploads"]
+    for each in folders:
+        each.mkdir()
+    ran = subprocess.run([sys.executable, "-c", program, *folders], capture_output=True, text=True, check=True)
+    return ran.stdout.split()
 
 
 def test_a_query_runs_under_its_own_settings(ask: Ask) -> None:
@@ -99,9 +134,21 @@ def test_a_request_may_bound_the_length_of_its_statement(ask: Ask) -> None:
 
 def test_an_order_to_stop_reaches_no_later_request(tmp_path: Path) -> None:
     """It goes by the connection, which is nobody's any more once a request on it was to be stopped."""
-    folders = [tmp_path / "data", tmp_path / "uploads"]
-    for folder in folders:
-        folder.mkdir()
-    ran = subprocess.run([sys.executable, "-c", _ORDERED_TO_STOP, *folders], capture_output=True, text=True, check=True)
+    assert printed(_ORDERED_TO_STOP, tmp_path) == ["first", "first", "last"]
 
-    assert ran.stdout.split() == ["first", "first", "last"]
+
+def test_a_database_that_goes_as_its_connection_is_taken_is_unknown_after_it(tmp_path: Path) -> None:
+    """The order to forget finds the connection neither kept nor, yet, under way."""
+    assert printed(_FORGOTTEN_WHEN_TAKEN, tmp_path) == ["1", "0"]
+
+
+def test_a_text_that_one_request_cannot_parse_is_judged_anew(ask: Ask) -> None:
+    """A limit of its own to the parser's depth lets no other request send two statements, or none by GET."""
+    said(ask, b"CREATE TABLE still_here (x UInt8) ENGINE = Memory", database="default")
+    two = b"SELECT 1; DROP TABLE still_here"
+    assert "TOO_DEEP_RECURSION" in said(ask, two, database="default", max_parser_depth="2")
+    assert "Multi-statements are not allowed" in said(ask, two, database="default")
+    assert said(ask, b"SELECT count() FROM still_here", database="default") == "0"
+
+    for limits, answer in ({"max_parser_depth": "2"}, "TOO_DEEP_RECURSION"), ({}, "81"):
+        assert answer in ask(method="GET", query="SELECT 81", **limits).read().decode()
