@@ -7,6 +7,7 @@ ClickHouse's own rows.
 """
 
 import time
+import weakref
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -74,7 +75,8 @@ class Delivery:
         self._is_proven = False
         self._heartbeat = Heartbeat(stores.engine, lease, lasting=stores.settings.lease, limits=stores.limits)
         self.stores = replace(stores, client=stores.client.telling(self._heartbeat.during))
-        # Last: an interrupt after it and before `close` would leave it beating.
+        # An interrupt before somebody has this delivery, to close it, ends the heartbeat as well.
+        weakref.finalize(self, self._heartbeat.order_stop).atexit = False
         self._heartbeat.start()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -50,7 +51,8 @@ class Heartbeat:
         self._lease = lease
         self._lasting = lasting
         self._limits = limits
-        self._stopped = threading.Event()
+        # Not an Event, whose lock an interrupt in `set` would leave held: the next `set` would wait for ever.
+        self._stops: SimpleQueue[None] = SimpleQueue()
         self._lost: LeaseLostError | None = None
         self._step = _Step(_WORKING, time.monotonic(), limits.working)
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{lease.batch_id}", daemon=True)
@@ -61,15 +63,19 @@ class Heartbeat:
             self._thread.start()
         except BaseException:
             # Terminate of Dagster raises at any line, in a process that a worker keeps for the next runs.
-            self._stopped.set()
+            self.order_stop()
             raise
         return self
 
     def stop(self) -> None:
         """Stop renewing and wait for the renewal under way."""
-        self._stopped.set()
+        self.order_stop()
         if self._thread.is_alive():
             self._thread.join()
+
+    def order_stop(self) -> None:
+        """Let no renewal begin from now on; waits for nothing."""
+        self._stops.put(None)
 
     def require_held(self) -> None:
         """Raise LeaseLostError when a renewal found the lease gone, or when it was given up over a long step."""
@@ -98,7 +104,7 @@ class Heartbeat:
         self.stop()
 
     def _beat(self) -> None:
-        while not self._stopped.wait(self._pause()):
+        while not self._is_stopped_within(self._pause()):
             step = self._step
             if step.left_seconds() <= 0:
                 return self._give_up(step)
@@ -112,6 +118,13 @@ class Heartbeat:
                 self._lost = LeaseLostError(self._lease.batch_id, self._lease.attempt)
                 return None
         return None
+
+    def _is_stopped_within(self, seconds: float) -> bool:
+        try:
+            self._stops.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
 
     def _pause(self) -> float:
         return min(self._lasting.total_seconds() / 3, max(0.0, self._step.left_seconds()))

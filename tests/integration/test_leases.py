@@ -1,5 +1,6 @@
 """Leases: one run at a time writes about a batch, and a run that lost its batch writes nothing."""
 
+import threading
 from datetime import timedelta
 from uuid import UUID
 
@@ -11,8 +12,11 @@ from outbox_pipeline.errors import LeaseLostError
 from outbox_pipeline.postgres import leases
 from outbox_pipeline.postgres.engine import ledger_transaction
 from outbox_pipeline.postgres.migrations.files import script
+from outbox_pipeline.processes import wait_until
+from outbox_pipeline.relay.attempts import start_requested
 from outbox_pipeline.relay.cut import cut_batches
 from outbox_pipeline.settings import Settings
+from outbox_pipeline.stores import Stores
 from tests.fixtures.clock import shift
 from tests.fixtures.events import publish
 
@@ -341,3 +345,20 @@ def test_a_mark_whose_answer_was_lost_is_done(outbox_engine: Engine, batch_id: U
 
     with ledger_transaction(outbox_engine) as connection:
         assert leases.mark_processed(connection, lease) == first
+
+
+def test_a_lease_is_not_renewed_for_a_delivery_that_nobody_has(stores: Stores) -> None:
+    """An interrupt comes when it has begun, and before whoever began it could keep it and close it."""
+    publish(stores.engine, 1)
+    cut_batches(stores.engine, stores.settings, limit=1)
+    (due,) = request(stores.engine)
+    name = f"heartbeat-{due.batch_id}"
+
+    def is_beating() -> bool:
+        return any(thread.name == name for thread in threading.enumerate())
+
+    delivery = start_requested(stores, due.batch_id, due.attempt)
+    assert is_beating()
+    del delivery
+
+    assert wait_until(lambda: not is_beating(), seconds=10)

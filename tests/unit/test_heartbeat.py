@@ -1,7 +1,11 @@
 """The thread that renews a lease ends with the delivery that has begun it."""
 
+import sys
 import threading
 from datetime import timedelta
+from itertools import count
+from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -33,3 +37,45 @@ def test_an_interrupt_while_it_begins_leaves_no_thread(monkeypatch: pytest.Monke
     for thread in [one for one in threading.enumerate() if one.name == f"heartbeat-{lease.batch_id}"]:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_an_interrupt_while_it_is_stopped_keeps_nobody_waiting() -> None:
+    """Terminate may raise at each step of the order to stop; the run's end orders it again, which ends the thread."""
+    for at in count(1):
+        heartbeat = Heartbeat(
+            create_engine("sqlite://"), Lease(uuid4(), 1, "worker"), lasting=timedelta(hours=1), limits=USUAL_LIMITS
+        ).start()
+        is_interrupted = stop_interrupted(heartbeat, at)
+        again = threading.Thread(target=heartbeat.stop, daemon=True)
+        again.start()
+        again.join(10)
+        assert not again.is_alive(), f"the second order waits for ever after an interrupt at step {at} of the first"
+        if not is_interrupted:
+            return
+
+
+def stop_interrupted(heartbeat: Heartbeat, at: int) -> bool:
+    """Stop it with an interrupt at a step, a line or a return; return whether the order has so many."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal steps
+        # From here on Python's own thread is waited for.
+        if frame.f_code.co_name == "is_alive":
+            sys.settrace(None)
+            return None
+        if event in ("line", "return"):
+            steps += 1
+            if steps == at:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        heartbeat.stop()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
